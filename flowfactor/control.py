@@ -1,0 +1,282 @@
+"""Controls: what says which flows act on which sample, and when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+PieceControl: TypeAlias = "int | Tensor"
+Control: TypeAlias = "int | Tensor | Schedule"
+
+
+class Schedule:
+    """A control that changes over time.
+
+    Piece ``i`` acts from its own starting time up to the next one's. A solve lands exactly on every switching time, in
+    both directions of time, so that no step straddles a discontinuity.
+
+    Args:
+        pieces: Pairs ``(t_from, control)`` with strictly increasing times, in frames. ``-math.inf`` is allowed for the
+            first. Each control is an int, a LongTensor ``[*batch]`` or weights ``[*batch, K]``.
+
+    Raises:
+        ValueError: If there are no pieces, or the times are NaN or do not increase.
+        TypeError: If a piece is not such a pair, or its control is itself a schedule.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> switch = ff.Schedule([(0.0, 0), (4.0, 2)])      # flow 0 up to frame 4, then flow 2
+        >>> switch.at(3.9), switch.at(4.0)
+        (0, 2)
+    """
+
+    def __init__(self, pieces: Sequence[tuple[float, PieceControl]]) -> None:
+        pieces = list(pieces)
+        if not pieces:
+            raise ValueError("a Schedule needs at least one piece (t_from, control), got none")
+        starts: list[float] = []
+        for i, piece in enumerate(pieces):
+            if not (isinstance(piece, tuple) and len(piece) == 2):
+                raise TypeError(f"piece {i} of a Schedule must be a pair (t_from, control), got {piece!r}")
+            start, control = float(piece[0]), piece[1]
+            if isinstance(control, Schedule):
+                raise TypeError(f"piece {i} of a Schedule is itself a Schedule; give an index or weights")
+            if math.isnan(start) or (starts and start <= starts[-1]):
+                raise ValueError(f"the times of a Schedule must increase strictly, got {[float(p[0]) for p in pieces]}")
+            starts.append(start)
+        self.starts: tuple[float, ...] = tuple(starts)
+        self.controls: tuple[PieceControl, ...] = tuple(piece[1] for piece in pieces)
+
+    def __repr__(self) -> str:
+        return f"Schedule({list(zip(self.starts, self.controls, strict=True))!r})"
+
+    def at(self, t: float) -> PieceControl:
+        """Returns the control that acts at time ``t`` (at a switching time, the later one).
+
+        Args:
+            t: Time in frames.
+
+        Returns:
+            The piece's control.
+
+        Raises:
+            ValueError: If ``t`` lies before the first piece.
+        """
+        for start, control in zip(reversed(self.starts), reversed(self.controls), strict=True):
+            if t >= start:
+                return control
+        raise ValueError(
+            f"this Schedule starts at t={self.starts[0]:g} and says nothing about t={t:g}; "
+            "give its first piece an earlier time, for example -math.inf"
+        )
+
+    def segments(self, t0: float, t1: float) -> list[tuple[float, float, PieceControl]]:
+        """Cuts the way from ``t0`` to ``t1`` at the switching times.
+
+        Args:
+            t0: Start, in frames.
+            t1: End, in frames; it may lie before ``t0``.
+
+        Returns:
+            Triples ``(from, to, control)`` in the order in which they are travelled.
+
+        Raises:
+            ValueError: If the way begins or ends before the first piece.
+        """
+        low, high = min(t0, t1), max(t0, t1)
+        self.at(low)
+        cuts = [low, *(s for s in self.starts if low < s < high), high]
+        pieces = [(a, b, self.at(a)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        return pieces if t1 >= t0 else [(b, a, control) for a, b, control in reversed(pieces)]
+
+
+@dataclass(frozen=True)
+class ResolvedControl:
+    """A control checked against a batch: one flow for all, one flow per sample, or weights.
+
+    Attributes:
+        index: The flow of all samples (int), or of each (LongTensor ``[*batch]``); None where weights act.
+        weights: Weight of each flow for each sample ``[*batch, K]``; None where an index acts.
+    """
+
+    index: int | Tensor | None
+    weights: Tensor | None = None
+
+
+def resolve(
+    control: PieceControl,
+    batch_shape: Sequence[int] | None,
+    num_flows: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ResolvedControl:
+    """Checks a control and spreads it over a batch.
+
+    Args:
+        control: An int, an integer tensor that broadcasts to ``[*batch]``, or weights that broadcast to
+            ``[*batch, K]``.
+        batch_shape: The batch it has to fit, or None to keep the control's own.
+        num_flows: K.
+        dtype: Expected dtype of weights.
+        device: Expected device of tensors.
+
+    Returns:
+        The checked control.
+
+    Raises:
+        TypeError: If it is no control, or weights are of another dtype.
+        ValueError: If an index is out of range, or a shape, a device or a weight does not fit.
+
+    Example:
+        >>> resolve(1, (4,), 3, dtype=torch.float32, device=torch.device("cpu")).index
+        1
+    """
+    if isinstance(control, Schedule):
+        raise TypeError("a Schedule acts over time; ask it for the control of one time with schedule.at(t)")
+    if not isinstance(control, Tensor):
+        return ResolvedControl(_checked_int(control, num_flows))
+    if control.device != device:
+        raise ValueError(f"the control is on {control.device} and the state on {device}; move one with .to(...)")
+    if control.dtype == torch.bool or control.is_complex():
+        raise TypeError(f"a control must hold integers (flow indices) or floats (weights), got {control.dtype}")
+    if not control.is_floating_point():
+        _check_range(control, num_flows)
+        index = control.long()
+        if index.ndim == 0:
+            return ResolvedControl(int(index))
+        return ResolvedControl(index if batch_shape is None else _broadcast(index, batch_shape, "index control"))
+    if control.dtype != dtype:
+        raise TypeError(
+            f"weights are {control.dtype} and the state is {dtype}; convert one with .to(...). "
+            "(A control that is meant as flow indices must hold integers: control.long())"
+        )
+    if control.ndim == 0 or control.shape[-1] != num_flows:
+        raise ValueError(
+            f"weights must have one entry a flow, shape [*batch, {num_flows}]; got shape {list(control.shape)}"
+        )
+    if not bool(torch.isfinite(control).all()):
+        raise ValueError("weights must be finite, got NaN or infinity")
+    if batch_shape is not None:
+        control = _broadcast(control, (*batch_shape, num_flows), "weights")
+    return ResolvedControl(None, control)
+
+
+def resolve_at(
+    control: Control,
+    t: Tensor,
+    batch_shape: Sequence[int],
+    num_flows: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ResolvedControl:
+    """Checks any control, schedules included, at a time ``t`` that is one for all or one per sample.
+
+    Args:
+        control: Any control.
+        t: Scalar tensor or ``[*batch]``, in frames.
+        batch_shape: The batch.
+        num_flows: K.
+        dtype: Expected dtype of weights.
+        device: Expected device of tensors.
+
+    Returns:
+        The control that acts at ``t``.
+
+    Raises:
+        TypeError: As `resolve`.
+        ValueError: As `resolve`, or if a time lies before the schedule's first piece.
+    """
+    if not isinstance(control, Schedule):
+        return resolve(control, batch_shape, num_flows, dtype=dtype, device=device)
+    if t.ndim == 0 or t.numel() <= 1:
+        now = float(t) if t.numel() else control.starts[0]
+        return resolve(control.at(now), batch_shape, num_flows, dtype=dtype, device=device)
+    control.at(float(t.min()))
+    t = t.expand(tuple(batch_shape))
+    pieces = [resolve(c, batch_shape, num_flows, dtype=dtype, device=device) for c in control.controls]
+    if all(piece.weights is None for piece in pieces):
+        index = torch.zeros(tuple(batch_shape), dtype=torch.long, device=device)
+        for start, piece in zip(control.starts, pieces, strict=True):
+            index = torch.where(t >= start, _as_index(piece, batch_shape, device), index)
+        return ResolvedControl(index)
+    weights = torch.zeros((*batch_shape, num_flows), dtype=dtype, device=device)
+    for start, piece in zip(control.starts, pieces, strict=True):
+        weights = torch.where((t >= start).unsqueeze(-1), as_weights(piece, batch_shape, num_flows, weights), weights)
+    return ResolvedControl(None, weights)
+
+
+def as_weights(control: ResolvedControl, batch_shape: Sequence[int], num_flows: int, like: Tensor) -> Tensor:
+    """Writes a resolved control as weights ``[*batch, K]`` of the dtype and device of ``like``."""
+    if control.weights is not None:
+        return control.weights
+    index = _as_index(control, batch_shape, like.device)
+    return torch.nn.functional.one_hot(index, num_flows).to(like)
+
+
+def times(t: object, like: Tensor) -> Tensor:
+    """Turns a user's time into a tensor of the dtype of ``like``, on its device.
+
+    Args:
+        t: A number, a sequence of numbers, an array, or a real tensor.
+        like: The state that the time belongs to.
+
+    Returns:
+        The time; a tensor that already fits is returned as it is.
+
+    Raises:
+        TypeError: If it holds no real numbers.
+        ValueError: If it is a tensor on another device.
+    """
+    if isinstance(t, Tensor):
+        if t.is_complex() or t.dtype == torch.bool:
+            raise TypeError(f"times must be real numbers, got a tensor of {t.dtype}")
+        if t.device != like.device and t.ndim > 0:
+            raise ValueError(f"the times are on {t.device} and the state on {like.device}; move one with .to(...)")
+        return t.to(dtype=like.dtype, device=like.device)
+    try:
+        return torch.as_tensor(t, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"times must be real numbers, got {t!r}") from error
+
+
+def _as_index(control: ResolvedControl, batch_shape: Sequence[int], device: torch.device) -> Tensor:
+    if isinstance(control.index, Tensor):
+        return control.index
+    assert control.index is not None  # an invariant of ResolvedControl, not user input
+    return torch.full(tuple(batch_shape), control.index, dtype=torch.long, device=device)
+
+
+def _checked_int(control: object, num_flows: int) -> int:
+    if isinstance(control, bool) or not hasattr(control, "__index__"):
+        raise TypeError(
+            "a control is an int, an integer tensor [*batch], float weights [*batch, K] or a flowfactor.Schedule; "
+            f"got {type(control).__name__}"
+        )
+    index = int(control.__index__())  # type: ignore[attr-defined]
+    if not 0 <= index < num_flows:
+        raise ValueError(f"flow {index} does not exist: with {num_flows} flows an index runs from 0 to {num_flows - 1}")
+    return index
+
+
+def _check_range(index: Tensor, num_flows: int) -> None:
+    if index.numel() == 0:
+        return
+    low, high = (int(v) for v in torch.aminmax(index))
+    if low < 0 or high >= num_flows:
+        raise ValueError(
+            f"flow indices run from 0 to {num_flows - 1} with {num_flows} flows; the control holds {low} to {high}"
+        )
+
+
+def _broadcast(control: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    try:
+        return control.expand(tuple(shape))
+    except RuntimeError as error:
+        raise ValueError(f"{name} of shape {list(control.shape)} does not fit a batch that needs {list(shape)}") from error

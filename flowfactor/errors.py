@@ -1,0 +1,68 @@
+"""Errors that flowfactor raises, and the guard for optional dependencies."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Literal
+
+Reason = Literal["nan", "stiff", "steps", "underflow"]
+
+
+class FlowSolveError(RuntimeError):
+    """A solve of a latent flow failed.
+
+    The message says where the solve stopped and what to try; the attributes carry the same facts for programs.
+
+    Args:
+        message: What happened and what to try.
+        reason: ``"nan"`` (the field or state became NaN or infinite), ``"stiff"`` (steps are held tiny by stability),
+            ``"steps"`` (the step limit was reached) or ``"underflow"`` (the step fell below what the time can resolve).
+        time: Time at which the solve stopped, in frames.
+        step: Number of accepted steps before it stopped.
+        sample: Index of the first bad sample in the batch, or None where no single sample is to blame.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> raise ff.FlowSolveError("blew up", reason="nan", time=0.5, step=3, sample=(0,))
+        Traceback (most recent call last):
+        ...
+        flowfactor.errors.FlowSolveError: blew up
+    """
+
+    def __init__(
+        self, message: str, *, reason: Reason, time: float, step: int, sample: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+        self.time = time
+        self.step = step
+        self.sample = sample
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Imports an optional dependency, or says which extra brings it.
+
+    Args:
+        module: Dotted name, for example ``"PIL.Image"``.
+        extra: The extra of flowfactor that installs it, for example ``"plot"``.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        ImportError: If it is not installed; the message names the extra.
+
+    Example:
+        >>> require("math", extra="plot").sqrt(4.0)
+        2.0
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name is not None and error.name.partition(".")[0] != package:
+            raise  # the package is there but one of its own dependencies is not: its message is the better one
+        raise ImportError(
+            f"{package} is needed here and is not installed. It comes with an extra: pip install 'flowfactor[{extra}]'"
+        ) from error

@@ -1,0 +1,20 @@
+"""Scalar potentials u_k(z, t), whose gradients drive latent flows."""
+
+from flowfactor.potentials.base import Derivatives, Potential
+from flowfactor.potentials.convex import ConvexPotential
+from flowfactor.potentials.mlp import MLPPotential
+from flowfactor.potentials.module import from_module
+from flowfactor.potentials.paper import PaperPotential
+from flowfactor.potentials.quadratic import QuadraticPotential
+from flowfactor.potentials.resnet import ResNetPotential
+
+__all__ = [
+    "ConvexPotential",
+    "Derivatives",
+    "MLPPotential",
+    "PaperPotential",
+    "Potential",
+    "QuadraticPotential",
+    "ResNetPotential",
+    "from_module",
+]

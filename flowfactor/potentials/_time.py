@@ -1,0 +1,39 @@
+"""Time features of the built-in potentials and fields."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeFeatures(nn.Module):
+    """Sines and cosines of time, with their time derivatives.
+
+    Frequencies fall geometrically from 1 to ``1 / max_period`` radians a frame, so that the features tell apart
+    neighbouring frames as well as the two ends of a long sequence.
+
+    Args:
+        size: Number of features, even.
+        max_period: Inverse of the slowest frequency, in frames.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, size: int, max_period: float = 100.0) -> None:
+        super().__init__()
+        if size < 2 or size % 2:
+            raise ValueError(f"time_features must be an even number of at least 2, got {size}")
+        exponents = torch.linspace(0.0, 1.0, size // 2) if size > 2 else torch.zeros(1)
+        self.register_buffer("frequencies", torch.exp(-math.log(max_period) * exponents), persistent=False)
+
+    def forward(self, t: Tensor, *, derivative: bool) -> tuple[Tensor, Tensor | None]:
+        """Features ``[*t or 1, size]`` and, where asked for, their derivatives of the same shape."""
+        frequencies = self.frequencies.to(t.dtype)
+        angle = (t.unsqueeze(-1) if t.ndim else t.reshape(1, 1)) * frequencies
+        sin, cos = angle.sin(), angle.cos()
+        features = torch.cat([sin, cos], -1)
+        if not derivative:
+            return features, None
+        return features, torch.cat([cos * frequencies, -sin * frequencies], -1)

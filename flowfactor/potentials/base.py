@@ -1,0 +1,235 @@
+"""What every potential offers: values and derivatives under any control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor._layout import layout_of, run
+from flowfactor.control import Control, ResolvedControl, resolve_at, times
+from flowfactor.potentials import _autodiff
+
+Laplacian: TypeAlias = Literal["exact", "hutchinson"]
+
+EVENT_NDIMS = {"value": 0, "gradient": 1, "time": 0, "laplacian": 0}
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """What one evaluation of a potential gives; what was not asked for is None.
+
+    Attributes:
+        value: u, shape ``[*batch]``.
+        gradient: grad u with respect to z, ``[*batch, D]``.
+        time: du/dt, ``[*batch]``, per frame.
+        laplacian: lap u = tr Hess u, or Hutchinson's estimate of it, ``[*batch]``.
+    """
+
+    value: Tensor | None = None
+    gradient: Tensor | None = None
+    time: Tensor | None = None
+    laplacian: Tensor | None = None
+
+
+BoundPotential: TypeAlias = Callable[[Tensor, Tensor], Derivatives]
+
+
+class Potential(nn.Module):
+    """K scalar potentials u_k(z, t) and their derivatives: the base class.
+
+    To write a potential of your own, derive from this class and give it `flow_potential`; value, gradient, time
+    derivative and Laplacian then come from automatic differentiation. (The built-in potentials give them in closed
+    form instead.) To use a module that you already have, see `from_module`.
+
+    Args:
+        dim: D, the size of a state.
+        num_flows: K, the number of potentials.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> class Well(ff.potentials.Potential):
+        ...     def flow_potential(self, z, t, k):
+        ...         return -0.5 * (k + 1) * z.square().sum(-1)
+        >>> well = Well(dim=2, num_flows=3)
+        >>> z = torch.tensor([[1.0, 2.0]])
+        >>> well(z, 0.0, 1)
+        tensor([-5.])
+        >>> well.derivatives(z, 0.0, 1, laplacian="exact").laplacian
+        tensor([-4.])
+    """
+
+    def __init__(self, dim: int, num_flows: int = 1) -> None:
+        super().__init__()
+        for name, size in (("dim", dim), ("num_flows", num_flows)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        self.dim = dim
+        self.num_flows = num_flows
+
+    def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+        """The potential of one flow: the one method that a subclass has to give.
+
+        Args:
+            z: States ``[*batch, D]``.
+            t: Time of each state ``[*batch]``, in frames.
+            k: The flow.
+
+        Returns:
+            u_k(z, t), shape ``[*batch]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define flow_potential(z, t, k) -> [*batch]")
+
+    def forward(self, z: Tensor, t: float | Tensor, control: Control = 0) -> Tensor:
+        """Evaluates u_c(z, t) = sum_k c_k u_k(z, t).
+
+        Args:
+            z: States ``[*batch, D]``.
+            t: Time in frames: a scalar, or one per sample ``[*batch]``.
+            control: Which flow acts (see `flowfactor.control`).
+
+        Returns:
+            Values ``[*batch]``.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If an argument has the wrong shape or a flow does not exist.
+        """
+        t, resolved = self._checked(z, t, control)
+        value = self.bind(resolved, z.shape[:-1], want=("value",))(z, t).value
+        assert value is not None
+        return value
+
+    def derivatives(
+        self,
+        z: Tensor,
+        t: float | Tensor,
+        control: Control = 0,
+        laplacian: Laplacian | None = None,
+        *,
+        probe: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Derivatives:
+        """Value, gradient, time derivative and Laplacian in one evaluation.
+
+        Args:
+            z: States ``[*batch, D]``.
+            t: Time in frames: a scalar, or one per sample ``[*batch]``.
+            control: Which flow acts.
+            laplacian: ``"exact"`` for the trace of the Hessian, ``"hutchinson"`` for the unbiased estimate
+                e' Hess(u) e with a Rademacher probe e (Hutchinson 1990), None for no Laplacian.
+            probe: The probe ``[*batch, D]``; drawn where it is None.
+            generator: Source of the drawn probe.
+
+        Returns:
+            The derivatives.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If an argument has the wrong shape, a flow does not exist or ``laplacian`` is unknown.
+
+        Example:
+            >>> import torch, flowfactor as ff
+            >>> u = ff.potentials.MLPPotential(dim=4, num_flows=3)
+            >>> d = u.derivatives(torch.zeros(5, 4), 0.5, 2, laplacian="exact")
+            >>> d.value.shape, d.gradient.shape, d.time.shape, d.laplacian.shape
+            (torch.Size([5]), torch.Size([5, 4]), torch.Size([5]), torch.Size([5]))
+        """
+        if laplacian not in ("exact", "hutchinson", None):
+            raise ValueError(f'laplacian must be "exact", "hutchinson" or None, got {laplacian!r}')
+        t, resolved = self._checked(z, t, control)
+        if laplacian == "hutchinson":
+            probe = rademacher_like(z, generator) if probe is None else _checked_probe(probe, z)
+        want = ("value", "gradient", "time") + (("laplacian",) if laplacian else ())
+        return self.bind(resolved, z.shape[:-1], want=want, laplacian=laplacian, probe=probe)(z, t)
+
+    def bind(
+        self,
+        control: ResolvedControl,
+        batch_shape: Sequence[int],
+        *,
+        want: Iterable[str],
+        laplacian: Laplacian | None = None,
+        probe: Tensor | None = None,
+    ) -> BoundPotential:
+        """Fixes everything that stays the same over a solve and returns the function that is left.
+
+        A solver calls the result at every stage, so that what depends on the control, the weights or the probe alone
+        is worked out once. Arguments are taken as checked.
+
+        Args:
+            control: The resolved control.
+            batch_shape: Shape of the batch.
+            want: Which of ``value``, ``gradient``, ``time``, ``laplacian`` to compute.
+            laplacian: How to take the Laplacian, where it is wanted.
+            probe: Hutchinson's probe ``[*batch, D]``.
+
+        Returns:
+            A function ``(z [*batch, D], t scalar or [*batch]) -> Derivatives``.
+        """
+        wanted = frozenset(want)
+        layout = layout_of(control, batch_shape, self.num_flows, stacked=False)
+        probes = [None] * len(layout.modules()) if probe is None else layout.scatter(probe)
+        functions = [
+            _autodiff.derivatives_of(lambda z, t, k=k: self.flow_potential(z, t, k), wanted, laplacian, probe_k)
+            for k, probe_k in zip(layout.modules(), probes, strict=True)
+        ]
+        if layout.batch_shape == tuple(batch_shape) and len(functions) == 1 and control.weights is None:
+            # One flow for all: the user's code sees the batch in the shape and order it was given.
+            function = _autodiff.derivatives_of(
+                lambda z, t, k=layout.modules()[0]: self.flow_potential(z, t, k), wanted, laplacian, probe
+            )
+            return lambda z, t: Derivatives(**function(z, t))
+        return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))
+
+    def _checked(self, z: Tensor, t: float | Tensor, control: Control) -> tuple[Tensor, ResolvedControl]:
+        check_state(z, self.dim, self)
+        t = times(t, z)
+        if t.ndim and t.shape != z.shape[:-1]:
+            raise ValueError(f"t must be a scalar or one time per sample {list(z.shape[:-1])}, got {list(t.shape)}")
+        return t, resolve_at(control, t, z.shape[:-1], self.num_flows, dtype=z.dtype, device=z.device)
+
+
+def check_state(z: object, dim: int, module: nn.Module) -> None:
+    """Checks that ``z`` is a floating-point state ``[*batch, dim]`` that fits a module's parameters.
+
+    Args:
+        z: The state.
+        dim: D.
+        module: Whose parameters it has to fit in dtype and device.
+
+    Raises:
+        TypeError: If it is no floating-point tensor or of another dtype than the parameters.
+        ValueError: If its last dimension is not ``dim`` or it lies on another device.
+    """
+    if not isinstance(z, Tensor):
+        raise TypeError(f"a state must be a tensor [*batch, {dim}], got {type(z).__name__}")
+    if not z.is_floating_point():
+        raise TypeError(f"a state must be of a floating-point dtype, got {z.dtype}; convert it with .float()")
+    if z.ndim == 0 or z.shape[-1] != dim:
+        raise ValueError(f"a state must have shape [*batch, {dim}], got {list(z.shape)}")
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return
+    if parameter.device != z.device:
+        raise ValueError(f"the state is on {z.device} and the parameters on {parameter.device}; move one with .to(...)")
+    if parameter.dtype != z.dtype and not torch.is_autocast_enabled(z.device.type):
+        raise TypeError(f"the state is {z.dtype} and the parameters are {parameter.dtype}; convert one with .to(...)")
+
+
+def rademacher_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draws a probe of independent, equally likely signs, of the shape, dtype and device of ``z``."""
+    signs = torch.randint(0, 2, z.shape, generator=generator, device=z.device, dtype=torch.int8)
+    return signs.to(z.dtype).mul_(2).sub_(1)
+
+
+def _checked_probe(probe: Tensor, z: Tensor) -> Tensor:
+    if probe.shape != z.shape or probe.dtype != z.dtype or probe.device != z.device:
+        raise ValueError(
+            f"the probe must match the state: expected {list(z.shape)} of {z.dtype} on {z.device}, "
+            f"got {list(probe.shape)} of {probe.dtype} on {probe.device}"
+        )
+    return probe

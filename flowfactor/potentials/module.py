@@ -1,0 +1,76 @@
+"""Potentials made of modules that the user already has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from flowfactor.potentials.base import Potential
+
+
+class ModulePotential(Potential):
+    """K potentials, each a module or function of the user's; made by `from_module`."""
+
+    def __init__(self, modules: Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int) -> None:
+        super().__init__(dim, len(modules))
+        self.parts = list_of_modules(modules)
+
+    def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+        """Calls the k-th module."""
+        return self.parts[k](z, t)
+
+
+class FunctionModule(nn.Module):
+    """Lets a plain function stand where a module is held; it owns no parameters."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        """Calls the function."""
+        return self.function(z, t)
+
+
+def list_of_modules(modules: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> nn.ModuleList:
+    """Holds modules as they are and wraps plain functions; raises TypeError for anything else."""
+    if not modules:
+        raise ValueError("at least one module is needed, got none")
+    for module in modules:
+        if not callable(module):
+            raise TypeError(f"a module is called as m(z, t); {type(module).__name__} cannot be called")
+    return nn.ModuleList([m if isinstance(m, nn.Module) else FunctionModule(m) for m in modules])
+
+
+def from_module(module: Callable[[Tensor, Tensor], Tensor] | Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int) -> Potential:
+    """Makes a potential of any module, or K potentials of a list of K modules.
+
+    Derivatives come from automatic differentiation (torch.func), which works under no_grad, inside other torch.func
+    transforms and for inputs that need no gradient. The exact Laplacian costs D reverse passes.
+
+    Args:
+        module: A module or function called as ``m(z [*batch, D], t [*batch]) -> [*batch]``, or a list of K of them. It
+            must treat samples independently of each other. With one flow for all it sees the batch as given; under a
+            control with one flow per sample it sees the samples of its own flow alone, as ``[n, D]``.
+        dim: D.
+
+    Returns:
+        The potential.
+
+    Raises:
+        TypeError: If something in it cannot be called.
+        ValueError: If the list is empty.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Softplus(), torch.nn.Linear(16, 1))
+        >>> u = ff.potentials.from_module(lambda z, t: net(z).squeeze(-1), dim=2)
+        >>> u.derivatives(torch.zeros(3, 2), 0.0, laplacian="exact").gradient.shape
+        torch.Size([3, 2])
+    """
+    if isinstance(module, (nn.ModuleList, list, tuple)):
+        return ModulePotential(list(module), dim)
+    if not callable(module):
+        raise TypeError(f"from_module takes a module or a list of modules, got {type(module).__name__}")
+    return ModulePotential([module], dim)  # type: ignore[list-item]

@@ -1,0 +1,109 @@
+"""The network that the paper uses as its potential."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowfactor._layout import Stack
+from flowfactor.potentials._activations import activation_named
+from flowfactor.potentials._stacked import StackedPotential, uniform
+from flowfactor.potentials._time import TimeFeatures
+from flowfactor.potentials._two_layer import two_layer_with_terms
+from flowfactor.potentials.base import Laplacian
+
+
+class PaperPotential(StackedPotential):
+    r"""The potential of Song et al. (NeurIPS 2023), as it is; all widths equal D.
+
+    $$u_k(z, t) = \tanh\bigl(w_3 \cdot \tanh(W_2 [\tanh(W_1 z + b_1) + \tau(t)] + b_2) + b_3\bigr), \qquad
+      \tau(t) = Q\,\mathrm{GELU}(P\varphi(t) + p) + q$$
+
+    with sinusoidal features $\varphi$. The outer tanh bounds u to [-1, 1], which limits how far a flow can carry a
+    state; it is kept here to be compared with. For new work take `MLPPotential`.
+
+    Args:
+        dim: D, even (the size of the time embedding).
+        num_flows: K.
+        max_period: Inverse of the slowest frequency of the embedding, in frames.
+        generator: Source of the initial weights.
+
+    Raises:
+        ValueError: If ``dim`` is odd.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> u = ff.potentials.PaperPotential(dim=6, num_flows=3)
+        >>> bool(u(torch.randn(100, 6), 2.0, 1).abs().max() <= 1)
+        True
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_flows: int = 1,
+        *,
+        max_period: float = 10_000.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(dim, num_flows)
+        if dim % 2:
+            raise ValueError(f"PaperPotential needs an even dim for its sinusoidal time embedding, got {dim}")
+        self._activation = activation_named("tanh")
+        self.features = TimeFeatures(dim, max_period)
+        K, D, g = num_flows, dim, generator
+        self.w1 = uniform((K, D, D), D, generator=g)
+        self.b1 = nn.Parameter(torch.zeros(K, 1, D))
+        self.p = uniform((K, D, D), D, generator=g)
+        self.p_bias = nn.Parameter(torch.zeros(K, 1, D))
+        self.q = uniform((K, D, D), D, generator=g)
+        self.q_bias = nn.Parameter(torch.zeros(K, 1, D))
+        self.w2 = uniform((K, D, D), D, generator=g)
+        self.b2 = nn.Parameter(torch.zeros(K, 1, D))
+        self.w3 = uniform((K, 1, D), D, generator=g)
+        self.b3 = nn.Parameter(torch.zeros(K, 1))
+
+    def _stack(self) -> Stack:
+        return dict(self.named_parameters(recurse=False))
+
+    def _bind_stack(
+        self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        def time_terms(t: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+            f, df = self.features(t, derivative="time" in want)
+            a = f @ stack["p"].mT + stack["p_bias"]
+            embedding = F.gelu(a) @ stack["q"].mT + stack["q_bias"]
+            c2 = embedding @ stack["w2"].mT + stack["b2"]
+            if df is None:
+                return stack["b1"], None, c2, None
+            a_dot = _gelu_prime(a) * (df @ stack["p"].mT)
+            return stack["b1"], torch.zeros_like(stack["b1"]), c2, a_dot @ stack["q"].mT @ stack["w2"].mT
+
+        # The outer tanh needs the inner value, and for the Laplacian the inner gradient too.
+        inner_want = want | {"value"} | ({"gradient"} if "laplacian" in want else frozenset())
+        inner = two_layer_with_terms(stack, self._activation, time_terms, inner_want, laplacian, probe)
+
+        def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
+            v = inner(z, t)
+            u, first, second = self._activation(v["value"] + stack["b3"])
+            out = {"value": u()}
+            if "gradient" in want:
+                out["gradient"] = first.unsqueeze(-1) * v["gradient"]
+            if "time" in want:
+                out["time"] = first * v["time"]
+            if "laplacian" in want:
+                g = v["gradient"]
+                slope = g.square().sum(-1) if probe is None or laplacian == "exact" else (g * probe).sum(-1).square()
+                out["laplacian"] = first * v["laplacian"] + second() * slope
+            return {name: result for name, result in out.items() if name in want}
+
+        return evaluate
+
+
+def _gelu_prime(a: Tensor) -> Tensor:
+    density = torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
+    return torch.special.ndtr(a) + a * density

@@ -1,0 +1,102 @@
+"""The quadratic potential, whose flow is known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor._layout import Stack
+from flowfactor.potentials._stacked import StackedPotential
+from flowfactor.potentials.base import Laplacian
+
+
+class QuadraticPotential(StackedPotential):
+    r"""$u_k(z, t) = \tfrac12 z^\top S_k z + b_k^\top z$ with S symmetric, constant in time.
+
+    Its flow $\dot z = S_k z + b_k$ is a matrix exponential and its log-determinant is $(t_1 - t_0)\,\mathrm{tr}\,S_k$,
+    which makes it the oracle that solvers are tested against.
+
+    Args:
+        dim: D.
+        num_flows: K.
+        S: Matrices ``[K, D, D]`` (or ``[D, D]`` for one flow); only the symmetric part counts. Drawn where None.
+        b: Vectors ``[K, D]`` (or ``[D]``). Zero where None.
+        generator: Source of the drawn matrices.
+
+    Raises:
+        ValueError: If a shape does not fit.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> u = ff.potentials.QuadraticPotential(dim=2, S=torch.tensor([[2.0, 0.0], [0.0, -1.0]]))
+        >>> u.derivatives(torch.ones(1, 2), 0.0, laplacian="exact").laplacian
+        tensor([1.], grad_fn=<...>)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_flows: int = 1,
+        S: Tensor | None = None,
+        b: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(dim, num_flows)
+        if S is None:
+            S = torch.randn(num_flows, dim, dim, generator=generator) / dim
+        if b is None:
+            b = torch.zeros(num_flows, dim, dtype=S.dtype, device=S.device)
+        self.matrix = nn.Parameter(_shaped("S", S, (num_flows, dim, dim)))
+        self.vector = nn.Parameter(_shaped("b", b, (num_flows, dim)))
+
+    @property
+    def S(self) -> Tensor:  # noqa: N802 - the formula's name
+        """The symmetric matrices ``[K, D, D]``."""
+        return 0.5 * (self.matrix + self.matrix.mT)
+
+    @property
+    def b(self) -> Tensor:
+        """The vectors ``[K, D]``."""
+        return self.vector
+
+    def _stack(self) -> Stack:
+        return {"S": self.S, "b": self.vector.unsqueeze(-2)}
+
+    def _bind_stack(
+        self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        S, b = stack["S"], stack["b"]
+        curvature: Tensor | None = None
+        if "laplacian" in want:
+            if laplacian == "hutchinson":
+                assert probe is not None
+                curvature = ((probe @ S) * probe).sum(-1)
+            else:
+                curvature = torch.diagonal(S, dim1=-2, dim2=-1).sum(-1, keepdim=True)
+
+        def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
+            pulled = z @ S
+            out: dict[str, Tensor] = {}
+            if "value" in want:
+                out["value"] = (z * (0.5 * pulled + b)).sum(-1)
+            if "gradient" in want:
+                out["gradient"] = pulled + b
+            if "time" in want:
+                out["time"] = torch.zeros_like(z[..., 0])
+            if curvature is not None:
+                out["laplacian"] = curvature.expand(z.shape[:-1])
+            return out
+
+        return evaluate
+
+
+def _shaped(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    value = torch.as_tensor(value)
+    if shape[0] == 1 and value.shape == shape[1:]:
+        value = value.unsqueeze(0)
+    if value.shape != shape or not value.is_floating_point():
+        raise ValueError(f"{name} must be floats of shape {list(shape)}, got {value.dtype} {list(value.shape)}")
+    return value.detach().clone()

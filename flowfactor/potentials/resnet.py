@@ -1,0 +1,158 @@
+"""A residual network with a low-rank quadratic and a linear term."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor._layout import Stack
+from flowfactor.potentials._activations import activation_named
+from flowfactor.potentials._stacked import StackedPotential, check_sizes, uniform
+from flowfactor.potentials._two_layer import weighted_row_norms
+from flowfactor.potentials.base import Laplacian
+
+
+class ResNetPotential(StackedPotential):
+    r"""K potentials of the form of OT-Flow (Onken et al., AAAI 2021, eq. 10).
+
+    With $s = (z, t / \tau)$,
+    $$u_k(z, t) = w \cdot N(s) + \tfrac12 |A s|^2 + b \cdot s, \qquad
+      u_0 = \sigma(K_0 s + b_0),\quad u_i = u_{i-1} + h\,\sigma(K_i u_{i-1} + b_i),\quad N = u_L$$
+    with $\sigma$ the antiderivative of tanh and $h = 1/L$. Derivatives are closed forms: the Laplacian follows the
+    Jacobians of the residual layers (ibid., eq. 14), and for one residual layer needs the Gram matrix of $K_0$ only.
+
+    Args:
+        dim: D.
+        num_flows: K.
+        width: Size of the hidden layers.
+        depth: L, the number of residual layers, at least 1.
+        rank: Rank of the quadratic term, at least 1.
+        time_scale: $\tau$, the number of frames that count as one unit of the time input.
+        init_scale: Scale of the output weights at the start.
+        generator: Source of the initial weights.
+
+    Raises:
+        ValueError: If a size is not positive.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> u = ff.potentials.ResNetPotential(dim=5, num_flows=2, width=16, depth=2)
+        >>> u.derivatives(torch.zeros(3, 5), 1.0, 1, laplacian="exact").laplacian.shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_flows: int = 1,
+        *,
+        width: int = 64,
+        depth: int = 1,
+        rank: int = 10,
+        time_scale: float = 8.0,
+        init_scale: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(dim, num_flows)
+        check_sizes("width, depth, rank", (width, depth, rank), 3)
+        if not time_scale > 0:
+            raise ValueError(f"time_scale must be positive, got {time_scale}")
+        self.depth = depth
+        self.time_scale = time_scale
+        self._activation = activation_named("logcosh")
+        K, S, g = num_flows, dim + 1, generator
+        self.opening = uniform((K, width, S), S, generator=g)
+        self.opening_bias = nn.Parameter(torch.zeros(K, 1, width))
+        self.layers = uniform((K, depth, width, width), width, generator=g)
+        self.layer_bias = nn.Parameter(torch.zeros(K, depth, 1, width))
+        self.w = uniform((K, 1, width), width, init_scale, generator=g)
+        self.quad = uniform((K, rank, S), S, init_scale, generator=g)
+        self.linear = nn.Parameter(torch.zeros(K, 1, S))
+
+    def _stack(self) -> Stack:
+        return dict(self.named_parameters(recurse=False))
+
+    def _bind_stack(
+        self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        D, h = self.dim, 1.0 / self.depth
+        opening, quad, linear, w = stack["opening"], stack["quad"], stack["linear"], stack["w"]
+        layers, biases = stack["layers"].unbind(-3), stack["layer_bias"].unbind(-3)
+        curvature = _curvature(opening[..., :D], layers, quad[..., :D], h, laplacian, probe)
+
+        def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
+            time = (t / self.time_scale).expand(z.shape[:-1]).unsqueeze(-1)
+            s = torch.cat([z, time], -1)
+            value, first, second = self._activation(s @ opening.mT + stack["opening_bias"])
+            firsts, seconds, u = [first], [second], value()
+            for layer, bias in zip(layers, biases, strict=True):
+                value, first, second = self._activation(u @ layer.mT + bias)
+                firsts.append(first)
+                seconds.append(second)
+                u = u + h * value()
+            # Backwards through the layers: g_i is the gradient of w . u_L with respect to u_i.
+            g = w.expand(*z.shape[:-1], w.shape[-1])
+            gs = [g]
+            for layer, first in zip(reversed(layers), reversed(firsts[1:]), strict=True):
+                g = g + h * (first * g) @ layer
+                gs.append(g)
+            gs.reverse()
+            projected = s @ quad.mT
+            out: dict[str, Tensor] = {}
+            if "value" in want:
+                out["value"] = (w * u).sum(-1) + 0.5 * projected.square().sum(-1) + (linear * s).sum(-1)
+            if "gradient" in want or "time" in want:
+                full = (firsts[0] * gs[0]) @ opening + projected @ quad + linear
+                out["gradient"], out["time"] = full[..., :D], full[..., D] / self.time_scale
+            if "laplacian" in want:
+                out["laplacian"] = curvature(firsts, [g * second() for g, second in zip(gs, seconds, strict=True)])
+            return {name: result for name, result in out.items() if name in want}
+
+        return evaluate
+
+
+def _curvature(
+    opening: Tensor, layers: tuple[Tensor, ...], quad: Tensor, h: float, laplacian: str | None, probe: Tensor | None
+) -> Callable[[list[Tensor], list[Tensor]], Tensor]:
+    """The Laplacian from each layer's ``s'(a)`` and ``g s''(a)``; ``opening`` and ``quad`` act on z alone."""
+    if laplacian == "hutchinson":
+        assert probe is not None
+        start = probe @ opening.mT
+        fixed = (probe @ quad.mT).square().sum(-1)
+
+        def estimate(firsts: list[Tensor], moments: list[Tensor]) -> Tensor:
+            total = fixed + (moments[0] * start.square()).sum(-1)
+            along = firsts[0] * start
+            for layer, first, moment in zip(layers, firsts[1:], moments[1:], strict=True):
+                step = along @ layer.mT
+                total = total + h * (moment * step.square()).sum(-1)
+                along = along + h * first * step
+            return total
+
+        return estimate
+    if laplacian is None:
+        return lambda firsts, moments: moments[0].sum(-1) * 0
+
+    gram = opening @ opening.mT
+    norms = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)
+    constant = quad.square().sum((-2, -1)).unsqueeze(-1)
+    rows = weighted_row_norms(layers[0], gram)
+
+    def exact(firsts: list[Tensor], moments: list[Tensor]) -> Tensor:
+        total = constant + (moments[0] * norms).sum(-1) + h * rows(firsts[0], moments[1])
+        if len(layers) == 1:
+            return total
+        # From the second residual layer on: follow du_i/dz = M_i K_0 through M alone, [*stack, n, width, width].
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        jacobian = firsts[0].unsqueeze(-1) * identity
+        for i, layer in enumerate(layers):
+            step = layer.unsqueeze(-3) @ jacobian
+            if i:
+                row_norms = ((step @ gram.unsqueeze(-3)) * step).sum(-1)
+                total = total + h * (moments[i + 1] * row_norms).sum(-1)
+            jacobian = jacobian + h * firsts[i + 1].unsqueeze(-1) * step
+        return total
+
+    return exact
