@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 from typing import Literal
 
-Reason = Literal["nan", "stiff", "steps", "underflow"]
+Reason = Literal["nan", "blowup", "stiff", "steps", "underflow"]
 
 
 class FlowSolveError(RuntimeError):
@@ -16,7 +16,8 @@ class FlowSolveError(RuntimeError):
 
     Args:
         message: What happened and what to try.
-        reason: ``"nan"`` (the field or state became NaN or infinite), ``"stiff"`` (steps are held tiny by stability),
+        reason: ``"nan"`` (the field became NaN or infinite), ``"blowup"`` (the state runs off to infinity),
+            ``"stiff"`` (steps are held tiny by stability),
             ``"steps"`` (the step limit was reached) or ``"underflow"`` (the step fell below what the time can resolve).
         time: Time at which the solve stopped, in frames.
         step: Number of accepted steps before it stopped.

@@ -1,0 +1,101 @@
+"""Finds the tensors that a function captures and that gradients have to reach.
+
+The adjoint and checkpoint modes cut the autograd graph around a solve, so they must be told every tensor on which the
+field depends: parameters, but also context tensors, weights and forces that a closure or an attribute holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes every tensor that enters an operation, needs a gradient and was not made by an earlier operation."""
+
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.made: dict[int, Tensor] = {id(x): x for x in inputs}
+        self.entered: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and id(x) not in self.made and _is_plain(x) and x.requires_grad:
+                self.entered.setdefault(id(x), x)
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and id(x) not in self.entered:
+                self.made[id(x)] = x
+        return out
+
+
+def captured_tensors(function: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Lists the tensors, other than its arguments, through which gradients of ``function(t, y)`` must flow.
+
+    Intermediate tensors (a context that an encoder made) are kept as they are where that is sound, so that their own
+    graph is walked once and not at every stage. Where one captured tensor depends on another, a gradient through both
+    would count twice; then the leaves of the whole graph are returned instead.
+
+    Args:
+        function: ``(t, y) -> dy/dt``.
+        t: A time at which to look.
+        y: A state.
+
+    Returns:
+        The tensors; empty where nothing needs a gradient.
+    """
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        t = t.detach().to(y.dtype)
+        with _Recorder((t, y)) as recorder:
+            out = function(t, y)
+    if out.grad_fn is None:
+        return ()
+    entered = list(recorder.entered.values())
+    edges = {(x.grad_fn, x.output_nr): x for x in entered if x.grad_fn is not None}
+    found, leaves = _walk(out.grad_fn, edges)
+    del leaves[id(y)]
+    below: dict[int, Tensor] = {}
+    overlap = False
+    for x in found:
+        others = {edge: other for edge, other in edges.items() if other is not x}
+        inner, inner_leaves = _walk(x.grad_fn, others)
+        overlap |= bool(inner) or any(key in leaves for key in inner_leaves)
+        below |= inner_leaves
+    if overlap:
+        return tuple((leaves | below).values())
+    return (*leaves.values(), *found)
+
+
+def _walk(start: Any, edges: dict[tuple[Any, int], Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """Walks a graph down to the given edges: the tensors met there, and the leaves met otherwise."""
+    met: dict[int, Tensor] = {}
+    leaves: dict[int, Tensor] = {}
+    seen = {start}
+    stack = [start]
+    if hasattr(start, "variable"):
+        leaves[id(start.variable)] = start.variable
+    while stack:
+        for node, number in stack.pop().next_functions:
+            if node is None:
+                continue
+            if (node, number) in edges:
+                x = edges[(node, number)]
+                met[id(x)] = x
+            elif hasattr(node, "variable"):
+                leaves[id(node.variable)] = node.variable
+            elif node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return list(met.values()), leaves
+
+
+def _is_plain(x: Tensor) -> bool:
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)

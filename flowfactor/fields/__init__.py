@@ -1,0 +1,15 @@
+"""Velocity fields v_k(z, t): what a latent flow follows."""
+
+from flowfactor.fields.base import Evaluation, Field
+from flowfactor.fields.free import FreeField, from_module
+from flowfactor.fields.potential_fields import GradientField, HelmholtzField, SkewGradientField
+
+__all__ = [
+    "Evaluation",
+    "Field",
+    "FreeField",
+    "GradientField",
+    "HelmholtzField",
+    "SkewGradientField",
+    "from_module",
+]

@@ -1,0 +1,202 @@
+"""What every velocity field offers to a solver and to running costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from flowfactor._layout import layout_of, run
+from flowfactor.control import Control, ResolvedControl, resolve_at, times
+from flowfactor.potentials import _autodiff
+from flowfactor.potentials.base import check_state
+
+Divergence: TypeAlias = Literal["exact", "hutchinson"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a field at a stage of a solve; what running costs are computed from.
+
+    Attributes:
+        z: States ``[*batch, D]``.
+        t: Time, a scalar tensor or ``[*batch]``, in frames.
+        velocity: dz/dt, ``[*batch, D]``, per frame.
+        divergence: div v ``[*batch]``, exact or estimated; None where it was not asked for.
+        value: u ``[*batch]`` of a field with a potential, where asked for.
+        gradient: grad u ``[*batch, D]`` of a field with a potential.
+        time: du/dt ``[*batch]`` of a field with a potential, where asked for.
+        probe: The Rademacher probe ``[*batch, D]`` that is fixed for the solve, where one was drawn.
+        velocity_at: The bound field ``z -> velocity`` at this time, for costs that differentiate it.
+    """
+
+    z: Tensor
+    t: Tensor
+    velocity: Tensor
+    divergence: Tensor | None = None
+    value: Tensor | None = None
+    gradient: Tensor | None = None
+    time: Tensor | None = None
+    probe: Tensor | None = None
+    velocity_at: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+
+
+BoundField: TypeAlias = Callable[[Tensor, Tensor], Evaluation]
+
+
+class Field(nn.Module):
+    """K velocity fields v_k(z, t): the base class.
+
+    To write a field of your own, derive from this class and give it `flow_velocity`; its divergence then comes from
+    automatic differentiation.
+
+    Args:
+        dim: D, the size of a state.
+        num_flows: K.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> class Spin(ff.fields.Field):
+        ...     def flow_velocity(self, z, t, k):
+        ...         return torch.stack([-z[..., 1], z[..., 0]], -1)
+        >>> path = ff.LatentFlow(Spin(dim=2))(torch.tensor([[1.0, 0.0]]), [0.0, torch.pi / 2])
+        >>> bool(torch.allclose(path.z[-1], torch.tensor([[0.0, 1.0]]), atol=1e-4))
+        True
+    """
+
+    #: Whether `Evaluation.value`, ``gradient`` and ``time`` can be had.
+    has_potential: bool = False
+
+    def __init__(self, dim: int, num_flows: int = 1) -> None:
+        super().__init__()
+        for name, size in (("dim", dim), ("num_flows", num_flows)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        self.dim = dim
+        self.num_flows = num_flows
+
+    def flow_velocity(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+        """The velocity of one flow: the one method that a subclass has to give.
+
+        Args:
+            z: States ``[*batch, D]``.
+            t: Time of each state ``[*batch]``, in frames.
+            k: The flow.
+
+        Returns:
+            v_k(z, t), shape ``[*batch, D]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define flow_velocity(z, t, k) -> [*batch, D]")
+
+    def forward(self, z: Tensor, t: float | Tensor, control: Control = 0) -> Tensor:
+        """Evaluates the velocity v_c(z, t) = sum_k c_k v_k(z, t).
+
+        Args:
+            z: States ``[*batch, D]``.
+            t: Time in frames: a scalar, or one per sample ``[*batch]``.
+            control: Which flow acts.
+
+        Returns:
+            Velocities ``[*batch, D]``, per frame.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If an argument has the wrong shape or a flow does not exist.
+        """
+        t, resolved = self._checked(z, t, control)
+        return self.bind(resolved, z.shape[:-1])(z, t).velocity
+
+    def divergence(
+        self, z: Tensor, t: float | Tensor, control: Control = 0, kind: Divergence = "exact", probe: Tensor | None = None
+    ) -> Tensor:
+        """The divergence div v_c(z, t).
+
+        Args:
+            z: States ``[*batch, D]``.
+            t: Time in frames.
+            control: Which flow acts.
+            kind: ``"exact"``, or ``"hutchinson"`` with the given ``probe``.
+            probe: Hutchinson's probe ``[*batch, D]``.
+
+        Returns:
+            Divergences ``[*batch]``.
+
+        Raises:
+            ValueError: If a probe is missing or an argument does not fit.
+        """
+        if kind == "hutchinson" and (probe is None or probe.shape != z.shape):
+            raise ValueError(f'kind="hutchinson" needs a probe of shape {list(z.shape)}')
+        t, resolved = self._checked(z, t, control)
+        result = self.bind(resolved, z.shape[:-1], divergence=kind, probe=probe)(z, t).divergence
+        assert result is not None
+        return result
+
+    def bind(
+        self,
+        control: ResolvedControl,
+        batch_shape: Sequence[int],
+        *,
+        want: Iterable[str] = (),
+        divergence: Divergence | None = None,
+        probe: Tensor | None = None,
+    ) -> BoundField:
+        """Fixes everything that stays the same over a solve and returns the function that is left.
+
+        Args:
+            control: The resolved control.
+            batch_shape: Shape of the batch.
+            want: Which of ``value``, ``gradient`` and ``time`` a field with a potential shall give beside its velocity.
+            divergence: How to take the divergence; None for none.
+            probe: Hutchinson's probe ``[*batch, D]``.
+
+        Returns:
+            A function ``(z [*batch, D], t scalar or [*batch]) -> Evaluation``.
+        """
+        layout = layout_of(control, batch_shape, self.num_flows, stacked=False)
+        single = control.weights is None and not isinstance(control.index, Tensor)
+        estimate = probe if divergence == "hutchinson" else None
+        probes = [None] * len(layout.modules()) if estimate is None else layout.scatter(estimate)
+
+        def function(k: int, probe: Tensor | None) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+            def velocity(z: Tensor, t: Tensor) -> Tensor:
+                return _checked_velocity(self.flow_velocity(z, t.expand(z.shape[:-1]), k), z)
+
+            def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
+                if divergence is None:
+                    return {"velocity": velocity(z, t)}
+                v, div = _autodiff.divergence_of(velocity, z, t, probe)
+                return {"velocity": v, "divergence": div}
+
+            return evaluate
+
+        if single:
+            # One flow for all: the user's code sees the batch in the shape and order it was given.
+            alone = function(layout.index, estimate)
+            return self._finish(lambda z, t: alone(z, t), probe)
+        functions = [function(k, e) for k, e in zip(layout.modules(), probes, strict=True)]
+        ndims = {"velocity": 1, "divergence": 0}
+        return self._finish(lambda z, t: run(layout, functions, z, t, ndims), probe)
+
+    @staticmethod
+    def _finish(evaluate: Callable[[Tensor, Tensor], dict[str, Tensor]], probe: Tensor | None) -> BoundField:
+        def bound(z: Tensor, t: Tensor) -> Evaluation:
+            return Evaluation(z, t, **evaluate(z, t), probe=probe, velocity_at=lambda z: evaluate(z, t)["velocity"])
+
+        return bound
+
+    def _checked(self, z: Tensor, t: float | Tensor, control: Control) -> tuple[Tensor, ResolvedControl]:
+        check_state(z, self.dim, self)
+        t = times(t, z)
+        if t.ndim and t.shape != z.shape[:-1]:
+            raise ValueError(f"t must be a scalar or one time per sample {list(z.shape[:-1])}, got {list(t.shape)}")
+        return t, resolve_at(control, t, z.shape[:-1], self.num_flows, dtype=z.dtype, device=z.device)
+
+
+def _checked_velocity(v: object, z: Tensor) -> Tensor:
+    if not isinstance(v, Tensor):
+        raise TypeError(f"a field must return a tensor [*batch, {z.shape[-1]}], got {type(v).__name__}")
+    if v.shape != z.shape:
+        raise ValueError(f"a field must return a velocity of the state's shape {list(z.shape)}, got {list(v.shape)}")
+    return v

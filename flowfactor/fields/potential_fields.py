@@ -1,0 +1,230 @@
+"""Fields that potentials drive: gradients, divergence-free skew gradients, and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor._layout import layout_of
+from flowfactor.control import ResolvedControl
+from flowfactor.fields._skew import SkewForms, canonical
+from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.potentials.base import Potential
+
+
+class GradientField(Field):
+    r"""$v = \nabla u$: the curl-free field of a potential, with divergence $\Delta u$.
+
+    Args:
+        potential: The potential u.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> field = ff.fields.GradientField(ff.potentials.QuadraticPotential(2, S=torch.eye(2)))
+        >>> field(torch.ones(1, 2), 0.0)
+        tensor([[1., 1.]], grad_fn=<...>)
+    """
+
+    has_potential = True
+
+    def __init__(self, potential: Potential) -> None:
+        _check_potential(potential, "potential")
+        super().__init__(potential.dim, potential.num_flows)
+        self.potential = potential
+
+    def bind(
+        self,
+        control: ResolvedControl,
+        batch_shape: Sequence[int],
+        *,
+        want: Iterable[str] = (),
+        divergence: Divergence | None = None,
+        probe: Tensor | None = None,
+    ) -> BoundField:
+        """Fixes everything that stays the same over a solve (see `Field.bind`)."""
+        wanted = {*want, "gradient"} | ({"laplacian"} if divergence else set())
+        estimate = probe if divergence == "hutchinson" else None
+        bound = self.potential.bind(control, batch_shape, want=wanted, laplacian=divergence, probe=estimate)
+
+        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
+            d = bound(z, t)
+            assert d.gradient is not None
+            return Evaluation(
+                z, t, d.gradient, d.laplacian, d.value, d.gradient, d.time, probe, lambda z: _gradient(bound, z, t)
+            )
+
+        return evaluate
+
+
+class SkewGradientField(Field):
+    r"""$v = J \nabla h$ with J antisymmetric: divergence-free by construction for every h.
+
+    $\nabla \cdot (J \nabla h) = \mathrm{tr}(J\,\mathrm{Hess}\,h) = 0$, the trace of an antisymmetric times a symmetric
+    matrix. Such a field moves probability without compressing it: it is what rotations need.
+
+    Args:
+        potential: The stream potential h.
+        skew: ``"learned"`` for a learned $J_k = A_k - A_k^\top$ of each flow, ``"canonical"`` for the fixed symplectic
+            pairing of coordinate i with i + D/2 (Hamiltonian dynamics; with odd D the last coordinate rests), or a
+            tensor ``[D, D]`` or ``[K, D, D]`` whose antisymmetric part is used.
+        generator: Source of the initial J.
+
+    Raises:
+        TypeError: If ``potential`` is none.
+        ValueError: If ``skew`` is unknown or of the wrong shape.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> h = ff.potentials.QuadraticPotential(2, S=torch.eye(2))
+        >>> ff.fields.SkewGradientField(h, skew="canonical")(torch.tensor([[1.0, 0.0]]), 0.0)
+        tensor([[ 0., -1.]], grad_fn=<...>)
+    """
+
+    def __init__(
+        self, potential: Potential, skew: str | Tensor = "learned", *, generator: torch.Generator | None = None
+    ) -> None:
+        _check_potential(potential, "potential")
+        super().__init__(potential.dim, potential.num_flows)
+        self.potential = potential
+        self.forms = SkewForms(skew, self.dim, self.num_flows, generator)
+
+    def bind(
+        self,
+        control: ResolvedControl,
+        batch_shape: Sequence[int],
+        *,
+        want: Iterable[str] = (),
+        divergence: Divergence | None = None,
+        probe: Tensor | None = None,
+    ) -> BoundField:
+        """Fixes everything that stays the same over a solve (see `Field.bind`)."""
+        turn = self.bind_skew(control, batch_shape)
+
+        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
+            zero = torch.zeros_like(z[..., 0]) if divergence else None
+            return Evaluation(z, t, turn(z, t), zero, probe=probe, velocity_at=lambda z: turn(z, t))
+
+        return evaluate
+
+    def bind_skew(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Binds the velocity J grad h alone: a function of ``z`` and ``t``."""
+        if control.weights is not None:
+            # J differs from flow to flow, so that flows are superposed after J has acted.
+            flows = [self.bind_skew(ResolvedControl(k), batch_shape) for k in range(self.num_flows)]
+            weights = control.weights
+            return lambda z, t: sum_weighted([flow(z, t) for flow in flows], weights)
+        bound = self.potential.bind(control, batch_shape, want=("gradient",))
+        stacked = self.forms()
+        if stacked is None:
+            return lambda z, t: canonical(_gradient(bound, z, t))
+        layout = layout_of(control, batch_shape, self.num_flows)
+        forms = [stack["J"] for stack in layout.select({"J": stacked})]
+
+        def turned(z: Tensor, t: Tensor) -> Tensor:
+            gradients = layout.scatter(_gradient(bound, z, t))
+            return layout.gather([g @ J.mT for g, J in zip(gradients, forms, strict=True)], 1)
+
+        return turned
+
+
+class HelmholtzField(Field):
+    r"""$v = \nabla u + \sum_i J_i \nabla h_i$: a gradient plus divergence-free parts, as Helmholtz decomposes a field.
+
+    The form of *Sparse Transformation Analysis* (Song et al. 2025, arXiv 2410.05564), with the second part
+    divergence-free by construction instead of by penalty. Its divergence is $\Delta u$, exactly.
+
+    Args:
+        potential: The potential u, on which Hamilton-Jacobi regularizers act.
+        *streams: Stream potentials h_i, at least one; several where one term is too poor.
+        skew: The antisymmetric maps, as for `SkewGradientField`.
+        generator: Source of the initial maps.
+
+    Raises:
+        TypeError: If an argument is no potential.
+        ValueError: If sizes or numbers of flows differ, or there is no stream.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> make = lambda: ff.potentials.MLPPotential(dim=4, num_flows=3)
+        >>> field = ff.fields.HelmholtzField(make(), make())
+        >>> field(torch.zeros(5, 4), 0.0, 1).shape
+        torch.Size([5, 4])
+    """
+
+    has_potential = True
+
+    def __init__(
+        self,
+        potential: Potential,
+        *streams: Potential,
+        skew: str | Tensor = "learned",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        _check_potential(potential, "potential")
+        super().__init__(potential.dim, potential.num_flows)
+        if not streams:
+            raise ValueError("a HelmholtzField needs at least one stream potential beside u; for none take GradientField")
+        for i, stream in enumerate(streams):
+            _check_potential(stream, f"stream {i}")
+            if (stream.dim, stream.num_flows) != (self.dim, self.num_flows):
+                raise ValueError(
+                    f"stream {i} has dim {stream.dim} and {stream.num_flows} flows; "
+                    f"the potential has {self.dim} and {self.num_flows}"
+                )
+        self.irrotational = GradientField(potential)
+        self.solenoidal = nn.ModuleList([SkewGradientField(s, skew, generator=generator) for s in streams])
+
+    @property
+    def potential(self) -> Potential:
+        """The potential u of the gradient part."""
+        return self.irrotational.potential
+
+    def bind(
+        self,
+        control: ResolvedControl,
+        batch_shape: Sequence[int],
+        *,
+        want: Iterable[str] = (),
+        divergence: Divergence | None = None,
+        probe: Tensor | None = None,
+    ) -> BoundField:
+        """Fixes everything that stays the same over a solve (see `Field.bind`)."""
+        gradient = self.irrotational.bind(control, batch_shape, want=want, divergence=divergence, probe=probe)
+        turns = [part.bind_skew(control, batch_shape) for part in self.solenoidal]  # type: ignore[operator]
+
+        def velocity(first: Tensor, z: Tensor, t: Tensor) -> Tensor:
+            for turn in turns:
+                first = first + turn(z, t)
+            return first
+
+        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
+            e = gradient(z, t)
+            return replace(
+                e,
+                velocity=velocity(e.velocity, z, t),
+                velocity_at=lambda z: velocity(gradient(z, t).velocity, z, t),
+            )
+
+        return evaluate
+
+
+def sum_weighted(velocities: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Superposes K velocities ``[*batch, D]`` with weights ``[*batch, K]``."""
+    return (torch.stack(list(velocities), -1) @ weights.unsqueeze(-1)).squeeze(-1)
+
+
+def _gradient(bound: Callable, z: Tensor, t: Tensor) -> Tensor:
+    gradient = bound(z, t).gradient
+    assert gradient is not None
+    return gradient
+
+
+def _check_potential(potential: object, name: str) -> None:
+    if not isinstance(potential, Potential):
+        raise TypeError(
+            f"{name} must be a flowfactor Potential, got {type(potential).__name__}; "
+            "wrap a module of your own with flowfactor.potentials.from_module(module, dim)"
+        )

@@ -1,0 +1,358 @@
+"""The latent flow: a potential or field, and the solver that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, TransformedDistribution
+
+from flowfactor._integrate import integrate
+from flowfactor.control import Control, PieceControl, Schedule, resolve, times
+from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.fields.potential_fields import GradientField
+from flowfactor.path import FlowPath, SolveStats
+from flowfactor.potentials.base import Potential, check_state, rademacher_like
+from flowfactor.solver import Solver
+from flowfactor.transforms import FlowTransform
+
+Cost = Callable[[Evaluation], Tensor]
+
+
+class LatentFlow(nn.Module):
+    r"""Carries latent states along a field, with log-determinants and running costs.
+
+    Solves $\dot z = v_c(z, t)$, and in the same solve $\tfrac{d}{dt}\ln|\det \partial z_t/\partial z_{t_0}| =
+    \nabla\cdot v_c$ (Chen et al., NeurIPS 2018, theorem 1) and any running costs. For a potential, $v_c = \nabla u_c$
+    and the divergence is $\Delta u_c$.
+
+    Args:
+        field: A `Potential`, followed along its gradient, or any `Field`.
+        solver: How to solve; dopri5 at 1e-5 where None.
+        divergence: ``"exact"``, or ``"hutchinson"`` for an unbiased estimate with one Rademacher probe that is fixed
+            over a solve (Grathwohl et al., ICLR 2019, eq. 8).
+
+    Raises:
+        TypeError: If ``field`` or ``solver`` is none.
+        ValueError: If ``divergence`` is unknown.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> flow = ff.LatentFlow(ff.potentials.MLPPotential(dim=8, num_flows=3))
+        >>> z0 = torch.randn(16, 8)
+        >>> k = torch.arange(16) % 3                    # each sample follows a flow of its own
+        >>> path = flow(z0, torch.arange(5), k, log_det=True)
+        >>> path.z.shape, path.log_det.shape
+        (torch.Size([5, 16, 8]), torch.Size([5, 16]))
+        >>> back = flow.inverse(path.z[-1], torch.arange(5), k)
+        >>> bool(torch.allclose(back.z[-1], z0, atol=1e-3))
+        True
+    """
+
+    def __init__(
+        self, field: Potential | Field, solver: Solver | None = None, divergence: Divergence = "exact"
+    ) -> None:
+        super().__init__()
+        if isinstance(field, Potential):
+            field = GradientField(field)
+        if not isinstance(field, Field):
+            raise TypeError(
+                f"a LatentFlow follows a Potential or a Field, got {type(field).__name__}; wrap a module of your own with "
+                "flowfactor.potentials.from_module (scalar) or flowfactor.fields.from_module (velocity)"
+            )
+        if solver is not None and not isinstance(solver, Solver):
+            raise TypeError(f'solver must be a flowfactor.Solver, got {solver!r}; for example Solver("dopri5")')
+        if divergence not in ("exact", "hutchinson"):
+            raise ValueError(f'divergence must be "exact" or "hutchinson", got {divergence!r}')
+        self.field = field
+        self.solver = Solver() if solver is None else solver
+        self.divergence: Divergence = divergence
+
+    @property
+    def dim(self) -> int:
+        """D, the size of a state."""
+        return self.field.dim
+
+    @property
+    def num_flows(self) -> int:
+        """K, the number of flows."""
+        return self.field.num_flows
+
+    def velocity(self, z: Tensor, t: float | Tensor, control: Control = 0) -> Tensor:
+        """The velocity dz/dt at a state and time.
+
+        Args:
+            z: States ``[*batch, D]``.
+            t: Time in frames, a scalar or ``[*batch]``.
+            control: Which flow acts.
+
+        Returns:
+            Velocities ``[*batch, D]``, per frame.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If an argument has the wrong shape or a flow does not exist.
+        """
+        return self.field(z, t, control)
+
+    def forward(
+        self,
+        z0: Tensor,
+        t: Tensor | Sequence[float],
+        control: Control = 0,
+        *,
+        log_det: bool = False,
+        costs: Mapping[str, Cost] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FlowPath:
+        """Follows the flow from ``z0`` at ``t[0]`` through all times.
+
+        Args:
+            z0: States at ``t[0]``, ``[*batch, D]``.
+            t: Times in frames, strictly increasing or decreasing, ``[T]``.
+            control: Which flow acts: an int, an index per sample ``[*batch]``, weights ``[*batch, K]`` or a `Schedule`.
+            log_det: Whether to carry the log-determinant.
+            costs: Running costs by name: callables that map an `Evaluation` to a number per sample ``[*batch]``. They
+                are integrated along the path and do not steer the step size.
+            generator: Source of Hutchinson's probe.
+
+        Returns:
+            The path, time first.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If an argument has the wrong shape, is NaN, or names a flow that does not exist.
+            FlowSolveError: If the solve fails.
+        """
+        t = self._checked(z0, t)
+        named = dict(costs or {})
+        for name, cost in named.items():
+            if not callable(cost):
+                raise TypeError(f"cost {name!r} must be a callable of an Evaluation, got {type(cost).__name__}")
+            if "potential" in getattr(cost, "needs", ()) and not self.field.has_potential:
+                raise TypeError(f"cost {name!r} needs a potential, and {type(self.field).__name__} has none")
+        batch = z0.shape[:-1]
+        segments = _segments(control, t)
+        resolved = [resolve(s.control, batch, self.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
+        stats = SolveStats(method=self.solver.method)
+        if z0.numel() == 0 or len(t) == 1:
+            return _resting(z0, t, log_det, named, stats)
+
+        needs_probe = (log_det and self.divergence == "hutchinson") or any(
+            "probe" in getattr(c, "needs", ()) for c in named.values()
+        )
+        probe = rademacher_like(z0, generator) if needs_probe else None
+        want = {need for cost in named.values() for need in getattr(cost, "needs", ()) if need in ("value", "time")}
+        packing = _Packing(self.dim, log_det, named, sign=1.0 if float(t[-1]) > float(t[0]) else -1.0)
+        y, outputs = packing.start(z0), []
+        for segment, acting in zip(segments, resolved, strict=True):
+            bound = self.field.bind(
+                acting, batch, want=want, divergence=self.divergence if log_det else None, probe=probe
+            )
+            ys = integrate(
+                self.solver, packing.rhs(bound), y, segment.times, steered=packing.steered, stats=stats
+            )
+            outputs.append(ys[segment.first : segment.last])
+            y = ys[-1]
+        return packing.path(torch.cat(outputs) if len(outputs) > 1 else outputs[0], t.to(z0.dtype), stats)
+
+    def inverse(
+        self,
+        z1: Tensor,
+        t: Tensor | Sequence[float],
+        control: Control = 0,
+        *,
+        log_det: bool = False,
+        costs: Mapping[str, Cost] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FlowPath:
+        """Follows the flow back from ``z1`` at ``t[-1]`` to ``t[0]``.
+
+        Args:
+            z1: States at ``t[-1]``, ``[*batch, D]``.
+            t: Times in frames, as for the way forward.
+            control: Which flow acts.
+            log_det: Whether to carry the log-determinant, here of z_t with respect to z1.
+            costs: Running costs, as for the way forward.
+            generator: Source of Hutchinson's probe.
+
+        Returns:
+            The path over ``t`` reversed: ``path.z[-1]`` is the state at ``t[0]``.
+
+        Raises:
+            TypeError: As the way forward.
+            ValueError: As the way forward.
+            FlowSolveError: If the solve fails.
+        """
+        reverse = times(t, z1) if isinstance(z1, Tensor) else torch.as_tensor(t)
+        return self(z1, reverse.flip(0) if reverse.ndim else reverse, control, log_det=log_det, costs=costs, generator=generator)
+
+    def transform(self, t0: float, t1: float, control: Control = 0) -> FlowTransform:
+        """The map from states at ``t0`` to states at ``t1`` as a transform of torch.distributions.
+
+        Args:
+            t0: Start, in frames.
+            t1: End, in frames; it may lie before ``t0``.
+            control: Which flow acts. Its batch shape must broadcast to that of the states.
+
+        Returns:
+            A bijective transform of vectors, with an inverse and a log-determinant.
+
+        Raises:
+            ValueError: If a time is not finite or both are equal.
+
+        Example:
+            >>> import torch, flowfactor as ff
+            >>> from torch.distributions import Independent, Normal, TransformedDistribution
+            >>> flow = ff.LatentFlow(ff.potentials.MLPPotential(dim=2))
+            >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+            >>> q = TransformedDistribution(base, [flow.transform(0.0, 1.0), flow.transform(1.0, 2.0)])
+            >>> q.log_prob(q.sample((5,))).shape
+            torch.Size([5])
+        """
+        return FlowTransform(self, t0, t1, control)
+
+    def push(self, q0: Distribution, t: float | Tensor, control: Control = 0, *, t0: float = 0.0) -> Distribution:
+        r"""The distribution of z_t, given that of z_0: $\ln q_t(z_t) = \ln q_0(z_0) - \int_0^t \nabla\cdot v_c\,ds$.
+
+        Args:
+            q0: Distribution of states at ``t0``: of vectors (event shape ``[D]``), or of independent coordinates (batch
+                shape ``[*batch, D]``).
+            t: Time in frames.
+            control: Which flow acts.
+            t0: Time of ``q0``, in frames.
+
+        Returns:
+            A distribution with ``rsample`` (where ``q0`` has it), ``sample`` and ``log_prob``.
+
+        Raises:
+            TypeError: If ``q0`` is no distribution.
+            ValueError: If it is not one of D-vectors.
+
+        Example:
+            >>> import torch, flowfactor as ff
+            >>> from torch.distributions import Normal
+            >>> flow = ff.LatentFlow(ff.potentials.QuadraticPotential(2, S=torch.eye(2)))
+            >>> q1 = flow.push(Normal(torch.zeros(2), torch.ones(2)), 1.0)     # z_1 = e z_0
+            >>> round(q1.log_prob(torch.zeros(2)).item(), 3)                   # -ln 2 pi - 2
+            -3.838
+        """
+        if not isinstance(q0, Distribution):
+            raise TypeError(f"q0 must be a torch Distribution, got {type(q0).__name__}")
+        if not q0.event_shape:
+            q0 = Independent(q0, 1) if q0.batch_shape else q0
+        if tuple(q0.event_shape) != (self.dim,):
+            raise ValueError(
+                f"q0 must be a distribution of vectors of size {self.dim} (event shape [{self.dim}]), got event shape "
+                f"{list(q0.event_shape)} and batch shape {list(q0.batch_shape)}"
+            )
+        t = float(t)
+        if t == float(t0):
+            return q0
+        return TransformedDistribution(q0, [self.transform(t0, t, control).with_cache()])
+
+    def _checked(self, z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
+        check_state(z0, self.dim, self)
+        if not bool(torch.isfinite(z0.detach()).all()):
+            bad = ~torch.isfinite(z0.detach()).all(-1)
+            raise ValueError(f"z0 holds NaN or infinity, first in sample {bad.nonzero()[0].tolist()}")
+        wide = z0.new_zeros((), dtype=torch.float64) if z0.device.type != "mps" else z0
+        t = times(t, wide)
+        if t.ndim != 1 or len(t) == 0:
+            raise ValueError(f"t must be a list of times, for example [0.0, 1.0]; got shape {list(t.shape)}")
+        now = t.detach()
+        if not bool(torch.isfinite(now).all()):
+            raise ValueError(f"t holds NaN or infinity: {now.tolist()}")
+        # Compared as the solver will see them: two times that round to one are one.
+        steps = now.to(z0.dtype).diff()
+        if not bool((steps > 0).all() or (steps < 0).all()):
+            raise ValueError(f"t must be strictly increasing or strictly decreasing, without repeats; got {now.tolist()}")
+        return t
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A stretch of a solve under one control; ``times[first:last]`` are wanted."""
+
+    control: PieceControl
+    times: Tensor
+    first: int
+    last: int
+
+
+def _segments(control: Control, t: Tensor) -> list[_Segment]:
+    """Cuts the times of a solve at the switching times of a schedule."""
+    if not isinstance(control, Schedule):
+        return [_Segment(control, t, 0, len(t))]
+    values = t.detach().tolist()
+    pieces = control.segments(values[0], values[-1])
+    if len(values) == 1:
+        return [_Segment(control.at(values[0]), t, 0, 1)]
+    forward = values[-1] > values[0]
+    segments, begin = [], 0
+    for i, (a, b, acting) in enumerate(pieces):
+        inside = [j for j in range(begin, len(values)) if (values[j] <= b if forward else values[j] >= b)]
+        own = t[begin : begin + len(inside)]
+        begin += len(inside)
+        leads = bool(inside) and values[inside[0]] == a
+        ends = bool(inside) and values[inside[-1]] == b
+        parts = [own] if leads else [t.new_tensor([a]), own]
+        if not ends:
+            parts.append(t.new_tensor([b]))
+        first = 0 if leads else 1
+        segments.append(_Segment(acting, torch.cat(parts), first, first + len(inside)))
+        del i
+    return segments
+
+
+class _Packing:
+    """One packed state: z, then the log-determinant, then the costs, in the last dimension."""
+
+    def __init__(self, dim: int, log_det: bool, costs: dict[str, Cost], sign: float) -> None:
+        self.dim = dim
+        self.log_det = log_det
+        self.costs = costs
+        self.sign = sign
+        self.steered = dim + log_det
+
+    def start(self, z0: Tensor) -> Tensor:
+        extra = self.log_det + len(self.costs)
+        return torch.cat([z0, z0.new_zeros((*z0.shape[:-1], extra))], -1) if extra else z0
+
+    def rhs(self, bound: BoundField) -> Callable[[Tensor, Tensor], Tensor]:
+        if self.steered == self.dim and not self.costs:
+            return lambda t, y: bound(y, t.to(y.dtype)).velocity
+
+        def packed(t: Tensor, y: Tensor) -> Tensor:
+            evaluation = bound(y[..., : self.dim], t.to(y.dtype))
+            parts = [evaluation.velocity]
+            if self.log_det:
+                assert evaluation.divergence is not None
+                parts.append(evaluation.divergence.unsqueeze(-1))
+            for name, cost in self.costs.items():
+                rate = _checked_rate(name, cost(evaluation), y.shape[:-1])
+                parts.append((rate if self.sign > 0 else -rate).unsqueeze(-1))
+            return torch.cat(parts, -1)
+
+        return packed
+
+    def path(self, ys: Tensor, t: Tensor, stats: SolveStats) -> FlowPath:
+        log_det = ys[..., self.dim] if self.log_det else None
+        costs = {name: ys[..., self.steered + i] for i, name in enumerate(self.costs)}
+        return FlowPath(t, ys[..., : self.dim], log_det, costs, stats)
+
+
+def _resting(z0: Tensor, t: Tensor, log_det: bool, costs: dict[str, Cost], stats: SolveStats) -> FlowPath:
+    """The path of an empty batch, or of one time only: nothing moves."""
+    z = z0.expand(len(t), *z0.shape)
+    zero = z0.new_zeros((len(t), *z0.shape[:-1]))
+    return FlowPath(t.to(z0.dtype), z, zero if log_det else None, {name: zero for name in costs}, stats)
+
+
+def _checked_rate(name: str, rate: object, batch: torch.Size) -> Tensor:
+    if not isinstance(rate, Tensor) or rate.shape != batch:
+        got = list(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
+        raise ValueError(f"cost {name!r} must return one number per sample, shape {list(batch)}; got {got}")
+    return rate

@@ -1,0 +1,116 @@
+"""How a flow is solved: the method, its tolerances, and how gradients come back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
+MULTISTEP_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
+SCIPY_METHOD = "scipy_solver"
+METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS, SCIPY_METHOD)
+
+Gradient: TypeAlias = Literal["direct", "adjoint", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Settings of an ODE solve by torchdiffeq.
+
+    Args:
+        method: ``dopri5`` (default), ``dopri8``, ``bosh3``, ``fehlberg2`` or ``adaptive_heun`` choose their steps by
+            the tolerances; ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``,
+            ``implicit_adams`` and ``fixed_adams`` take steps of ``step_size``; ``scipy_solver`` hands over to SciPy
+            (no gradients but by the adjoint; choose SciPy's own method by ``options={"solver": "LSODA"}``).
+        rtol: Relative tolerance of a step.
+        atol: Absolute tolerance of a step.
+        gradient: How gradients come back. ``"direct"`` backpropagates through the solver's operations; ``"adjoint"``
+            solves the continuous adjoint equation backwards in time, with memory that does not grow with the steps and
+            gradients correct to the tolerance (Chen et al., NeurIPS 2018, algorithm 1); ``"checkpoint"`` keeps one
+            state a frame and solves each interval again on the way back, with direct's gradient.
+        norm: ``"sample"``: the step error is the worst sample's root mean square, so that a sample's accuracy does not
+            depend on what it is batched with. ``"batch"``: the root mean square over the whole batch.
+        step_size: Longest step of the fixed-step methods, in frames; None takes one step from each output time to the
+            next. Steps land on output times exactly.
+        max_steps: Attempted steps, over a whole solve, after which it is given up. A solve that is held back by
+            stiffness and could not end within the limit is given up early.
+        options: Further options for torchdiffeq's solver.
+
+    Raises:
+        ValueError: If a setting is unknown or out of range.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> ff.Solver("rk4", step_size=0.25).adaptive
+        False
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    gradient: Gradient = "direct"
+    norm: Literal["sample", "batch"] = "sample"
+    step_size: float | None = None
+    max_steps: int = 100_000
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; torchdiffeq has {', '.join(METHODS)}")
+        if self.gradient not in ("direct", "adjoint", "checkpoint"):
+            raise ValueError(f'gradient must be "direct", "adjoint" or "checkpoint", got {self.gradient!r}')
+        if self.norm not in ("sample", "batch"):
+            raise ValueError(f'norm must be "sample" or "batch", got {self.norm!r}')
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
+        if self.rtol == 0 and self.atol == 0:
+            raise ValueError("rtol and atol cannot both be 0: no step would ever be accurate enough")
+        if self.step_size is not None:
+            if not (isinstance(self.step_size, (int, float)) and 0 < self.step_size < math.inf):
+                raise ValueError(f"step_size must be a positive number of frames, got {self.step_size!r}")
+            if self.adaptive:
+                raise ValueError(
+                    f"{self.method} chooses its steps by rtol and atol; step_size goes with {', '.join(FIXED_METHODS)}"
+                )
+        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise ValueError(f"max_steps must be a positive integer, got {self.max_steps!r}")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.method not in FIXED_METHODS
+
+    def error_norm(self, steered: int) -> Any:
+        """The norm of a step's error over the first ``steered`` columns of a state ``[*batch, S]``.
+
+        It is detached: step sizes are chosen, not differentiated.
+        """
+        if self.norm == "batch":
+            return lambda y: y.detach()[..., :steered].square().mean().sqrt()
+        return lambda y: y.detach()[..., :steered].square().mean(-1).amax().sqrt()
+
+    def grid(self, t: Tensor) -> Tensor:
+        """The step times of a fixed-step method: equal steps of at most ``step_size`` between output times.
+
+        Args:
+            t: Output times ``[T]``.
+
+        Returns:
+            Step times ``[S]``, all output times among them.
+        """
+        if self.step_size is None:
+            return t
+        pieces = [t[:1]]
+        for a, b in zip(t[:-1], t[1:], strict=True):
+            # A hair of slack keeps 0.1-steps over one frame at ten, whatever the rounding.
+            steps = max(1, math.ceil(abs(float(b - a)) / self.step_size * (1 - 1e-6)))
+            fractions = torch.arange(1, steps + 1, dtype=t.dtype, device=t.device) / steps
+            pieces.append(torch.cat([(a + (b - a) * fractions)[:-1], b.reshape(1)]))
+        return torch.cat(pieces)
