@@ -1,0 +1,56 @@
+"""Image sequences in which one transformation acts: what models are trained on.
+
+Every data set gives items ``{"frames": [T+1, C, H, W] in [0, 1], "k": int, "t": [T+1]}``, batches of them, stratified
+epochs and resumable loaders; see `SequenceDataset`.
+"""
+
+from __future__ import annotations
+
+from flowfactor.data.base import SequenceDataset
+from flowfactor.data.colours import colour, hue_to_rgb, shift_hue
+from flowfactor.data.digits import Digits
+from flowfactor.data.idx import read_idx
+from flowfactor.data.loader import SequenceLoader
+from flowfactor.data.mnist import MNIST, MNIST_MD5, MNIST_MIRRORS, paper_transforms
+from flowfactor.data.raycast import SCENE_SHAPES
+from flowfactor.data.scenes import SCENE_FACTORS, Scenes, render_scenes
+from flowfactor.data.sequences import Sequences
+from flowfactor.data.transformed import TransformedImages
+from flowfactor.data.transforms import (
+    Compose,
+    Geometric,
+    Hue,
+    Perspective,
+    Rotate,
+    Scale,
+    Transform,
+    Translate,
+)
+
+__all__ = [
+    "MNIST",
+    "MNIST_MD5",
+    "MNIST_MIRRORS",
+    "SCENE_FACTORS",
+    "SCENE_SHAPES",
+    "Compose",
+    "Digits",
+    "Geometric",
+    "Hue",
+    "Perspective",
+    "Rotate",
+    "Scale",
+    "Scenes",
+    "SequenceDataset",
+    "SequenceLoader",
+    "Sequences",
+    "Transform",
+    "TransformedImages",
+    "Translate",
+    "colour",
+    "hue_to_rgb",
+    "paper_transforms",
+    "read_idx",
+    "render_scenes",
+    "shift_hue",
+]

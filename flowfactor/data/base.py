@@ -1,0 +1,332 @@
+"""What all data sets of image sequences share: items, batches, stratified epochs, resumable loaders."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from flowfactor.data.loader import SequenceLoader
+
+Index: TypeAlias = int | tuple[int, int]
+Batch: TypeAlias = dict[str, Tensor]
+
+
+class SequenceDataset(Dataset[dict[str, Any]]):
+    """A data set of image sequences in which one of K transformations acts.
+
+    An item is a dictionary with ``"frames"`` [T+1, C, H, W] float32 in [0, 1], ``"k"`` the index of the acting
+    transformation and ``"t"`` [T+1] the times of the frames. A batch has ``"frames"`` [B, T+1, C, H, W], ``"k"`` [B]
+    int64 and the times ``"t"`` [T+1], which all its sequences share.
+
+    Two kinds of data sets differ in whose choice k is. Where any transformation can be applied to any element
+    (`TransformedImages`, `Scenes`), an index names the element, `batches` draws its k anew in every epoch,
+    ``dataset[i]`` takes ``k = i % K``, and ``dataset[i, k]`` any. Where sequences are recorded (`Sequences`), k is what
+    their label says; without labels it is -1 and `num_flows` is 0.
+
+    Subclasses set the attributes below, and implement `__len__` and `_frames`.
+
+    Attributes:
+        flow_names: Names of the K transformations.
+        image_shape: (C, H, W).
+        t: Times of the frames [T+1], float32.
+    """
+
+    flow_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    t: Tensor
+    _tensors: tuple[str, ...] = ("t",)  # names of the attributes that `to` moves
+
+    @property
+    def num_flows(self) -> int:
+        """Number K of transformations."""
+        return len(self.flow_names)
+
+    @property
+    def num_steps(self) -> int:
+        """Number T of steps: a sequence has T + 1 frames."""
+        return len(self.t) - 1
+
+    @property
+    def fixed_k(self) -> Tensor | None:
+        """The transformation of every element [len], on the CPU, where the data decides it, else None."""
+        return None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of elements that an index can name."""
+
+    @abstractmethod
+    def _frames(self, indices: Tensor, k: Tensor) -> Batch:
+        """Makes sequences: checked indices [B] and k [B] to ``"frames"`` and whatever else the batch holds."""
+
+    def _select(self, indices: Tensor) -> None:
+        """Keeps the elements of checked indices, in place: called on a shallow copy by `subset`."""
+        raise TypeError(f"{type(self).__name__} has no subsets")
+
+    def __getitem__(self, index: Index) -> dict[str, Any]:
+        """Gives one sequence: ``dataset[i]``, or ``dataset[i, k]`` where any transformation can be applied."""
+        index, k = index if isinstance(index, tuple) else (index, None)
+        if not -len(self) <= index < len(self):
+            # An IndexError, not a ValueError: it is what ends a for-loop over the data set.
+            raise IndexError(f"index {index} is out of range for a data set of {len(self)}")
+        batch = self.batch(torch.tensor([index % len(self)]), k)
+        return {key: value if key == "t" else value[0] for key, value in batch.items()} | {"k": int(batch["k"])}
+
+    def batch(
+        self,
+        indices: Tensor | Sequence[int],
+        k: Tensor | Sequence[int] | int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Batch:
+        """Makes a batch of sequences at once.
+
+        Args:
+            indices: Elements [B], each in [0, len).
+            k: Transformations [B], or one for all. None takes the labels where the data set has them; elsewhere it
+                draws k uniformly with `generator`, or takes ``index % K`` if there is none.
+            generator: Source of the draw of k.
+
+        Returns:
+            ``{"frames": [B, T+1, C, H, W], "k": [B], "t": [T+1]}``, in the order of `indices`.
+
+        Raises:
+            ValueError: If an index or a k is out of range, or contradicts a label, or the shapes do not match.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> images = torch.rand(10, 1, 16, 16)
+            >>> data = ff.data.TransformedImages(images, {"turn": (ff.data.Rotate(), 0, 80)}, steps=4)
+            >>> {name: list(value.shape) for name, value in data.batch([3, 7], k=0).items()}
+            {'frames': [2, 5, 1, 16, 16], 'k': [2], 't': [5]}
+        """
+        indices = self._indices(indices)
+        k = self._resolve(indices, k, generator)
+        made = self._frames(indices, k)
+        return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": self.t, **made}
+
+    def subset(self, indices: Tensor | Sequence[int] | Sequence[bool]) -> Self:
+        """Gives the same data set with some of its elements only.
+
+        Args:
+            indices: Indices to keep, or a mask [len] of booleans.
+
+        Returns:
+            A data set of the same class which shares what it can with this one.
+
+        Raises:
+            ValueError: If an index is out of range, the mask has another length, or nothing is kept.
+        """
+        chosen = torch.as_tensor(indices)
+        if chosen.dtype == torch.bool:
+            if chosen.shape != (len(self),):
+                raise ValueError(f"a mask must have shape [{len(self)}], got {list(chosen.shape)}")
+            chosen = chosen.nonzero().flatten()
+        chosen = self._indices(chosen)
+        if not len(chosen):
+            raise ValueError("a subset needs at least one element, and none is chosen")
+        part = copy.copy(self)
+        part._select(chosen)
+        return part
+
+    def to(self, device: torch.device | str) -> Self:
+        """Gives the same data set with its data on another device, where batches are then made.
+
+        Args:
+            device: The device.
+
+        Returns:
+            A data set of the same class.
+        """
+        moved = copy.copy(self)
+        for name in self._tensors:
+            value = getattr(self, name)
+            setattr(moved, name, None if value is None else value.to(device))
+        return moved
+
+    def plan(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        stratified: bool = True,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Draws one epoch: what each batch will hold, before any frame is made. `batches` documents the arguments.
+
+        Returns:
+            A list of (indices [B], k [B]), each sorted by k.
+        """
+        if batch_size < 1 or (batch_size > len(self) and drop_last):
+            raise ValueError(
+                f"batch_size must be between 1 and the {len(self)} elements of the data set, got {batch_size}; "
+                "drop_last=False allows an incomplete batch"
+            )
+        if stratified and batch_size < self.num_flows:
+            raise ValueError(f"a stratified batch needs at least {self.num_flows} sequences, got {batch_size=}")
+        labels = self.fixed_k
+        if labels is None:
+            chunks = list(_order(len(self), generator, shuffle).split(batch_size))
+            ks = [_shares(len(c), self.num_flows, i, generator, stratified) for i, c in enumerate(chunks)]
+        elif stratified and self.num_flows > 1:
+            chunks = _stratified(labels, self.num_flows, batch_size, generator, shuffle)
+            ks = [labels[c] for c in chunks]
+        else:
+            chunks = list(_order(len(self), generator, shuffle).split(batch_size))
+            chunks = [c[labels[c].argsort(stable=True)] for c in chunks]
+            ks = [labels[c] for c in chunks]
+        epoch = list(zip(chunks, ks, strict=True))
+        return epoch[:-1] if drop_last and len(chunks[-1]) < batch_size else epoch
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        stratified: bool = True,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch, each sorted by k.
+
+        Every element is drawn at most once. All draws are made before the first batch.
+
+        Args:
+            batch_size: Sequences per batch.
+            generator: Source of the draws; None is torch's global one.
+            stratified: As many sequences of each k in every batch. Where K does not divide `batch_size` the numbers
+                differ by one, and which k has one more goes round from batch to batch. Labelled sequences are drawn
+                until one label runs out. False draws k uniformly, or takes labels as they come.
+            shuffle: Draw the elements in random order.
+            drop_last: Leave out a last, incomplete batch.
+
+        Yields:
+            Batches as `batch` makes them.
+
+        Raises:
+            ValueError: If `batch_size` does not suit the data set.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> images = torch.rand(10, 1, 16, 16)
+            >>> flows = {"turn": (ff.data.Rotate(), 0, 80), "grow": (ff.data.Scale(), 1, 1.8)}
+            >>> data = ff.data.TransformedImages(images, flows, steps=4)
+            >>> [batch["k"].tolist() for batch in data.batches(4)]
+            [[0, 0, 1, 1], [0, 0, 1, 1]]
+        """
+        epoch = self.plan(batch_size, generator=generator, stratified=stratified, shuffle=shuffle, drop_last=drop_last)
+        return (self.batch(indices, k) for indices, k in epoch)
+
+    def loader(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        stratified: bool = True,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> SequenceLoader:
+        """Makes an iterable over epochs which knows its position, for training; see `SequenceLoader`.
+
+        Args:
+            batch_size: Sequences per batch.
+            generator: Source of the seed of all epochs, drawn once, here.
+            stratified: See `batches`.
+            shuffle: See `batches`.
+            drop_last: See `batches`.
+            rank: Which process this is.
+            world_size: Number of processes, which share out the batches of each epoch.
+
+        Returns:
+            The loader.
+
+        Raises:
+            ValueError: If an argument does not suit the data set.
+        """
+        from flowfactor.data.loader import SequenceLoader
+
+        settings = {"stratified": stratified, "shuffle": shuffle, "drop_last": drop_last}
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
+        return SequenceLoader(self, batch_size, seed=seed, rank=rank, world_size=world_size, **settings)
+
+    def _indices(self, indices: Tensor | Sequence[int]) -> Tensor:
+        indices = torch.as_tensor(indices)
+        if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+            if not indices.numel() and indices.ndim == 1:
+                return indices.long()  # an empty list has no integer dtype to show
+            raise ValueError(f"indices must be integers [B], got {indices.dtype} {list(indices.shape)}")
+        if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < len(self)):
+            raise ValueError(f"indices must lie in [0, {len(self)}), got {int(indices.min())} to {int(indices.max())}")
+        return indices.long().cpu()
+
+    def _resolve(
+        self, indices: Tensor, k: Tensor | Sequence[int] | int | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Works out the k [B] of checked indices, and checks what the caller gave."""
+        labels = self.fixed_k
+        if k is None:
+            if labels is not None:
+                return labels[indices]
+            if generator is None:
+                return indices % self.num_flows
+            return torch.randint(self.num_flows, indices.shape, generator=generator, device=generator.device).cpu()
+        k = torch.as_tensor(k).cpu()
+        k = k.expand(indices.shape) if k.ndim == 0 else k
+        if k.shape != indices.shape or k.is_floating_point():
+            raise ValueError(f"k must be an integer or integers [{len(indices)}], got {k.dtype} {list(k.shape)}")
+        if labels is not None and not torch.equal(k.to(labels), labels[indices]):
+            raise ValueError("k contradicts the labels of these sequences: leave k out, or choose other indices")
+        if labels is None and len(k) and not (int(k.min()) >= 0 and int(k.max()) < self.num_flows):
+            raise ValueError(
+                f"k must lie in [0, {self.num_flows}) ({', '.join(self.flow_names)}), "
+                f"got {int(k.min())} to {int(k.max())}"
+            )
+        return k.long()
+
+
+def _order(count: int, generator: torch.Generator | None, shuffle: bool) -> Tensor:
+    if not shuffle:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator, device=generator.device if generator else None).cpu()
+
+
+def _shares(size: int, flows: int, batch: int, generator: torch.Generator | None, stratified: bool) -> Tensor:
+    """Gives the sorted k of a batch: equal numbers, the remainder going round; or uniform draws."""
+    if not stratified:
+        device = generator.device if generator else None
+        return torch.randint(flows, (size,), generator=generator, device=device).cpu().sort().values
+    return ((torch.arange(size) + batch * size) % flows).sort().values
+
+
+def _stratified(
+    labels: Tensor, flows: int, batch_size: int, generator: torch.Generator | None, shuffle: bool
+) -> list[Tensor]:
+    """Deals labelled elements into batches with equal numbers of every label, until one label runs out."""
+    order = _order(len(labels), generator, shuffle)
+    piles = [order[labels[order] == flow] for flow in range(flows)]
+    used, batches = [0] * flows, []
+    while True:
+        counts = _shares(batch_size, flows, len(batches), None, True).bincount(minlength=flows).tolist()
+        if any(used[f] + counts[f] > len(piles[f]) for f in range(flows)):
+            break
+        batches.append(torch.cat([piles[f][used[f] : used[f] + counts[f]] for f in range(flows)]))
+        used = [used[f] + counts[f] for f in range(flows)]
+    if not batches:
+        sizes = [len(pile) for pile in piles]
+        raise ValueError(
+            f"the labels' {sizes} sequences do not fill one stratified batch of {batch_size}: "
+            "take a smaller batch, or stratified=False"
+        )
+    return batches

@@ -1,0 +1,18 @@
+"""Priors p_t(z) over latents: modules that return torch Distributions."""
+
+from flowfactor.priors._build import build
+from flowfactor.priors.base import Components, GaussianPrior, Mixture, Prior
+from flowfactor.priors.diffusion import Diffusion
+from flowfactor.priors.static import GaussianMixture, StandardNormal, VampPrior
+
+__all__ = [
+    "Components",
+    "Diffusion",
+    "GaussianMixture",
+    "GaussianPrior",
+    "Mixture",
+    "Prior",
+    "StandardNormal",
+    "VampPrior",
+    "build",
+]
