@@ -61,7 +61,7 @@ def captured_tensors(function: Callable[[Tensor, Tensor], Tensor], t: Tensor, y:
     entered = list(recorder.entered.values())
     edges = {(x.grad_fn, x.output_nr): x for x in entered if x.grad_fn is not None}
     found, leaves = _walk(out.grad_fn, edges)
-    del leaves[id(y)]
+    leaves.pop(id(y), None)  # a field need not depend on the state
     below: dict[int, Tensor] = {}
     overlap = False
     for x in found:

@@ -14,7 +14,17 @@ RHS = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def failure(
-    rhs: RHS, t: Tensor, y: Tensor, dt: float, t_start: float, t_end: float, y_start: Tensor, step: int, *, limit: int | None
+    rhs: RHS,
+    t: Tensor,
+    y: Tensor,
+    dt: float,
+    t_start: float,
+    t_end: float,
+    y_start: Tensor,
+    step: int,
+    *,
+    limit: int | None,
+    fixed: bool = False,
 ) -> FlowSolveError:
     """Builds the error of a solve that stopped.
 
@@ -28,6 +38,7 @@ def failure(
         y_start: State at the start.
         step: Accepted steps so far.
         limit: The step limit, where that is what stopped it.
+        fixed: Whether the steps were given, so that an instability may be the steps' and not the field's.
 
     Returns:
         The error to raise.
@@ -37,6 +48,15 @@ def failure(
     sign = 1.0 if t_end >= t_start else -1.0
     f = rhs(t.to(y.dtype), y)
     where = f"at t={now:.6g} after {step} accepted steps"
+    if fixed:
+        rate, sample = _overstepped(rhs, t, y, f, dt, y_start, t_start)
+        if rate > 0:
+            return FlowSolveError(
+                f"the flow is too stiff for its steps: with steps of {abs(dt):.3g} frames and a rate of about {rate:.3g} a "
+                f"frame the solution of a fixed-step method swings off {where}, most in sample {_named(sample)}. Take "
+                f"step_size below {1 / rate:.2g}, an adaptive method, or penalise the Jacobian norm",
+                reason="stiff", time=now, step=step, sample=sample,
+            )  # fmt: skip
     bad = first_bad(f)
     remaining = abs(t_end - now)
     if bad is None and limit is None:
@@ -64,7 +84,7 @@ def failure(
             reason="blowup", time=now, step=step, sample=worst,
         )  # fmt: skip
     rate, sample = stiffness(rhs, t, y)
-    at_limit = f"cannot end within {limit} steps" if limit is not None else "needs steps below the clock's resolution"
+    at_limit = f"cannot end within max_steps={limit}" if limit is not None else "needs steps below the clock's resolution"
     if rate * abs(dt) > 1.0:
         return FlowSolveError(
             f"the flow is too stiff: the solve {at_limit} {where}, with steps of {abs(dt):.3g} frames held down by a rate "
@@ -74,8 +94,9 @@ def failure(
             reason="stiff", time=now, step=step, sample=sample,
         )  # fmt: skip
     if limit is not None:
+        steps = f" and steps of {abs(dt):.3g}" if dt else ""
         return FlowSolveError(
-            f"the solve {at_limit} {where}, with {remaining:.6g} frames to go and steps of {abs(dt):.3g}; the field "
+            f"the solve {at_limit} {where}, with {remaining:.6g} frames to go{steps}; the field "
             f"changes fastest in sample {_named(sample)}. Raise max_steps, use looser tolerances, or a method of another "
             "order (dopri8 for tight tolerances)",
             reason="steps", time=now, step=step, sample=sample,
@@ -101,6 +122,30 @@ def _runs_off(y: Tensor, f: Tensor, y_start: Tensor, span: float) -> bool:
     if not bool(torch.isfinite(speed)):
         return bool(size > 1e3 * (1 + start))
     return bool(size > 1e2 * (1 + start)) and bool(size < speed * abs(span) * 1e-2)
+
+
+def _overstepped(
+    rhs: RHS, t: Tensor, y: Tensor, f: Tensor, dt: float, y_start: Tensor, t_start: float
+) -> tuple[float, tuple[int, ...]]:
+    """The rate and sample of a run-away that is the fixed steps' doing; rate 0 where the field itself runs off.
+
+    Steps that are too long for a decaying or turning field make the state swing ever further while the field pulls it
+    back; where the field itself runs off, it points outwards.
+    """
+    sample = _worst(y)
+    here, pull = y[sample], f[sample]
+    if bool(pull.isnan().any()) or float(here.abs().amax()) <= 1e2 * (1 + float(y_start.abs().amax())):
+        return 0.0, sample
+    pull = torch.nan_to_num(pull)
+    here, pull = here / here.abs().amax(), pull / pull.abs().amax().clamp_min(1e-30)
+    outwards = float((here * pull).sum() / (here.norm() * pull.norm()).clamp_min(1e-30))
+    if outwards * (1.0 if dt >= 0 else -1.0) > 0.1:
+        return 0.0, sample
+    for time, state in ((t, y), (t.new_full((), t_start), y_start)):
+        rate, sample = stiffness(rhs, time, state)
+        if rate * abs(dt) > 1.0:
+            return rate, sample
+    return 0.0, sample
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowfactor._capture import captured_tensors
 from flowfactor._diagnose import failure, first_bad, stiffness
-from flowfactor.errors import FlowSolveError
+from flowfactor.errors import FlowSolveError, Reason
 from flowfactor.path import SolveStats
 from flowfactor.solver import MULTISTEP_METHODS, SCIPY_METHOD, Solver
 
@@ -24,6 +24,10 @@ _LOOK_EVERY = 1_000  # attempted steps between two looks at whether a solve can 
 
 class _StepLimitError(Exception):
     """Raised inside a solve when it attempts more steps than it may."""
+
+
+class _NotFiniteError(Exception):
+    """Raised inside a SciPy solve at the first bad evaluation, from which SciPy would go on shrinking its steps."""
 
 
 class _Dynamics:
@@ -39,6 +43,7 @@ class _Dynamics:
         self.inside = False
         self.last: tuple[Tensor, Tensor, float] | None = None
         self.ends: list[float] = []
+        self.asked = 0
         if solver.method != SCIPY_METHOD:
             self.callback_step = self._on_step
         if solver.adaptive and solver.method != SCIPY_METHOD:
@@ -54,7 +59,20 @@ class _Dynamics:
         self.inside = True
         out = self.rhs(t, y)
         self.inside = False
+        if self.solver.method == SCIPY_METHOD:
+            self._watch_scipy(t, y, out)
         return out
+
+    def _watch_scipy(self, t: Tensor, y: Tensor, out: Tensor) -> None:
+        """SciPy calls back at evaluations only, so they are what the limit counts."""
+        self.last = (t.detach(), y.detach(), 0.0)
+        self.asked += 1
+        finite = bool(torch.isfinite(out.detach()).all())
+        if finite and self.asked <= self.solver.max_steps:
+            return
+        if self.forward_done:
+            raise self._backward_failure(float(t), "nan" if not finite else "steps")
+        raise _StepLimitError if finite else _NotFiniteError
 
     def _on_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
         if self.forward_done:
@@ -82,12 +100,18 @@ class _Dynamics:
 
     def _on_adjoint_step(self, t: Tensor, y: Sequence[Tensor], dt: Tensor) -> None:
         now = float(t)
-        if math.isfinite(float(dt)) and now + float(dt) != now:
-            return
-        raise FlowSolveError(
-            f"the adjoint equation could not be solved beyond t={now:.6g} on its way back. Backpropagate with "
+        self.asked = 1 if now == self.end else self.asked + 1
+        if not math.isfinite(float(dt)) or now + float(dt) == now:
+            raise self._backward_failure(now, "underflow")
+        if self.asked > self.solver.max_steps:
+            raise self._backward_failure(now, "steps")
+
+    def _backward_failure(self, now: float, reason: Reason) -> FlowSolveError:
+        within = f" within max_steps={self.solver.max_steps}" if reason == "steps" else ""
+        return FlowSolveError(
+            f"the adjoint equation could not be solved beyond t={now:.6g} on its way back{within}. Backpropagate with "
             'gradient="checkpoint" (its memory is small too), or use looser tolerances',
-            reason="underflow", time=now, step=self.stats.accepted,
+            reason=reason, time=now, step=self.stats.accepted,
         )  # fmt: skip
 
 
@@ -130,7 +154,7 @@ def integrate(solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, 
             raise ValueError('gradient="checkpoint" gives times no gradient; use gradient="direct" or "adjoint"')
         captured = captured_tensors(rhs, t[0], y0)
         ys = _Checkpoint.apply(dynamics, steered, t.detach(), y0, *captured)
-    dynamics.forward_done = True
+    dynamics.forward_done, dynamics.asked = True, 0
     dynamics.last = None  # holds a part of the graph
     return ys
 
@@ -152,7 +176,7 @@ def _solve(
     if captured is not None:
         solve = torchdiffeq.odeint_adjoint
         arguments |= {"adjoint_params": captured, "adjoint_options": _adjoint_options(solver, t, steered)}
-    dynamics.inside = False
+    dynamics.inside, dynamics.asked = False, 0
     begun = dynamics.stats.accepted
     try:
         with warnings.catch_warnings():
@@ -162,6 +186,8 @@ def _solve(
             ys = solve(dynamics, y0, t, **arguments)
     except _StepLimitError:
         raise _failure(dynamics, y0, t, begun, limit=solver.max_steps) from None
+    except _NotFiniteError:
+        raise _failure(dynamics, y0, t, begun, limit=None) from None
     except AssertionError:
         if dynamics.inside:
             raise  # the user's field said so, not the solver
@@ -239,7 +265,8 @@ def _late_failure(dynamics: _Dynamics, y0: Tensor, t: Tensor, ys: Tensor) -> Flo
                 break
             good_t, good_y, steps = b, y, steps + 1
     dt = float(grid[1] - grid[0])
-    return failure(dynamics.rhs, good_t, good_y, dt, float(t[0]), float(t[-1]), y0.detach(), steps, limit=None)
+    ends = (float(t[0]), float(t[-1]))
+    return failure(dynamics.rhs, good_t, good_y, dt, *ends, y0.detach(), steps, limit=None, fixed=True)
 
 
 class _Checkpoint(torch.autograd.Function):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -82,14 +83,13 @@ def cast_poses(poses: Tensor, size: int, supersampling: int = 3) -> Tensor:
     """
     shades = torch.empty(len(poses), 3, size, size)
     orientations, which = poses[:, 2].unique(return_inverse=True)
-    for turn, orientation in enumerate(orientations.tolist()):
-        seen = raycast.view(orientation, size * supersampling)  # the empty room, shared by all objects in it
-        for pose in (which == turn).nonzero().flatten().tolist():
-            scale, shape = poses[pose, 0].item(), int(poses[pose, 1])
-            rays = raycast.shade(raycast.SCENE_SHAPES[shape], scale, seen).reshape(
-                3, size, supersampling, size, supersampling
-            )
-            shades[pose] = rays.mean((2, 4))
+    with _one_thread():
+        for turn, orientation in enumerate(orientations.tolist()):
+            seen = raycast.view(orientation, size * supersampling)  # the empty room, shared by all objects in it
+            for pose in (which == turn).nonzero().flatten().tolist():
+                scale, shape = poses[pose, 0].item(), int(poses[pose, 1])
+                rays = raycast.shade(raycast.SCENE_SHAPES[shape], scale, seen)
+                shades[pose] = rays.reshape(3, size, supersampling, size, supersampling).mean((2, 4))
     return shades
 
 
@@ -248,17 +248,35 @@ class Scenes(SequenceDataset):
         still = (where == where[:, :1]).all(1).cpu()
         batch, frames, pixels = *where.shape, self._shades.shape[-1]
         pictures = self._shades.new_empty(batch, frames, 3, pixels)
-        # A few sequences at a time, so that the shades a product reads stay in the cache.
-        for start in range(0, batch, 8):
-            part = slice(start, start + 8)
-            out, one, every = pictures[part], where[part, 0], where[part].flatten()
-            if bool(still[part].all()):  # only colours move: one shade serves all frames of a sequence
+        # Runs of one kind are made whole: a batch sorted by k has few, and every call that starts threads costs.
+        kinds, counts = still.unique_consecutive(return_counts=True)
+        start = 0
+        for colours_only, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+            part = slice(start, start + count)
+            start += count
+            if colours_only:  # one shade serves all frames of a sequence
                 colours = rearrange(paint[part], "b t part rgb -> b (t rgb) part").contiguous()
-                torch.bmm(colours, self._shades.index_select(0, one), out=out.view(len(out), frames * 3, pixels))
+                shades = self._shades.index_select(0, where[part, 0])
             else:
                 colours = rearrange(paint[part], "b t part rgb -> (b t) rgb part").contiguous()
-                torch.bmm(colours, self._shades.index_select(0, every), out=out.view(-1, 3, pixels))
+                shades = self._shades.index_select(0, where[part].flatten())
+            torch.bmm(colours, shades, out=pictures[part].view(*colours.shape[:2], pixels))
         return {"frames": pictures.view(batch, frames, *self.image_shape), "factors": factors.float()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Runs torch on one thread for a while.
+
+    A cast is tens of thousands of operations, each so small that it gains little by a second thread; but each waits for
+    it, and on a machine that has other work, such as other workers, that makes the whole many times slower.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _paint(hues: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from flowfactor._config import Recorded
 from flowfactor._layout import layout_of, run
 from flowfactor.control import Control, ResolvedControl, resolve_at, times
 from flowfactor.potentials import _autodiff
@@ -46,7 +47,7 @@ class Evaluation:
 BoundField: TypeAlias = Callable[[Tensor, Tensor], Evaluation]
 
 
-class Field(nn.Module):
+class Field(Recorded, nn.Module):
     """K velocity fields v_k(z, t): the base class.
 
     To write a field of your own, derive from this class and give it `flow_velocity`; its divergence then comes from

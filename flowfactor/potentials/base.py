@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from flowfactor._config import Recorded
 from flowfactor._layout import layout_of, run
 from flowfactor.control import Control, ResolvedControl, resolve_at, times
 from flowfactor.potentials import _autodiff
@@ -38,7 +39,7 @@ class Derivatives:
 BoundPotential: TypeAlias = Callable[[Tensor, Tensor], Derivatives]
 
 
-class Potential(nn.Module):
+class Potential(Recorded, nn.Module):
     """K scalar potentials u_k(z, t) and their derivatives: the base class.
 
     To write a potential of your own, derive from this class and give it `flow_potential`; value, gradient, time

@@ -150,6 +150,19 @@ def test_shades_part_the_picture() -> None:
     torch.testing.assert_close(shades, single.reshape(10, 3, 16, 3, 16, 3).mean((3, 5)))  # and pixels are their means
 
 
+def test_a_cast_leaves_the_number_of_threads_as_it_was() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        cast_poses(torch.tensor([[1.0, 0.0, 0.0]]), 4, 1)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(IndexError):
+            cast_poses(torch.tensor([[1.0, 9.0, 0.0]]), 4, 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("shape", range(5))
 def test_pictures_are_linear_in_the_colours(shape: int) -> None:
     shades = cast_poses(torch.tensor([[1.1, shape, 12.5]]), 16, 3)[0]
@@ -224,6 +237,7 @@ def test_frames_are_the_scenes_their_factors_say(data: Scenes, generator: torch.
     ordered = batch["k"].argsort(stable=True)
     again = data.batch(indices[ordered], batch["k"][ordered])  # sorted: the other path
     torch.testing.assert_close(again["frames"], batch["frames"][ordered], atol=2e-6, rtol=0)
+    assert data.batch([], 0)["frames"].shape == (0, 8, 3, 12, 12)
     item = data[int(indices[5]), 1]
     assert item["factors"].shape == (8, 6)
     torch.testing.assert_close(item["frames"], batch["frames"][5], atol=2e-6, rtol=0)

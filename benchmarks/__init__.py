@@ -1,0 +1,1 @@
+"""Speed benchmarks of flowfactor: ``python -m benchmarks``."""

@@ -1,0 +1,94 @@
+"""The same flow as a user would write it with torch and torchdiffeq alone: what flowfactor is measured against."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+import torchdiffeq
+from torch import Tensor, nn
+
+from flowfactor.potentials import MLPPotential
+
+
+class PlainPotential(nn.Module):
+    """One network of an `MLPPotential`, of torch's own layers, with the same weights.
+
+    Works on a batch ``z [B, D]`` and, for torch.func, on one sample ``z [D]``.
+    """
+
+    def __init__(self, potential: MLPPotential) -> None:
+        super().__init__()
+        w = {name: value.detach()[0].clone() for name, value in potential.named_parameters(recurse=False)}
+        self.first = _linear(w["w1"], w["b1"])
+        self.first_time = _linear(w["v1"])
+        self.second = _linear(w["w2"], w["b2"])
+        self.second_time = _linear(w["v2"])
+        self.third = _linear(w["w3"])
+        self.quad = _linear(w["quad"])
+        self.scale = nn.Parameter(w["scale"][0])
+        self.linear = nn.Parameter(w["linear"][0])
+        self.register_buffer("frequencies", potential.features.frequencies.clone())
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        angle = t * self.frequencies
+        features = torch.cat([angle.sin(), angle.cos()])
+        h = _logcosh(self.first(z) + self.first_time(features))
+        h = _logcosh(self.second(h) + self.second_time(features))
+        network = self.third(h).squeeze(-1)
+        return network + 0.5 * (self.scale * self.quad(z).square()).sum(-1) + (self.linear * z).sum(-1)
+
+
+class PlainFlow(nn.Module):
+    """dz/dt = grad u and d(log det)/dt = lap u by autograd, as torchdiffeq's right-hand side on ``[B, D + 1]``.
+
+    Args:
+        potential: u.
+        probe: Hutchinson's probe; None for the exact trace, by one further backward pass for each dimension.
+    """
+
+    def __init__(self, potential: PlainPotential, probe: Tensor | None) -> None:
+        super().__init__()
+        self.potential = potential
+        self.probe = probe
+        self.nfe = 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.nfe += 1
+        with torch.enable_grad():
+            z = y[:, :-1]
+            z = z if z.requires_grad else z.requires_grad_()
+            u = self.potential(z, t)
+            (gradient,) = torch.autograd.grad(u.sum(), z, create_graph=True)
+            if self.probe is not None:
+                (along,) = torch.autograd.grad((gradient * self.probe).sum(), z, create_graph=True)
+                laplacian = (along * self.probe).sum(-1)
+            else:
+                laplacian = torch.stack(
+                    [
+                        torch.autograd.grad(gradient[:, i].sum(), z, create_graph=True)[0][:, i]
+                        for i in range(z.shape[1])
+                    ]
+                ).sum(0)
+            return torch.cat([gradient, laplacian.unsqueeze(-1)], -1)
+
+    def solve(self, z0: Tensor, t: Tensor, tolerance: float, *, adjoint: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns z ``[T, B, D]`` and log-determinants ``[T, B]``."""
+        odeint = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
+        y0 = torch.cat([z0, z0.new_zeros(len(z0), 1)], -1)
+        ys = odeint(self, y0, t, rtol=tolerance, atol=tolerance, method="dopri5")
+        return ys[..., :-1], ys[..., -1]
+
+
+def _logcosh(a: Tensor) -> Tensor:
+    return F.softplus(2 * a) - a - math.log(2.0)
+
+
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias[0])
+    return layer

@@ -1,0 +1,135 @@
+"""How exactly a model's latent flows do what the true transformations do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor.data import SequenceDataset
+
+
+class Transformer(Protocol):
+    """What the metric needs of a model."""
+
+    num_flows: int
+
+    def transform(self, x0: Tensor, t: Tensor, control: Tensor) -> Tensor:
+        """Frames ``[B, T, C, H, W]`` of images ``[B, C, H, W]`` along flows."""
+        ...
+
+
+@dataclass(frozen=True)
+class EquivarianceError:
+    """Equivariance errors E_k with their uncertainty.
+
+    Attributes:
+        mean: E_k, ``[K]``: summed over frames 1..T, pixels and channels; mean over images.
+        standard_error: Standard error of the mean over images, ``[K]``.
+        doing_nothing: The same error of leaving the true x_0 as it is, ``[K]``.
+        count: Number of images behind each.
+        flow_names: Names of the flows, where the data set has them.
+    """
+
+    mean: Tensor
+    standard_error: Tensor
+    doing_nothing: Tensor
+    count: int
+    flow_names: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "flows": list(self.flow_names),
+            "mean": self.mean.tolist(),
+            "standard_error": self.standard_error.tolist(),
+            "doing_nothing": self.doing_nothing.tolist(),
+            "count": self.count,
+        }
+
+
+@torch.no_grad()
+def equivariance_error(
+    model: Transformer, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256
+) -> EquivarianceError:
+    r"""The equivariance error of every flow (Song et al. 2023, section 4.1).
+
+    $$E_k = \frac1N \sum_x \sum_{t=1}^{T} \bigl| x_t - \mathrm{decode}(z_t) \bigr|_1, \qquad
+      z_t = \phi^k_t(\mathrm{E}[z | x_0])$$
+
+    with the L1 norm over all pixels and channels, over all T transformed frames, from the mean of the posterior. Every
+    image meets every transformation.
+
+    Args:
+        model: The model, with ``transform`` and ``num_flows``.
+        data: Sequences of true transformations; take the test split.
+        limit: Use the first so many images only; None for all.
+        batch_size: Images per batch.
+
+    Returns:
+        The errors, ``[K]``, in units of pixel values summed over a sequence.
+
+    Raises:
+        ValueError: If the model has other flows than the data set, or there are no images.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> data = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=2)
+        >>> model = ff.models.build_vae((1, 8, 8), num_flows=1, latent_dim=4, hidden=(8, 8))
+        >>> ff.metrics.equivariance_error(model, data).mean.shape
+        torch.Size([1])
+    """
+    if model.num_flows != data.num_flows:
+        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    errors: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
+    resting: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
+    with evaluating(model):
+        for k, batch in every_flow(data, limit, batch_size):
+            frames, t = batch["frames"], batch["t"]
+            made = model.transform(frames[:, 0], t, batch["k"])
+            errors[k].append((frames[:, 1:] - made[:, 1:]).abs().flatten(1).sum(1))
+            resting[k].append((frames[:, 1:] - frames[:, :1]).abs().flatten(1).sum(1))
+    per_image = torch.stack([torch.cat(e) for e in errors])
+    count = per_image.shape[1]
+    spread = per_image.std(1, unbiased=True) / count**0.5 if count > 1 else torch.full((len(errors),), float("nan"))
+    return EquivarianceError(
+        per_image.mean(1),
+        spread,
+        torch.stack([torch.cat(r).mean() for r in resting]),
+        count,
+        tuple(getattr(data, "flow_names", ())),
+    )
+
+
+def every_flow(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Batches of every image under every transformation; raises ValueError where there are none."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be a positive integer or None, got {limit}")
+    fixed = data.fixed_k
+    for k in range(data.num_flows):
+        # Recorded sequences carry their transformation; images meet each one.
+        own = torch.arange(len(data)) if fixed is None else (fixed == k).nonzero().squeeze(-1)
+        own = own[:limit]
+        if not len(own):
+            raise ValueError(f"the data set has no sequence of flow {k}")
+        for chosen in own.split(batch_size):
+            yield k, data.batch(chosen, torch.full((len(chosen),), k))
+
+
+class evaluating:  # noqa: N801 - reads as a verb: with evaluating(model)
+    """Puts a model into evaluation mode for a while and back again."""
+
+    def __init__(self, model: object) -> None:
+        self.model = model
+        self.training = isinstance(model, nn.Module) and model.training
+
+    def __enter__(self) -> None:
+        if isinstance(self.model, nn.Module):
+            self.model.eval()
+
+    def __exit__(self, *error: object) -> None:
+        if isinstance(self.model, nn.Module):
+            self.model.train(self.training)

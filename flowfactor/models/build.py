@@ -1,0 +1,118 @@
+"""Builds a flow-factorized model from plain settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from flowfactor.encoders import ConvDecoder, ConvEncoder
+from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField
+from flowfactor.latent_flow import LatentFlow
+from flowfactor.models.flow_vae import FlowFactorizedVAE
+from flowfactor.potentials import ConvexPotential, MLPPotential, PaperPotential, Potential, ResNetPotential
+from flowfactor.priors import Diffusion, GaussianMixture, Prior, StandardNormal
+from flowfactor.solver import Solver
+
+FIELDS = ("helmholtz", "gradient", "free")
+POTENTIALS = ("mlp", "resnet", "convex", "paper")
+PRIORS = ("normal", "mixture", "diffusion", "diffusion-mixture")
+
+
+def build_vae(
+    image_shape: Sequence[int] = (3, 28, 28),
+    num_flows: int = 3,
+    latent_dim: int = 48,
+    *,
+    field: str = "helmholtz",
+    potential: str = "mlp",
+    hidden: Sequence[int] = (128, 128),
+    activation: str = "softplus",
+    skew: str = "canonical",
+    encoder: Mapping[str, Any] | None = None,
+    decoder: Mapping[str, Any] | None = None,
+    likelihood: str | Mapping[str, Any] = "bernoulli",
+    prior: str = "normal",
+    solver: Mapping[str, Any] | None = None,
+    divergence: Any = "exact",
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> FlowFactorizedVAE:
+    """Builds a `FlowFactorizedVAE` with convolutional encoder and decoder.
+
+    Args:
+        image_shape: ``(C, H, W)``, H and W divisible by 4.
+        num_flows: K.
+        latent_dim: D.
+        field: ``"helmholtz"``, ``"gradient"`` or ``"free"`` (a velocity network without potential).
+        potential: ``"mlp"``, ``"resnet"``, ``"convex"`` or ``"paper"``.
+        hidden: The two hidden sizes of the networks (the residual network takes the first).
+        activation: Activation of the ``mlp`` potential.
+        skew: The antisymmetric maps of a Helmholtz field.
+        encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's.
+        decoder: Keyword arguments of `ConvDecoder`.
+        likelihood: ``"bernoulli"``, ``"gaussian"``, or a likelihood's config.
+        prior: ``"normal"``, ``"mixture"``, ``"diffusion"`` or ``"diffusion-mixture"``.
+        solver: Keyword arguments of `Solver`; unit Euler steps where None.
+        divergence: ``"exact"`` or ``"hutchinson"``.
+        generator: Source of the flow's initial weights.
+        **settings: Passed on to `FlowFactorizedVAE`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If a name is unknown or a size does not fit.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> model = ff.models.build_vae((1, 16, 16), num_flows=2, latent_dim=8, field="gradient")
+        >>> type(model.flow.field).__name__
+        'GradientField'
+    """
+    image_shape = tuple(image_shape)
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (C, H, W), got {image_shape}")
+    channels, *size = image_shape
+    shape: dict[str, Any] = {"channels": channels, "image_size": tuple(size)}
+    made_encoder = ConvEncoder(latent_dim, **shape, **(encoder or {}))
+    made_decoder = ConvDecoder(latent_dim, **shape, likelihood=likelihood, **(decoder or {}))
+    made_field = _field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
+    flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler"})), divergence)
+    return FlowFactorizedVAE(made_encoder, made_decoder, flow, _prior(prior, latent_dim, num_flows, generator), **settings)
+
+
+def _field(
+    field: str, potential: str, dim: int, num_flows: int, hidden: tuple[int, ...], activation: str, skew: str, g: Any
+) -> Field:
+    def make() -> Potential:
+        if potential == "mlp":
+            return MLPPotential(dim, num_flows, hidden, activation=activation, generator=g)
+        if potential == "convex":
+            return ConvexPotential(dim, num_flows, hidden, generator=g)
+        if potential == "resnet":
+            return ResNetPotential(dim, num_flows, width=hidden[0], generator=g)
+        if potential == "paper":
+            return PaperPotential(dim, num_flows, generator=g)
+        raise ValueError(f"potential must be one of {POTENTIALS}, got {potential!r}")
+
+    if field == "helmholtz":
+        return HelmholtzField(make(), make(), skew=skew, generator=g)
+    if field == "gradient":
+        return GradientField(make())
+    if field == "free":
+        return FreeField(dim, num_flows, hidden, generator=g)
+    raise ValueError(f"field must be one of {FIELDS}, got {field!r}")
+
+
+def _prior(prior: str, dim: int, num_flows: int, g: torch.Generator | None) -> Prior:
+    if prior == "normal":
+        return StandardNormal(dim)
+    if prior == "mixture":
+        return GaussianMixture(dim, generator=g)
+    if prior == "diffusion":
+        return Diffusion(StandardNormal(dim), num_flows)
+    if prior == "diffusion-mixture":
+        return Diffusion(GaussianMixture(dim, generator=g), num_flows)
+    raise ValueError(f"prior must be one of {PRIORS}, got {prior!r}")

@@ -1,0 +1,55 @@
+"""Checks of what users hand to a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowfactor.control import Control, times
+
+
+def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    """Checks sequences ``[B, T+1, C, H, W]`` and their times ``[T+1]``.
+
+    Args:
+        frames: The sequences.
+        t: The times, in frames.
+        event: Expected ``(C, H, W)``; None where any will do.
+
+    Returns:
+        Frames and times as tensors.
+
+    Raises:
+        TypeError: If frames are no floats.
+        ValueError: If a shape does not fit or the times are not strictly monotone.
+    """
+    if not isinstance(frames, Tensor) or not frames.is_floating_point():
+        got = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
+        raise TypeError(f"frames must be a float tensor [B, T+1, C, H, W] with values in [0, 1], got {got}")
+    if frames.ndim != 5 or (event is not None and tuple(frames.shape[2:]) != event):
+        wanted = "C, H, W" if event is None else ", ".join(map(str, event))
+        raise ValueError(f"frames must have shape [B, T+1, {wanted}], got {list(frames.shape)}")
+    when = times(t, frames)
+    if when.shape != frames.shape[1:2]:
+        raise ValueError(f"t must hold one time a frame, shape [{frames.shape[1]}], got {list(when.shape)}")
+    return frames, when
+
+
+def check_batch_control(control: Control, batch: int) -> None:
+    """Checks that a control with one entry per sequence has as many entries as there are sequences."""
+    if isinstance(control, Tensor) and control.ndim and not control.is_floating_point() and control.shape != (batch,):
+        raise ValueError(f"k must be an int or one index a sequence, shape [{batch}], got {list(control.shape)}")
+
+
+def check_weight(name: str, value: float) -> float:
+    """Checks a weight of a loss term: a finite number that is not negative."""
+    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
+    return float(value)
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """Raises ValueError where a generator lives on another device than the data."""
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(f"the generator is on {generator.device} and the data on {device}; make one on {device}")
+    return generator

@@ -1,0 +1,6 @@
+"""What a flow can be asked for beside fitting data: dynamic optimal transport, short paths, smooth fields."""
+
+from flowfactor.regularizers.costs import HamiltonJacobi, JacobianNorm, NegativeSquare, TransportCost
+from flowfactor.regularizers.endpoints import SinkhornMatch, StartAtRest
+
+__all__ = ["HamiltonJacobi", "JacobianNorm", "NegativeSquare", "SinkhornMatch", "StartAtRest", "TransportCost"]

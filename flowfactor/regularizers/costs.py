@@ -1,0 +1,132 @@
+"""Running costs: integrated along the path, in the same solve, from what a stage already evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor._config import Recorded
+from flowfactor.fields.base import Evaluation
+
+Force = Callable[[Tensor, Tensor], Tensor]
+
+
+class NegativeSquare(Recorded, nn.Module):
+    r"""A force $f(z, t) = -g(z, t)^2 \le 0$ with a small network g (Song et al. 2023, section 3.2).
+
+    A force of this sign lets a potential lose energy but never gain it: the generalised Hamilton-Jacobi equation
+    $\partial_t u + \tfrac12 |\nabla u|^2 = f \le 0$ then still describes dynamic optimal transport, with a sink.
+
+    Args:
+        dim: D.
+        hidden: Size of the hidden layer.
+        generator: Source of the initial weights.
+
+    Raises:
+        ValueError: If a size is not positive.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> force = ff.regularizers.NegativeSquare(dim=4)
+        >>> bool((force(torch.randn(10, 4), torch.tensor(0.5)) <= 0).all())
+        True
+    """
+
+    def __init__(self, dim: int, hidden: int = 64, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if dim < 1 or hidden < 1:
+            raise ValueError(f"dim and hidden must be positive, got {dim} and {hidden}")
+        self.dim = dim
+        self.first = nn.Linear(dim + 1, hidden)
+        self.second = nn.Linear(hidden, 1)
+        for layer in (self.first, self.second):
+            bound = layer.in_features**-0.5
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        """The force at ``z [*batch, D]`` and ``t`` (scalar or ``[*batch]``), shape ``[*batch]``."""
+        time = t.expand(z.shape[:-1]).unsqueeze(-1)
+        return -self.second(torch.tanh(self.first(torch.cat([z, time], -1)))).squeeze(-1).square()
+
+
+class HamiltonJacobi(nn.Module):
+    r"""The squared Hamilton-Jacobi residual $r^2$ with $r = \partial_t u + \tfrac12|\nabla u|^2 - f$, per sample.
+
+    Paths of a potential that solves the equation with $f = 0$ are straight and of constant speed: they are dynamic
+    optimal transport between their own ends (Benamou and Brenier 2000). Norms are summed over D. For a Helmholtz field
+    the residual is that of its potential u.
+
+    Args:
+        force: f(z, t) with ``[*batch]`` values, such as `NegativeSquare`; None for the plain equation, f = 0.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> flow = ff.LatentFlow(ff.potentials.MLPPotential(dim=3))
+        >>> path = flow(torch.zeros(2, 3), [0.0, 1.0], costs={"hj": ff.regularizers.HamiltonJacobi()})
+        >>> path.costs["hj"].shape
+        torch.Size([2, 2])
+    """
+
+    needs = ("potential", "time")
+
+    def __init__(self, force: Force | None = None) -> None:
+        super().__init__()
+        if force is not None and not callable(force):
+            raise TypeError(f"force must be a callable f(z, t) or None, got {type(force).__name__}")
+        self.force = force
+
+    def residual(self, evaluation: Evaluation) -> Tensor:
+        """The residual r, ``[*batch]``; raises TypeError for a field without potential."""
+        if evaluation.gradient is None or evaluation.time is None:
+            raise TypeError("the Hamilton-Jacobi residual needs a field with a potential and its time derivative")
+        r = evaluation.time + 0.5 * evaluation.gradient.square().sum(-1)
+        return r if self.force is None else r - self.force(evaluation.z, evaluation.t)
+
+    def forward(self, evaluation: Evaluation) -> Tensor:
+        """The squared residual, ``[*batch]``."""
+        return self.residual(evaluation).square()
+
+
+class TransportCost(nn.Module):
+    r"""The kinetic energy $\tfrac12 |v|^2$, whose integral is the action (Benamou and Brenier 2000).
+
+    For a gradient field it is $\tfrac12|\nabla u|^2$.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> drift = ff.fields.from_module(lambda z, t: torch.ones_like(z), dim=2)
+        >>> path = ff.LatentFlow(drift)(torch.zeros(1, 2), [0.0, 3.0], costs={"action": ff.regularizers.TransportCost()})
+        >>> round(path.costs["action"][-1].item(), 4)      # 3 frames at speed^2 = 2
+        3.0
+    """
+
+    def forward(self, evaluation: Evaluation) -> Tensor:
+        """Half the squared speed, ``[*batch]``."""
+        return 0.5 * evaluation.velocity.square().sum(-1)
+
+
+class JacobianNorm(nn.Module):
+    r"""The squared Frobenius norm $|\partial v/\partial z|_F^2$, which keeps a flow easy to solve.
+
+    Estimated without bias by $|\epsilon^\top \partial v/\partial z|^2$ with the solve's Rademacher probe (Finlay et al.,
+    ICML 2020, eq. 10). It differentiates the field once more, which costs about one further evaluation a stage.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> decay = ff.fields.from_module(lambda z, t: -2 * z, dim=3)
+        >>> path = ff.LatentFlow(decay)(torch.ones(1, 3), [0.0, 1.0], costs={"jac": ff.regularizers.JacobianNorm()})
+        >>> round(path.costs["jac"][-1].item(), 3)         # |-2 I|^2 = 12
+        12.0
+    """
+
+    needs = ("probe",)
+
+    def forward(self, evaluation: Evaluation) -> Tensor:
+        """The estimate, ``[*batch]``; raises TypeError where the evaluation carries no probe."""
+        if evaluation.probe is None or evaluation.velocity_at is None:
+            raise TypeError("JacobianNorm needs the probe of a solve; hand it to LatentFlow as one of its costs")
+        _, pull = torch.func.vjp(evaluation.velocity_at, evaluation.z)  # type: ignore[misc]
+        return pull(evaluation.probe)[0].square().sum(-1)

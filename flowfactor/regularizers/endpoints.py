@@ -1,0 +1,105 @@
+"""Regularizers of the ends of a path."""
+
+from __future__ import annotations
+
+import geomloss
+import torch
+from torch import Tensor, nn
+
+from flowfactor.control import Control
+from flowfactor.fields.base import Field
+from flowfactor.latent_flow import LatentFlow
+from flowfactor.potentials.base import Potential
+
+
+class StartAtRest(nn.Module):
+    r"""$|\nabla u_c(z_0, t_0)|^2$, per sample: asks a flow to begin at rest (Song et al. 2023, section 3.2).
+
+    For a field without potential it is $|v|^2$.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> u = ff.potentials.QuadraticPotential(2, S=torch.eye(2))
+        >>> ff.regularizers.StartAtRest()(u, torch.tensor([[3.0, 4.0]]))
+        tensor([25.], grad_fn=<...>)
+    """
+
+    def forward(
+        self, flow: LatentFlow | Field | Potential, z0: Tensor, control: Control = 0, t: float | Tensor = 0.0
+    ) -> Tensor:
+        """Measures the squared speed at the start.
+
+        Args:
+            flow: A flow, field or potential.
+            z0: States ``[*batch, D]``.
+            control: Which flow acts.
+            t: Time of the start, in frames.
+
+        Returns:
+            Squared norms ``[*batch]``.
+
+        Raises:
+            TypeError: If ``flow`` is none of these.
+        """
+        part = flow.field if isinstance(flow, LatentFlow) else flow
+        potential = part if isinstance(part, Potential) else getattr(part, "potential", None)
+        if isinstance(potential, Potential):
+            gradient = potential.derivatives(z0, t, control).gradient
+            assert gradient is not None
+            return gradient.square().sum(-1)
+        if not isinstance(part, Field):
+            raise TypeError(f"StartAtRest takes a LatentFlow, Field or Potential, got {type(flow).__name__}")
+        return part(z0, t, control).square().sum(-1)
+
+
+class SinkhornMatch(nn.Module):
+    r"""The Sinkhorn divergence between two clouds of latents, for example pushed and encoded ones.
+
+    $S_\varepsilon(\alpha, \beta) = OT_\varepsilon(\alpha, \beta) - \tfrac12 OT_\varepsilon(\alpha, \alpha) -
+    \tfrac12 OT_\varepsilon(\beta, \beta)$ with the cost $|x - y|^p / p$ (Feydy et al., AISTATS 2019, eq. 3), computed by
+    geomloss. It is zero if and only if the clouds agree, and its gradient moves one onto the other.
+
+    Args:
+        p: Exponent of the cost, 1 or 2.
+        blur: Length scale $\varepsilon^{1/p}$ below which differences are blurred, in units of the latents.
+        scaling: Ratio between successive scales of the solver in (0, 1); closer to 1 is more exact and slower.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> x = torch.randn(64, 2)
+        >>> match = ff.regularizers.SinkhornMatch(blur=0.01)
+        >>> round(match(x, x + torch.tensor([2.0, 0.0])).item(), 2)     # a shift by 2 costs 2^2 / 2
+        2.0
+    """
+
+    def __init__(self, p: int = 2, blur: float = 0.05, scaling: float = 0.8) -> None:
+        super().__init__()
+        if p not in (1, 2):
+            raise ValueError(f"p must be 1 or 2, got {p}")
+        if not blur > 0 or not 0 < scaling < 1:
+            raise ValueError(f"blur must be positive and scaling between 0 and 1, got {blur} and {scaling}")
+        self._loss = geomloss.SamplesLoss("sinkhorn", p=p, blur=blur, scaling=scaling, debias=True, backend="tensorized")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compares two clouds.
+
+        Args:
+            x: Points ``[*batch, N, D]``.
+            y: Points ``[*batch, M, D]``.
+
+        Returns:
+            Divergences ``[*batch]``.
+
+        Raises:
+            ValueError: If the clouds are empty or do not match in shape.
+        """
+        if x.ndim < 2 or y.ndim != x.ndim or x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
+            raise ValueError(f"clouds must be [*batch, N, D] and [*batch, M, D], got {list(x.shape)} and {list(y.shape)}")
+        if x.shape[-2] == 0 or y.shape[-2] == 0:
+            raise ValueError("a cloud has no points")
+        batch = x.shape[:-2]
+        flat = self._loss(x.reshape(-1, *x.shape[-2:]).contiguous(), y.reshape(-1, *y.shape[-2:]).contiguous())
+        return torch.as_tensor(flat).reshape(batch)

@@ -1,0 +1,193 @@
+"""Lightning callbacks of a training run: checkpoints, progress and a graceful stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import lightning.pytorch as pl
+
+from flowfactor.training.module import FlowModule
+
+
+class LastCheckpoint(pl.Callback):
+    """Keeps the latest state of a training in one file, which is whole at any moment.
+
+    Args:
+        path: The file.
+        minutes: Minutes between checkpoints.
+        steps: Steps between checkpoints, or None.
+
+    Example:
+        >>> LastCheckpoint("runs/a/last.ckpt", minutes=5).path.name
+        'last.ckpt'
+    """
+
+    def __init__(self, path: str | Path, minutes: float = 5.0, steps: int | None = None) -> None:
+        self.path, self.minutes, self.steps = Path(path), minutes, steps
+        self._saved_at = 0.0
+        self._saved_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves when it is time to."""
+        due = self.steps is not None and trainer.global_step % self.steps == 0
+        if trainer.world_size == 1:
+            due = due or self._late
+        elif trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            # All processes save together, so one clock counts, and it is asked rarely.
+            due = due or trainer.strategy.broadcast(self._late)
+        if due:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves at the end, also where the training was stopped."""
+        if trainer.global_step != self._saved_step:
+            self.save(trainer)
+
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() - self._saved_at >= 60 * self.minutes
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Saves to a temporary file, which then takes the place of the last one."""
+        temporary = self.path.with_name(f".{self.path.name}.part")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            temporary.replace(self.path)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+
+class Progress(pl.Callback):
+    """A line that tells how far the training is, rewritten on a terminal and repeated rarely elsewhere.
+
+    Args:
+        every: Steps between updates.
+        stream: Where to write; standard error where None.
+        seconds: Shortest time between two lines where the stream is no terminal.
+
+    Example:
+        >>> Progress(every=50).every
+        50
+    """
+
+    def __init__(self, every: int = 50, stream: TextIO | None = None, seconds: float = 15.0) -> None:
+        self.every, self.stream, self.seconds = every, stream, seconds
+        self._written = float("-inf")
+        self._width = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes the line when it is time to."""
+        if trainer.global_step % self.every or not trainer.is_global_zero or not isinstance(pl_module, FlowModule):
+            return
+        stream = self.stream or sys.stderr
+        if stream.isatty() or time.monotonic() - self._written >= self.seconds:
+            self._written = time.monotonic()
+            self._write(stream, describe(pl_module))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the last line."""
+        if trainer.is_global_zero and isinstance(pl_module, FlowModule):
+            stream = self.stream or sys.stderr
+            self._write(stream, describe(pl_module))
+            if stream.isatty():
+                stream.write("\n")
+
+    def _write(self, stream: TextIO, line: str) -> None:
+        if stream.isatty():
+            stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            stream.write(line + "\n")
+        stream.flush()
+
+
+def describe(module: FlowModule) -> str:
+    """Describes the state of a training in one line: progress, time left, speed and the terms last logged.
+
+    Args:
+        module: The module in training.
+
+    Returns:
+        The line.
+    """
+    progress, elapsed = module.progress, module.elapsed
+    parts = [f"{min(progress, 1):4.0%}", f"step {module.global_step:,}"]
+    if 0 < progress < 1:
+        parts.append(f"{clock(elapsed * (1 - progress) / progress)} left")
+    latest = dict(module.latest)
+    speed = latest.pop("steps_per_second", None)
+    if speed is not None:
+        parts.append(f"{speed:.1f} steps/s")
+    parts += [f"{name} {value:.4g}" for name, value in latest.items()]
+    return " | ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Writes a duration as people do.
+
+    Args:
+        seconds: The duration.
+
+    Returns:
+        Minutes and seconds, with hours where there are any.
+
+    Example:
+        >>> clock(75), clock(7384.2)
+        ('1:15', '2:03:04')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class GracefulStop(pl.Callback):
+    """Ends the training behind the current step when it is interrupted, so that the last state can be saved.
+
+    A second interruption is not held back.
+
+    Attributes:
+        stopped: Whether an interruption came.
+
+    Example:
+        >>> GracefulStop().stopped
+        False
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._old: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens to interruptions; only a program's main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._stop)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the training where an interruption came."""
+        if self.stopped:
+            trainer.should_stop = True
+
+    def restore(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        self.restore()

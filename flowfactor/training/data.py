@@ -1,0 +1,76 @@
+"""The Lightning data module of data sets of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, IterableDataset
+
+from flowfactor.data import SequenceDataset, SequenceLoader
+from flowfactor.data.base import Batch
+
+
+class _Endless(IterableDataset[Batch]):
+    """Epoch after epoch of a loader without an end: for Lightning, which works at each end of an epoch, it is one."""
+
+    def __init__(self, loader: SequenceLoader, start: int) -> None:
+        self.loader, self.start = loader, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A step takes one batch, so their number alone gives the position, however many batches are fetched ahead.
+        epoch, batch = divmod(self.start, len(self.loader))
+        self.loader.load_state_dict({**self.loader.state_dict(), "epoch": epoch, "batch": batch})
+        while True:
+            yield from self.loader
+
+
+class SequenceData(pl.LightningDataModule):
+    """A data set of sequences for Lightning's Trainer: stratified batches, sorted by transformation, without an end.
+
+    Batches are made whole by the data set, in the training process. A checkpoint holds the position; it takes the
+    Trainer's steps for the number of batches, so gradients must not be accumulated over several.
+
+    Args:
+        dataset: The training split.
+        batch_size: Sequences per batch of each process.
+        seed: Seed of the order of all epochs.
+        stratified: Equal shares of all transformations in every batch.
+
+    Raises:
+        ValueError: If `batch_size` does not suit the data set.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> data = SequenceData(ff.data.Digits(), batch_size=6)
+        >>> next(iter(data.train_dataloader()))["k"].tolist()
+        [0, 0, 1, 1, 2, 2]
+    """
+
+    def __init__(
+        self, dataset: SequenceDataset, batch_size: int = 96, *, seed: int = 0, stratified: bool = True
+    ) -> None:
+        super().__init__()
+        self.dataset, self.batch_size, self.seed, self.stratified = dataset, batch_size, seed, stratified
+        self._start = 0
+        self._loader(0, 1)  # tells now what does not fit
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Gives the batches from the position on."""
+        trainer = self.trainer
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        return DataLoader(_Endless(self._loader(rank, world), self._start), batch_size=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives the position: the number of batches taken, and the seed."""
+        return {"start": self._start if self.trainer is None else self.trainer.global_step, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a position that `state_dict` gave."""
+        self._start, self.seed = int(state_dict["start"]), int(state_dict["seed"])
+
+    def _loader(self, rank: int, world: int) -> SequenceLoader:
+        return SequenceLoader(
+            self.dataset, self.batch_size, seed=self.seed, stratified=self.stratified, rank=rank, world_size=world
+        )

@@ -1,0 +1,151 @@
+"""The Lightning module of flow-factorized models."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from flowfactor.training.schedule import Schedule
+
+
+class FlowModule(pl.LightningModule):
+    """A model of sequences with its optimiser and schedule, for Lightning's Trainer.
+
+    The optimiser is AdamW. The learning rate follows a `Schedule` over steps or minutes; time is counted from the first
+    step and goes on where a checkpoint left it. A checkpoint also holds the state of the random draws. Every
+    ``log_every_n_steps`` of the Trainer the terms of the objective, the learning rate and the speed are logged; in
+    between nothing is read back from the device.
+
+    Args:
+        model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
+            as `flowfactor.models.FlowFactorizedVAE`.
+        schedule: Course of the learning rate, and the end of the training.
+        learning_rate: Peak learning rate.
+        betas: Decay rates of AdamW's two averages.
+        weight_decay: AdamW's weight decay; at 0 it is Adam.
+        seed: Seed of the draws of the training (each process adds its rank).
+
+    Example:
+        >>> from torch import nn
+        >>> module = FlowModule(nn.Linear(2, 2), Schedule(steps=10), learning_rate=0.1)
+        >>> module.configure_optimizers().param_groups[0]["lr"]
+        0.1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        *,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model, self.schedule = model, schedule
+        self.learning_rate, self.betas, self.weight_decay, self.seed = learning_rate, betas, weight_decay, seed
+        self.latest: dict[str, float] = {}
+        self.generator: torch.Generator | None = None
+        self._before = 0.0
+        self._begun: float | None = None
+        self._draws: list[Tensor] | None = None
+        self._mark = (0, 0.0)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before a checkpoint included."""
+        return self._before + (0.0 if self._begun is None else time.monotonic() - self._begun)
+
+    @property
+    def progress(self) -> float:
+        """How far the training is: 0 at the beginning, 1 or more at the end."""
+        return self.schedule.progress(self.global_step, self.elapsed)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Makes AdamW, in one kernel per step where the device has it."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(
+            parameters,
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters),
+        )
+
+    def on_train_start(self) -> None:
+        """Starts the clock and the draws, from scratch or where the checkpoint left them."""
+        generator = torch.Generator(self.device)
+        if self._draws is None:
+            generator.manual_seed(self.seed + self.global_rank)
+        else:
+            generator.set_state(self._draws[min(self.global_rank, len(self._draws) - 1)])
+        self.generator = generator
+        self._begun = time.monotonic()
+        self._mark = (self.global_step, self._begun)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets the learning rate of the step that comes."""
+        # By steps the rate belongs to the middle of the step: neither the first nor the last step is then wasted.
+        factor = self.schedule(self.schedule.progress(self.global_step + 0.5, self._agreed_elapsed()))
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.learning_rate * factor
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Gives the loss of a batch of sequences."""
+        terms = self.model(batch["frames"], batch["t"], batch["k"], generator=self.generator)
+        step = self.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log(terms.as_dict(), step, len(batch["frames"]))
+        return terms.loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ends the training when its time is up."""
+        if self.schedule.progress(self.global_step, self._agreed_elapsed()) >= 1:
+            self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        """Stops the clock."""
+        self._before, self._begun = self.elapsed, None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds elapsed time and random draws to a checkpoint."""
+        generator = torch.Generator(self.device) if self.generator is None else self.generator
+        draws = [generator.get_state()]
+        if self.trainer.world_size > 1:
+            draws = [state.cpu() for state in self.all_gather(draws[0].to(self.device))]
+        checkpoint["flowfactor"] = {"elapsed": self.elapsed, "draws": draws, "rng": torch.get_rng_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes elapsed time and random draws out of a checkpoint."""
+        state = checkpoint["flowfactor"]
+        self._before, self._draws = state["elapsed"], [draws.cpu() for draws in state["draws"]]
+        torch.set_rng_state(state["rng"].cpu())
+
+    def _agreed_elapsed(self) -> float:
+        """Gives the elapsed time on which all processes agree, so that all stop at the same step."""
+        if self.trainer.world_size == 1 or self.schedule.minutes is None:
+            return self.elapsed
+        return self.trainer.strategy.broadcast(self.elapsed)
+
+    def _log(self, terms: dict[str, Any], step: int, batch_size: int) -> None:
+        now = time.monotonic()
+        speed = (step - self._mark[0]) / max(now - self._mark[1], 1e-9)
+        self._mark = (step, now)
+        self.latest = {name: float(value) for name, value in terms.items()}
+        if self.latest["loss"] != self.latest["loss"]:
+            raise FloatingPointError(
+                f"the loss became NaN before step {step}: lower the learning rate, or clip the gradient (train.clip); "
+                f"the terms are {self.latest}"
+            )
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        logged = self.latest | {"learning_rate": rate, "seconds": self.elapsed, "steps_per_second": speed}
+        self.latest["steps_per_second"] = speed
+        self.log_dict(logged, batch_size=batch_size, logger=False)
+        # Straight to the loggers: Lightning's own count of batches is one off in runs resumed from their last step.
+        for logger in self.loggers:
+            logger.log_metrics(logged, step)

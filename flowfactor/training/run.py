@@ -1,0 +1,366 @@
+"""Training runs from a configuration: prepare, train, resume, evaluate."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+import flowfactor
+from flowfactor.data import SequenceDataset
+from flowfactor.errors import require
+from flowfactor.metrics import equivariance_error, log_likelihood
+from flowfactor.models import FlowFactorizedVAE, build_vae
+from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
+from flowfactor.training.config import Config, load_config
+from flowfactor.training.data import SequenceData
+from flowfactor.training.module import FlowModule
+from flowfactor.training.schedule import Schedule
+
+CHECKPOINT, RESULT, CONFIG, MODEL = "last.ckpt", "result.json", "config.yaml", "model"
+METRICS, TENSORBOARD = "metrics.csv", "tensorboard"
+"""Names in the folder of a run."""
+
+_QUIET = (
+    ".*does not have many workers.*",  # batches are made whole by the data set: workers would only copy them
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+    ".*LeafSpec.*",  # a deprecation of PyTorch's that Lightning has not followed yet
+)
+
+
+@dataclass
+class Run:
+    """A training run that is ready to start: everything that can go wrong beforehand has been checked.
+
+    Attributes:
+        config: The settings.
+        model: The model.
+        data: The training data.
+        test: The test data.
+        folder: Folder of the run.
+        resume: Whether to go on from its checkpoint.
+    """
+
+    config: Config
+    model: FlowFactorizedVAE
+    data: SequenceData
+    test: SequenceDataset
+    folder: Path
+    resume: bool
+
+    def fit(self) -> dict[str, Any]:
+        """Trains, saves, evaluates, and writes the result.
+
+        Returns:
+            The result, as in ``result.json``.
+
+        Raises:
+            FloatingPointError: If the loss becomes NaN.
+        """
+        config, train = self.config, self.config.train
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.resume:
+            _clear(self.folder)
+        yaml = require("yaml", extra="train")
+        write_text(self.folder / CONFIG, yaml.safe_dump(config.as_dict(), sort_keys=False))
+        if train.threads is not None:
+            torch.set_num_threads(train.threads)
+        module = FlowModule(
+            self.model,
+            _schedule(config),
+            learning_rate=train.learning_rate,
+            betas=train.betas,
+            weight_decay=train.weight_decay,
+            seed=config.seed,
+        )
+        stop = GracefulStop()
+        with _quiet():
+            trainer = self._trainer(stop)
+            try:
+                trainer.fit(
+                    module,
+                    datamodule=self.data,
+                    ckpt_path=self.folder / CHECKPOINT if self.resume else None,
+                    weights_only=True,
+                )
+            finally:
+                stop.restore()
+        result = self._result(module, trainer, stop.stopped)
+        if not trainer.is_global_zero:
+            return result
+        self.model.save_pretrained(self.folder / MODEL)
+        if not stop.stopped:
+            result |= evaluate(
+                self.model,
+                self.test,
+                limit=train.evaluate_limit,
+                likelihood_limit=train.likelihood_limit,
+                samples=train.likelihood_samples,
+                seed=config.seed,
+            )
+        write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        return result
+
+    def _trainer(self, stop: GracefulStop) -> pl.Trainer:
+        train = self.config.train
+        callbacks: list[pl.Callback] = [
+            stop,
+            LastCheckpoint(self.folder / CHECKPOINT, train.checkpoint_minutes, train.checkpoint_steps),
+        ]
+        if train.progress:
+            callbacks.append(Progress(train.log_every))
+        return pl.Trainer(
+            accelerator=train.accelerator,
+            devices=train.devices,
+            precision=train.precision,  # type: ignore[arg-type]
+            max_steps=-1 if train.steps is None else train.steps,
+            max_epochs=-1,
+            gradient_clip_val=train.clip,
+            log_every_n_steps=train.log_every,
+            logger=_loggers(self.folder, train.tensorboard, self.resume),
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+
+    def _result(self, module: FlowModule, trainer: pl.Trainer, stopped: bool) -> dict[str, Any]:
+        steps, seconds = trainer.global_step, module.elapsed
+        return {
+            "finished": not stopped,
+            "steps": steps,
+            "seconds": round(seconds, 3),
+            "steps_per_second": round(steps / seconds, 3) if seconds else None,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "terms": module.latest,
+            "seed": self.config.seed,
+            "config": self.config.as_dict(),
+            "versions": versions(),
+        }
+
+
+def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Makes all parts of a run and checks that they fit, before any work.
+
+    Seeds PyTorch's global generator with the configuration's seed.
+
+    Args:
+        config: The settings, or the name of a preset, or the path of a YAML file.
+        resume: Go on from the checkpoint in the output folder.
+        overwrite: Begin anew in a folder that holds a run.
+
+    Returns:
+        The run; its `Run.fit` trains.
+
+    Raises:
+        FileNotFoundError: If data are missing, or there is nothing to resume.
+        FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set.
+        ValueError: If settings are out of range, do not fit each other, or differ from the run to resume.
+        TypeError: If the model takes no such setting.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    folder = Path(config.output).expanduser()
+    _check_folder(folder, resume, overwrite)
+    _schedule(config)
+    train, test = config.data.dataset("train"), config.data.dataset("test")
+    data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
+    shape: dict[str, Any] = {"image_shape": train.image_shape, "num_flows": train.num_flows}
+    if resume:
+        _check_resumable(config, folder, shape)
+    torch.manual_seed(config.seed)
+    model = build_vae(**shape, **config.model)
+    return Run(config, model, data, test, folder, resume)
+
+
+def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Trains a model by a configuration, with checkpoints, logs and a result file.
+
+    The folder of the run holds ``config.yaml``, ``last.ckpt``, ``metrics.csv``, the model in ``model/`` (for
+    ``from_pretrained``) and ``result.json``. An interruption (Ctrl-C) ends the training behind the current step and
+    saves it; the result then has ``"finished": false`` and no measurements.
+
+    Args:
+        config: The settings, or the name of a preset, or the path of a YAML file.
+        resume: Go on from the checkpoint in the output folder: weights, optimiser, schedule, position in the data and
+            random draws.
+        overwrite: Begin anew in a folder that holds a run.
+
+    Returns:
+        The result: ``equivariance_error`` and ``doing_nothing`` by transformation, ``log_likelihood``, ``steps``,
+        ``seconds``, ``config``, ``versions`` and more.
+
+    Raises:
+        FileNotFoundError: If data are missing, or there is nothing to resume.
+        FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set.
+        ValueError: If settings are out of range, do not fit each other, or differ from the run to resume.
+        TypeError: If the model takes no such setting.
+
+    Example:
+        >>> train("demo")["equivariance_error"]  # doctest: +SKIP
+        {'scaling': 420.5, 'rotation': 300.1, 'colouring': 410.7}
+    """
+    return prepare(config, resume=resume, overwrite=overwrite).fit()
+
+
+def load_run(folder: str | Path) -> tuple[FlowFactorizedVAE, Config]:
+    """Loads the model and the settings of a run.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The model, in evaluation mode, and its configuration.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or no model yet.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a run: it holds no {CONFIG}")
+    if not (folder / MODEL).is_dir():
+        raise FileNotFoundError(f"{folder} holds no {MODEL}/ yet: the training has not ended; train with --resume")
+    return FlowFactorizedVAE.from_pretrained(folder / MODEL), load_config(folder / CONFIG)
+
+
+def evaluate(
+    model: FlowFactorizedVAE,
+    test: SequenceDataset,
+    *,
+    limit: int | None = None,
+    likelihood_limit: int | None = None,
+    samples: int = 64,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measures a model on test sequences.
+
+    Args:
+        model: The model.
+        test: The test split.
+        limit: Sequences of each transformation for the equivariance error; None for all.
+        likelihood_limit: Sequences for the likelihood; None for all, 0 to leave it out.
+        samples: Samples of its importance-weighted bound.
+        seed: Seed of its draws.
+
+    Returns:
+        ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
+        `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`).
+    """
+    device = next(model.parameters()).device
+    test = test.to(device)
+    error = equivariance_error(model, test, limit=limit)
+    result: dict[str, Any] = {
+        "equivariance_error": dict(zip(test.flow_names, error.mean.tolist(), strict=True)),
+        "doing_nothing": dict(zip(test.flow_names, error.doing_nothing.tolist(), strict=True)),
+        "equivariance": error.as_dict(),
+    }
+    if likelihood_limit != 0:
+        per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
+        generator = torch.Generator(device).manual_seed(seed)
+        bound = log_likelihood(model, test, samples=samples, limit=per_flow, generator=generator)
+        result["log_likelihood"] = bound.as_dict()
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Gives the versions of what a result depends on."""
+    return {
+        "flowfactor": flowfactor.__version__,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _schedule(config: Config) -> Schedule:
+    train = config.train
+    return Schedule(train.steps, train.minutes, train.warmup, train.schedule)
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ValueError("resume goes on with a run and overwrite begins it anew: choose one of them")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"the output {folder} is a file: choose a folder")
+    checkpoint = folder / CHECKPOINT
+    if not resume:
+        if not overwrite and (checkpoint.exists() or (folder / RESULT).exists()):
+            raise FileExistsError(f"{folder} holds a run: resume it, overwrite it, or choose another output")
+        return
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"there is nothing to resume: {folder} holds no {CHECKPOINT}")
+
+
+def _check_resumable(config: Config, folder: Path, shape: dict[str, Any]) -> None:
+    """Checks that what the checkpoint's state belongs to is the same; length and logging may change."""
+    before = load_config(folder / CONFIG)
+    if build_vae(**shape, **before.model).config() != build_vae(**shape, **config.model).config():
+        raise ValueError(f"the run in {folder} has model {before.model}, not {config.model}: make them agree")
+    for name in ("data", "seed"):
+        if getattr(before, name) != getattr(config, name):
+            raise ValueError(
+                f"the run in {folder} has {name} {getattr(before, name)}, not {getattr(config, name)}: make them agree"
+            )
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier run left that this one would not replace at once."""
+    for name in (CHECKPOINT, RESULT, METRICS):
+        (folder / name).unlink(missing_ok=True)
+    for name in (MODEL, TENSORBOARD):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _loggers(folder: Path, tensorboard: bool, resume: bool) -> list[Logger]:
+    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    earlier = (folder / METRICS).read_text(encoding="utf-8") if resume and (folder / METRICS).exists() else None
+    _ = table.experiment  # Lightning deletes an earlier table here; a resumed run goes on with it
+    if earlier is not None:
+        write_text(folder / METRICS, earlier)
+    loggers: list[Logger] = [table]
+    if tensorboard:
+        # Where it is not installed, the table alone has to do.
+        with contextlib.suppress(ModuleNotFoundError):
+            loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD, default_hp_metric=False))
+    return loggers
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning's tips and its warnings about what is meant to be so to itself."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            for message in _QUIET:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

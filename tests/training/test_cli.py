@@ -1,0 +1,167 @@
+"""The command line and the presets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowfactor import __version__, data
+from flowfactor.cli import main, parse_train
+from flowfactor.models import build_vae
+from flowfactor.training import Config, list_presets, load_config
+
+TINY = [
+    *("--data.steps", "2", "--data.limit", "12", "--model.latent_dim", "4", "--model.hidden", "[8,8]"),
+    *("--train.minutes", "null", "--train.steps", "3", "--train.batch_size", "6", "--train.evaluate_limit", "3"),
+    *("--train.likelihood_limit", "0", "--train.progress", "false"),
+]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_there_are_the_presets() -> None:
+    assert list_presets() == ["demo", "mnist-paper", "mnist-small", "scenes"]
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_preset_builds_a_model_that_can_be_trained(preset: str) -> None:
+    config, _, _ = parse_train([preset])
+    read = load_config(preset)
+    assert (config.data, config.train, config.output) == (read.data, read.train, read.output)
+    if config.data.name == "scenes":
+        config.data.options = {"orientations": 1, "hues": 8, "shapes": ["cube", "cone"], "supersampling": 1}
+        dataset = config.data.dataset()
+    else:
+        dataset = data.Digits(steps=config.data.steps)
+    assert dataset.num_flows <= config.train.batch_size <= 128
+    model = build_vae(dataset.image_shape, dataset.num_flows, **config.model)
+    assert model.config() == build_vae(dataset.image_shape, dataset.num_flows, **read.model).config()
+    batch = dataset.batch(list(range(dataset.num_flows)), list(range(dataset.num_flows)))
+    loss = model(batch["frames"], batch["t"], batch["k"]).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def test_the_papers_preset_is_the_papers() -> None:
+    config = load_config("mnist-paper")
+    model = build_vae(num_flows=3, **config.model)
+    assert (config.train.steps, config.train.batch_size, config.train.learning_rate) == (90000, 128, 1e-4)
+    assert model.flow.dim == 324 and model.objective == "marginal"
+    assert type(model.prior).__name__ == "Diffusion" and type(model.flow.field).__name__ == "GradientField"
+
+
+def test_any_key_is_overridden_and_later_ones_win(tmp_path: Path) -> None:
+    later = ["--train.minutes", "5", "--train.minutes=6", "--train.betas", "[0.8,0.9]", "--data.root", "x"]
+    config, resume, overwrite = parse_train(
+        [
+            "mnist-small",
+            *later,
+            "--model.field",
+            "gradient",
+            "--model.decoder.initial_mean",
+            "0.2",
+            "--seed",
+            "7",
+            "--resume",
+        ]
+    )
+    assert config.model["field"] == "gradient" and config.model["decoder"] == {"initial_mean": 0.2}
+    assert (config.seed, config.train.minutes, config.train.betas, config.data.root) == (7, 6, (0.8, 0.9), "x")
+    assert config.model["frames_per_step"] == 2 and resume and not overwrite
+    assert Config.from_dict(config.as_dict()) == config
+
+
+def test_a_file_is_as_good_as_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("data: {name: digits}\ntrain: {steps: 4}\nmodel: {encoder: {widths: [8]}}\n")
+    config, _, _ = parse_train([str(file), "--train.steps", "5"])
+    assert (config.data.name, config.train.steps, config.model) == ("digits", 5, {"encoder": {"widths": [8]}})
+    assert load_config(file).train.steps == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "begin with a preset"),
+        (["train", "mnist-large"], "unknown preset 'mnist-large': choose among demo"),
+        (["train", "demo", "--model.colour", "red"], "model.colour"),
+        (["train", "demo", "--train.steps", "many"], "train.steps"),
+        (["train", "demo", "--train.steps", "-3"], "train.steps must be above 0"),
+        (["train", "demo", "--train.minutes", "null"], "no end"),
+        (["train", "demo", "--model.field", "magnetic"], "field must be one of"),
+        (["train", "demo", "--data.options.colour", "reddish"], "reddish"),
+        (["train", "demo", "--train.batch_size", "2"], "stratified batch needs at least 3"),
+        (["train", "demo", "--resume"], "nothing to resume"),
+        (["evaluate", "nowhere"], "not the folder of a run"),
+        (["traverse", "nowhere"], "must end in .png and lie in a folder that exists"),
+        (["demo", "--minutes", "-1"], "train.minutes must be above 0"),
+        (["fly"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_mistakes_end_with_code_2_before_any_work(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(arguments, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "mnist-small", "--data.root", str(tmp_path / "none"), "--output", str(tmp_path / "run")]
+    assert "holds no train-images-idx3-ubyte" in refused(arguments, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["evaluate", "-h"], ["traverse", "-h"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: flowfactor" in text
+    if arguments[0] == "train":
+        assert all(
+            key in text for key in ("--data.root", "--train.minutes", "--model.field", "--resume", "mnist-small")
+        )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0 and capsys.readouterr().out == f"flowfactor {__version__}\n"
+
+
+def test_train_evaluate_traverse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "demo", *TINY, "--output", str(run)]) == 0
+    assert "colouring" in capsys.readouterr().out
+    trained = json.loads((run / "result.json").read_text())
+    assert main(["evaluate", str(run), "--limit", "3", "--samples", "2"]) == 0
+    measured = json.loads((run / "evaluation.json").read_text())
+    assert measured["equivariance_error"] == pytest.approx(trained["equivariance_error"], rel=1e-5)
+    assert measured["log_likelihood"]["samples"] == 2 and measured["log_likelihood"]["count"] == 9
+    assert main(["traverse", str(run), "--gif", str(run / "a.gif"), "--images", "1"]) == 0
+    assert (run / "traversal.png").read_bytes()[:4] == b"\x89PNG" and (run / "a.gif").read_bytes()[:3] == b"GIF"
+    assert "--images must be between" in refused(["traverse", str(run), "--images", "0"], capsys)
+    assert "holds a run" in refused(["train", "demo", *TINY, "--output", str(run)], capsys)
+    more = ["train", str(run / "config.yaml"), "--resume", "--train.steps", "4"]
+    assert main(more) == 0
+    assert json.loads((run / "result.json").read_text())["steps"] == 4
+
+
+def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--minutes", "0.005"]) == 0
+    folder = tmp_path / "demo_output"
+    assert {"model", "traversal.png", "transformations.gif", "result.json"} <= {path.name for path in folder.iterdir()}
+    text = capsys.readouterr().out
+    assert "doing nothing" in text and "rotation" in text and "what to try next" in text
