@@ -45,7 +45,7 @@ def train_step(dim: int, divergence: str, repeats: int) -> list[Row]:
     steps. direct and checkpoint stand against plain ``odeint``, adjoint against plain ``odeint_adjoint``.
     """
     torch.manual_seed(0)
-    potential = ff.potentials.MLPPotential(dim, hidden=(64, 64), init_scale=1.0 if dim > 100 else 0.3)
+    potential = ff.potentials.MLPPotential(dim, hidden=(64, 64), init_scale=1.0 if dim > 100 else 0.1)
     z0 = torch.randn(BATCH, dim)
     t = torch.arange(8.0)
     probe = rademacher_like(z0, torch.Generator().manual_seed(1)) if divergence == "hutchinson" else None
@@ -91,9 +91,10 @@ def train_step(dim: int, divergence: str, repeats: int) -> list[Row]:
     for side in sides.values():
         side()
     for name in sides:
-        # An adjoint's gradient is right to the solver's tolerance only, hence the wider bound.
+        # checkpoint lands on every output and adjoint solves an equation of its own: their gradients agree with direct's
+        # to the solver's accuracy, not to rounding.
         for a, b, what in zip(outcomes[name], outcomes["plain odeint"], ("z", "log_det", "dz0", "dW1"), strict=True):
-            same(a, b, 5e-3 if "adjoint" in name and what[0] == "d" else 1e-3, f"{name} {what}")
+            same(a, b, 5e-3 if what[0] == "d" else 1e-3, f"{name} {what}")
     timings = interleaved(sides, repeats)
     rows = []
     for name in list(sides)[:4]:

@@ -45,7 +45,8 @@ class PlainFlow(nn.Module):
 
     Args:
         potential: u.
-        probe: Hutchinson's probe; None for the exact trace, by one further backward pass for each dimension.
+        probe: Hutchinson's probe; None for the exact trace, by one further backward pass for each dimension, all in
+            one batch.
     """
 
     def __init__(self, potential: PlainPotential, probe: Tensor | None) -> None:
@@ -65,12 +66,10 @@ class PlainFlow(nn.Module):
                 (along,) = torch.autograd.grad((gradient * self.probe).sum(), z, create_graph=True)
                 laplacian = (along * self.probe).sum(-1)
             else:
-                laplacian = torch.stack(
-                    [
-                        torch.autograd.grad(gradient[:, i].sum(), z, create_graph=True)[0][:, i]
-                        for i in range(z.shape[1])
-                    ]
-                ).sum(0)
+                # All D backward passes at once: several times faster than a loop over the dimensions.
+                units = torch.eye(z.shape[1], dtype=z.dtype).unsqueeze(1).expand(-1, len(z), -1)
+                (hessian,) = torch.autograd.grad(gradient, z, units, create_graph=True, is_grads_batched=True)
+                laplacian = hessian.diagonal(dim1=0, dim2=2).sum(-1)
             return torch.cat([gradient, laplacian.unsqueeze(-1)], -1)
 
     def solve(self, z0: Tensor, t: Tensor, tolerance: float, *, adjoint: bool = False) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,7 @@ class _Recorder(TorchFunctionMode):
         self.made: dict[int, Tensor] = {id(x): x for x in inputs}
         self.entered: dict[int, Tensor] = {}
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         for x in tree_leaves((args, kwargs)):
             if isinstance(x, Tensor) and id(x) not in self.made and _is_plain(x) and x.requires_grad:
                 self.entered.setdefault(id(x), x)
@@ -98,4 +96,4 @@ def _walk(start: Any, edges: dict[tuple[Any, int], Tensor]) -> tuple[list[Tensor
 
 
 def _is_plain(x: Tensor) -> bool:
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]

@@ -38,7 +38,8 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
         return None
     if name.startswith("encoders."):
         return {"type": name, "arguments": module.config}
-    args, kwargs = module._arguments  # type: ignore[misc]
+    recorded: Any = module
+    args, kwargs = recorded._arguments
     signature = inspect.signature(type(module).__init__)
     bound = signature.bind(module, *args, **kwargs)
     positional = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None)

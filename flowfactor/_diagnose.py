@@ -84,7 +84,9 @@ def failure(
             reason="blowup", time=now, step=step, sample=worst,
         )  # fmt: skip
     rate, sample = stiffness(rhs, t, y)
-    at_limit = f"cannot end within max_steps={limit}" if limit is not None else "needs steps below the clock's resolution"
+    at_limit = (
+        f"cannot end within max_steps={limit}" if limit is not None else "needs steps below the clock's resolution"
+    )
     if rate * abs(dt) > 1.0:
         return FlowSolveError(
             f"the flow is too stiff: the solve {at_limit} {where}, with steps of {abs(dt):.3g} frames held down by a rate "
@@ -141,7 +143,7 @@ def _overstepped(
     outwards = float((here * pull).sum() / (here.norm() * pull.norm()).clamp_min(1e-30))
     if outwards * (1.0 if dt >= 0 else -1.0) > 0.1:
         return 0.0, sample
-    for time, state in ((t, y), (t.new_full((), t_start), y_start)):
+    for time, state in ((t.new_full((), t_start), y_start), (t, y)):
         rate, sample = stiffness(rhs, time, state)
         if rate * abs(dt) > 1.0:
             return rate, sample

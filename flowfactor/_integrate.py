@@ -18,6 +18,7 @@ from flowfactor.path import SolveStats
 from flowfactor.solver import MULTISTEP_METHODS, SCIPY_METHOD, Solver
 
 RHS = Callable[[Tensor, Tensor], Tensor]
+_odeint: Any = torchdiffeq.odeint  # its annotations do not say that tensors come back as tensors
 _STEPS_AT_ONCE = 8  # steps whose graph the checkpoint mode holds at a time
 _LOOK_EVERY = 1_000  # attempted steps between two looks at whether a solve can still end within its limit
 
@@ -171,8 +172,13 @@ def _solve(
     """Calls torchdiffeq once and turns its failures into FlowSolveError."""
     solver = dynamics.solver
     options = _options(solver, t, steered, first_step)
-    arguments: dict[str, Any] = dict(rtol=solver.rtol, atol=solver.atol, method=solver.method, options=options)
-    solve = torchdiffeq.odeint
+    arguments: dict[str, Any] = {
+        "rtol": solver.rtol,
+        "atol": solver.atol,
+        "method": solver.method,
+        "options": options,
+    }
+    solve: Any = torchdiffeq.odeint
     if captured is not None:
         solve = torchdiffeq.odeint_adjoint
         arguments |= {"adjoint_params": captured, "adjoint_options": _adjoint_options(solver, t, steered)}
@@ -193,7 +199,7 @@ def _solve(
             raise  # the user's field said so, not the solver
         raise _failure(dynamics, y0, t, begun, limit=None) from None
     if len(ys) != len(t) or not bool(torch.isfinite(ys.detach()).all()):
-        raise _late_failure(dynamics, y0, t, ys.detach())
+        raise _late_failure(dynamics, y0, t)
     return ys
 
 
@@ -247,20 +253,18 @@ def _failure(dynamics: _Dynamics, y0: Tensor, t: Tensor, begun: int, *, limit: i
     return failure(dynamics.rhs, now.reshape(()), y, dt, *ends, y0.detach(), step, limit=limit)
 
 
-def _late_failure(dynamics: _Dynamics, y0: Tensor, t: Tensor, ys: Tensor) -> FlowSolveError:
+def _late_failure(dynamics: _Dynamics, y0: Tensor, t: Tensor) -> FlowSolveError:
     """A fixed-step or SciPy solve says nothing when states go bad: walk it again and stop where they do."""
     solver = dynamics.solver
     if solver.method == SCIPY_METHOD:
-        good = min(len(ys), len(t)) - 1
-        while good > 0 and first_bad(ys[good]) is not None:
-            good -= 1
-        return failure(dynamics.rhs, t[good], ys[good], 0.0, float(t[0]), float(t[-1]), y0, good, limit=None)
+        now, y, dt = dynamics.last or (t[0], y0, 0.0)  # SciPy gave up at its last evaluation
+        return failure(dynamics.rhs, now.reshape(()), y, dt, float(t[0]), float(t[-1]), y0.detach(), 0, limit=None)
     good_t, good_y, steps = t[0], y0.detach(), 0
     grid = solver.grid(t)
     with torch.no_grad():
         for a, b in zip(grid[:-1], grid[1:], strict=True):
             once = torch.stack([a, b])
-            y = torchdiffeq.odeint(dynamics.rhs, good_y, once, method=solver.method, options=dict(solver.options))[1]
+            y = _odeint(dynamics.rhs, good_y, once, method=solver.method, options=dict(solver.options))[1]
             if first_bad(y) is not None:
                 break
             good_t, good_y, steps = b, y, steps + 1
@@ -327,7 +331,7 @@ def _pull_back(
     if steps > _STEPS_AT_ONCE:
         # Walk forward once keeping a fixed number of states, then go back through the pieces, last first.
         size = math.ceil(steps / _STEPS_AT_ONCE)
-        cuts = list(range(0, steps, size)) + [steps]
+        cuts = [*range(0, steps, size), steps]
         states = [y]
         with torch.no_grad():
             for a, b in zip(cuts[:-2], cuts[1:-1], strict=True):
@@ -353,12 +357,18 @@ def _replay(dynamics: _Dynamics, steered: int, y: Tensor, times: Tensor) -> Tens
         return _solve(dynamics, y, times, steered)[-1]
     if not solver.adaptive:
         options = dict(solver.options)
-        return torchdiffeq.odeint(dynamics, y, times, method=solver.method, options=options)[-1]
+        return _odeint(dynamics, y, times, method=solver.method, options=options)[-1]
     step_options = dict(solver.options) | {"norm": _accept}
     for a, b in zip(times[:-1], times[1:], strict=True):
         step_options |= {"first_step": abs(float(b - a)) * 2, "step_t": b.reshape(1)}
-        y = torchdiffeq.odeint(
-            dynamics, y, torch.stack([a, b]), rtol=solver.rtol, atol=solver.atol, method=solver.method, options=step_options
+        y = _odeint(
+            dynamics,
+            y,
+            torch.stack([a, b]),
+            rtol=solver.rtol,
+            atol=solver.atol,
+            method=solver.method,
+            options=step_options,
         )[1]
     return y
 

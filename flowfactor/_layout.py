@@ -124,9 +124,7 @@ class WeightedLayout(Layout):
         return (weights * every).sum(0).reshape((*self.batch_shape, *event))
 
 
-def layout_of(
-    control: ResolvedControl, batch_shape: Sequence[int], num_flows: int, *, stacked: bool = True
-) -> Layout:
+def layout_of(control: ResolvedControl, batch_shape: Sequence[int], num_flows: int, *, stacked: bool = True) -> Layout:
     """Chooses the layout of a control.
 
     Args:

@@ -279,4 +279,6 @@ def _broadcast(control: Tensor, shape: Sequence[int], name: str) -> Tensor:
     try:
         return control.expand(tuple(shape))
     except RuntimeError as error:
-        raise ValueError(f"{name} of shape {list(control.shape)} does not fit a batch that needs {list(shape)}") from error
+        raise ValueError(
+            f"{name} of shape {list(control.shape)} does not fit a batch that needs {list(shape)}"
+        ) from error

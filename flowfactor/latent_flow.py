@@ -151,9 +151,7 @@ class LatentFlow(nn.Module):
             bound = self.field.bind(
                 acting, batch, want=want, divergence=self.divergence if log_det else None, probe=probe
             )
-            ys = integrate(
-                self.solver, packing.rhs(bound), y, segment.times, steered=packing.steered, stats=stats
-            )
+            ys = integrate(self.solver, packing.rhs(bound), y, segment.times, steered=packing.steered, stats=stats)
             outputs.append(ys[segment.first : segment.last])
             y = ys[-1]
         return packing.path(torch.cat(outputs) if len(outputs) > 1 else outputs[0], t.to(z0.dtype), stats)
@@ -187,7 +185,9 @@ class LatentFlow(nn.Module):
             FlowSolveError: If the solve fails.
         """
         reverse = times(t, z1) if isinstance(z1, Tensor) else torch.as_tensor(t)
-        return self(z1, reverse.flip(0) if reverse.ndim else reverse, control, log_det=log_det, costs=costs, generator=generator)
+        return self(
+            z1, reverse.flip(0) if reverse.ndim else reverse, control, log_det=log_det, costs=costs, generator=generator
+        )
 
     def transform(self, t0: float, t1: float, control: Control = 0) -> FlowTransform:
         """The map from states at ``t0`` to states at ``t1`` as a transform of torch.distributions.
@@ -268,7 +268,9 @@ class LatentFlow(nn.Module):
         # Compared as the solver will see them: two times that round to one are one.
         steps = now.to(z0.dtype).diff()
         if not bool((steps > 0).all() or (steps < 0).all()):
-            raise ValueError(f"t must be strictly increasing or strictly decreasing, without repeats; got {now.tolist()}")
+            raise ValueError(
+                f"t must be strictly increasing or strictly decreasing, without repeats; got {now.tolist()}"
+            )
         return t
 
 
@@ -348,7 +350,7 @@ def _resting(z0: Tensor, t: Tensor, log_det: bool, costs: dict[str, Cost], stats
     """The path of an empty batch, or of one time only: nothing moves."""
     z = z0.expand(len(t), *z0.shape)
     zero = z0.new_zeros((len(t), *z0.shape[:-1]))
-    return FlowPath(t.to(z0.dtype), z, zero if log_det else None, {name: zero for name in costs}, stats)
+    return FlowPath(t.to(z0.dtype), z, zero if log_det else None, dict.fromkeys(costs, zero), stats)
 
 
 def _checked_rate(name: str, rate: object, batch: torch.Size) -> Tensor:

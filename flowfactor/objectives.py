@@ -59,12 +59,12 @@ def start_divergence(q: Distribution, prior: Prior, z0: Tensor, control: Control
 
 
 def path_log_ratio(q: Distribution, prior: Prior, path: FlowPath, control: Control) -> Tensor:
-    """ln q(z_0|x_0) - ln p(z_0) of the samples a path starts with, ``[*samples, B]``, in nats."""
+    """Ln q(z_0|x_0) - ln p(z_0) of the samples a path starts with, ``[*samples, B]``, in nats."""
     return q.log_prob(path.z[0]) - prior.at(0.0, control).log_prob(path.z[0])
 
 
 def marginal_log_ratio(q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
-    """ln q_t(z_t) - ln p_t(z_t) along a path, in nats.
+    """Ln q_t(z_t) - ln p_t(z_t) along a path, in nats.
 
     Args:
         q: Posterior of z_0, batch ``[B]``.

@@ -28,12 +28,12 @@ class SolveStats:
 
 @dataclass(frozen=True)
 class FlowPath:
-    """A path along a latent flow, time first.
+    r"""A path along a latent flow, time first.
 
     Attributes:
         t: Times ``[T]``, in frames, in the order in which they were asked for.
         z: States ``[T, *batch, D]``; ``z[0]`` is the state the solve began with.
-        log_det: $\\ln |\\det \\partial z_t / \\partial z_{t_0}|$, ``[T, *batch]``; None where it was not asked for.
+        log_det: $\ln |\det \partial z_t / \partial z_{t_0}|$, ``[T, *batch]``; None where it was not asked for.
         costs: Running costs by name, each integrated from ``t[0]`` to ``t[i]`` along the path, ``[T, *batch]``. They
             are path integrals over elapsed time: positive costs add up in either direction of time.
         stats: Evaluations and steps.

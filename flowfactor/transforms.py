@@ -74,7 +74,7 @@ class FlowTransform(Transform):
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """ln |det dy/dx|, shape ``[*batch]``, from the solve that made the pair where that is known."""
+        """Ln |det dy/dx|, shape ``[*batch]``, from the solve that made the pair where that is known."""
         if self._solved is None or self._solved[0] is not x or self._solved[1] is not y:
             self._call(x)
         assert self._solved is not None

@@ -110,7 +110,12 @@ class Field(Recorded, nn.Module):
         return self.bind(resolved, z.shape[:-1])(z, t).velocity
 
     def divergence(
-        self, z: Tensor, t: float | Tensor, control: Control = 0, kind: Divergence = "exact", probe: Tensor | None = None
+        self,
+        z: Tensor,
+        t: float | Tensor,
+        control: Control = 0,
+        kind: Divergence = "exact",
+        probe: Tensor | None = None,
     ) -> Tensor:
         """The divergence div v_c(z, t).
 
@@ -125,8 +130,10 @@ class Field(Recorded, nn.Module):
             Divergences ``[*batch]``.
 
         Raises:
-            ValueError: If a probe is missing or an argument does not fit.
+            ValueError: If a probe is missing, ``kind`` is unknown or an argument does not fit.
         """
+        if kind not in ("exact", "hutchinson"):
+            raise ValueError(f'kind must be "exact" or "hutchinson", got {kind!r}')
         if kind == "hutchinson" and (probe is None or probe.shape != z.shape):
             raise ValueError(f'kind="hutchinson" needs a probe of shape {list(z.shape)}')
         t, resolved = self._checked(z, t, control)

@@ -111,7 +111,9 @@ class FreeField(Field):
             out = {"velocity": v}
             if divergence is None:
                 return out
-            div = ((s2 @ form) * s1).sum(-1) if divergence == "exact" else (s2 * ((s1 * along1) @ w2.mT) * back3).sum(-1)
+            div = (
+                ((s2 @ form) * s1).sum(-1) if divergence == "exact" else (s2 * ((s1 * along1) @ w2.mT) * back3).sum(-1)
+            )
             out["divergence"] = div if linear is None else div + linear
             return out
 
@@ -122,15 +124,18 @@ class ModuleField(Field):
     """K velocity fields, each a module or function of the user's; made by `from_module`."""
 
     def __init__(self, modules: Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int) -> None:
-        super().__init__(dim, len(modules))
-        self.parts = list_of_modules(modules)
+        parts = list_of_modules(modules)
+        super().__init__(dim, len(parts))
+        self.parts = parts
 
     def flow_velocity(self, z: Tensor, t: Tensor, k: int) -> Tensor:
         """Calls the k-th module."""
         return self.parts[k](z, t)
 
 
-def from_module(module: Callable[[Tensor, Tensor], Tensor] | Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int) -> Field:
+def from_module(
+    module: Callable[[Tensor, Tensor], Tensor] | Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int
+) -> Field:
     """Makes a field of any velocity module, or K fields of a list of K modules.
 
     Args:

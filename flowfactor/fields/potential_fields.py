@@ -166,7 +166,9 @@ class HelmholtzField(Field):
         _check_potential(potential, "potential")
         super().__init__(potential.dim, potential.num_flows)
         if not streams:
-            raise ValueError("a HelmholtzField needs at least one stream potential beside u; for none take GradientField")
+            raise ValueError(
+                "a HelmholtzField needs at least one stream potential beside u; for none take GradientField"
+            )
         for i, stream in enumerate(streams):
             _check_potential(stream, f"stream {i}")
             if (stream.dim, stream.num_flows) != (self.dim, self.num_flows):

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowfactor.data import SequenceDataset
-
-
-class Transformer(Protocol):
-    """What the metric needs of a model."""
-
-    num_flows: int
-
-    def transform(self, x0: Tensor, t: Tensor, control: Tensor) -> Tensor:
-        """Frames ``[B, T, C, H, W]`` of images ``[B, C, H, W]`` along flows."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class EquivarianceError:
 
 @torch.no_grad()
 def equivariance_error(
-    model: Transformer, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256
+    model: Any, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256
 ) -> EquivarianceError:
     r"""The equivariance error of every flow (Song et al. 2023, section 4.1).
 

@@ -80,7 +80,9 @@ def build_vae(
     made_decoder = ConvDecoder(latent_dim, **shape, likelihood=likelihood, **(decoder or {}))
     made_field = _field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
     flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler"})), divergence)
-    return FlowFactorizedVAE(made_encoder, made_decoder, flow, _prior(prior, latent_dim, num_flows, generator), **settings)
+    return FlowFactorizedVAE(
+        made_encoder, made_decoder, flow, _prior(prior, latent_dim, num_flows, generator), **settings
+    )
 
 
 def _field(

@@ -95,7 +95,7 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         penalised = self.hj_weight > 0 and flow.field.has_potential
         if isinstance(force, str):  # a learned force that nothing trains would be a dead parameter
             force = NegativeSquare(flow.dim) if penalised else None
-        self.hamilton_jacobi = HamiltonJacobi(force)
+        self.hamilton_jacobi = HamiltonJacobi(force)  # pyright: ignore[reportArgumentType]
         self._start_at_rest = StartAtRest()
 
     @property
@@ -135,9 +135,7 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         path = self.flow(self.encode(x0).mean, t, control)
         return self.decode(path.z).movedim(0, 1)
 
-    def forward(
-        self, frames: Tensor, t: Tensor, k: Control, *, generator: torch.Generator | None = None
-    ) -> Terms:
+    def forward(self, frames: Tensor, t: Tensor, k: Control, *, generator: torch.Generator | None = None) -> Terms:
         """The terms of the objective on a batch of sequences.
 
         Args:

@@ -87,7 +87,9 @@ class PretrainedMixin:
         directory = Path(directory)
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).is_file():
-                raise FileNotFoundError(f"{directory} holds no {name}; it is written by model.save_pretrained(directory)")
+                raise FileNotFoundError(
+                    f"{directory} holds no {name}; it is written by model.save_pretrained(directory)"
+                )
         try:
             config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
@@ -96,11 +98,12 @@ class PretrainedMixin:
             found = config.get("model") if isinstance(config, dict) else None
             raise ValueError(f"{directory} holds a {found}, not a {cls.__name__}")
         model = cls(**_parts(config["parts"], parts), **config["settings"])
+        damaged: type[Exception] = require("safetensors", extra="io").SafetensorError
         try:
             state = safetensors.load_file(directory / WEIGHTS)
             assert isinstance(model, nn.Module)
             model.load_state_dict(state)
-        except (RuntimeError, safetensors.SafetensorError if hasattr(safetensors, "SafetensorError") else OSError) as error:
+        except (RuntimeError, damaged) as error:
             raise ValueError(f"{directory / WEIGHTS} does not fit the model of its config: {error}") from error
         return model.eval()
 

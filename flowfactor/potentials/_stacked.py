@@ -44,7 +44,9 @@ class StackedPotential(Potential):
         return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))
 
 
-def uniform(shape: Sequence[int], fan_in: int, gain: float = 1.0, generator: torch.Generator | None = None) -> nn.Parameter:
+def uniform(
+    shape: Sequence[int], fan_in: int, gain: float = 1.0, generator: torch.Generator | None = None
+) -> nn.Parameter:
     """A parameter drawn uniformly with variance ``gain^2 / fan_in`` (LeCun et al. 1998)."""
     bound = gain * math.sqrt(3.0 / fan_in)
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))

@@ -141,8 +141,10 @@ def weighted_row_norms(w2: Tensor, gram: Tensor) -> RowNorms:
         # The trilinear form s_i s_j m_k W_ki W_kj G_ij is symmetric in i, j: keep the upper triangle alone.
         i, j = torch.triu_indices(h1, h1, device=w2.device)
         twice = torch.where(i == j, 1.0, 2.0).to(w2)
-        form = w2[..., i] * w2[..., j] * (gram[..., i, j] * twice).unsqueeze(-2)
-        return lambda s, m: ((m @ form) * s[..., i] * s[..., j]).sum(-1)
+        weights = gram.flatten(-2).index_select(-1, i * h1 + j) * twice
+        form = w2.index_select(-1, i) * w2.index_select(-1, j) * weights.unsqueeze(-2)
+        # index_select, for the gradient of s[..., i] is several times slower.
+        return lambda s, m: ((m @ form) * s.index_select(-1, i) * s.index_select(-1, j)).sum(-1)
 
     def rows(s: Tensor, m: Tensor) -> Tensor:
         jacobian = w2.unsqueeze(-3) * s.unsqueeze(-2)  # [*stack, n, H2, H1]

@@ -13,8 +13,9 @@ class ModulePotential(Potential):
     """K potentials, each a module or function of the user's; made by `from_module`."""
 
     def __init__(self, modules: Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int) -> None:
-        super().__init__(dim, len(modules))
-        self.parts = list_of_modules(modules)
+        parts = list_of_modules(modules)
+        super().__init__(dim, len(parts))
+        self.parts = parts
 
     def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
         """Calls the k-th module."""
@@ -43,7 +44,9 @@ def list_of_modules(modules: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> nn
     return nn.ModuleList([m if isinstance(m, nn.Module) else FunctionModule(m) for m in modules])
 
 
-def from_module(module: Callable[[Tensor, Tensor], Tensor] | Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int) -> Potential:
+def from_module(
+    module: Callable[[Tensor, Tensor], Tensor] | Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int
+) -> Potential:
     """Makes a potential of any module, or K potentials of a list of K modules.
 
     Derivatives come from automatic differentiation (torch.func), which works under no_grad, inside other torch.func

@@ -81,7 +81,9 @@ class SinkhornMatch(nn.Module):
             raise ValueError(f"p must be 1 or 2, got {p}")
         if not blur > 0 or not 0 < scaling < 1:
             raise ValueError(f"blur must be positive and scaling between 0 and 1, got {blur} and {scaling}")
-        self._loss = geomloss.SamplesLoss("sinkhorn", p=p, blur=blur, scaling=scaling, debias=True, backend="tensorized")
+        self._loss = geomloss.SamplesLoss(
+            "sinkhorn", p=p, blur=blur, scaling=scaling, debias=True, backend="tensorized"
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Compares two clouds.
@@ -97,7 +99,9 @@ class SinkhornMatch(nn.Module):
             ValueError: If the clouds are empty or do not match in shape.
         """
         if x.ndim < 2 or y.ndim != x.ndim or x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
-            raise ValueError(f"clouds must be [*batch, N, D] and [*batch, M, D], got {list(x.shape)} and {list(y.shape)}")
+            raise ValueError(
+                f"clouds must be [*batch, N, D] and [*batch, M, D], got {list(x.shape)} and {list(y.shape)}"
+            )
         if x.shape[-2] == 0 or y.shape[-2] == 0:
             raise ValueError("a cloud has no points")
         batch = x.shape[:-2]

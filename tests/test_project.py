@@ -1,0 +1,103 @@
+"""What holds the project together: versions, documentation, the README and a light import."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowfactor
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ["flowfactor"] + [f"flowfactor.{p.parent.name}" for p in sorted(ROOT.glob("flowfactor/*/__init__.py"))]
+EXTRAS = ("matplotlib", "lightning", "PIL", "h5py", "sklearn", "safetensors", "jsonargparse", "tensorboard")
+
+
+def public_names(package: str) -> list[str]:
+    """The names in a package's ``__all__``, less its subpackages, which have pages of their own."""
+    exported = getattr(importlib.import_module(package), "__all__", [])
+    return [f"{package}.{name}" for name in exported if f"{package}.{name}" not in PACKAGES]
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_documented(package: str) -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    documented = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
+    missing = set(public_names(package)) - set(documented)
+    assert not missing, f"give each a line '::: NAME' in docs/api/{package.rpartition('.')[2]}.md: {sorted(missing)}"
+
+
+def test_documented_names_exist_and_stand_once() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    documented = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
+    assert len(documented) == len(set(documented)), "a name is documented twice"
+    for name in documented:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), f"{name} is documented and does not exist"
+
+
+def test_every_documentation_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")]
+    pages += [f"examples/{p.name}" for p in (ROOT / "examples").glob("*.ipynb")]
+    assert [page for page in pages if not re.search(rf"[ :]{re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(page)
+    assert blocks, f"{page} shows no Python"
+    namespace: dict[str, object] = {"__name__": "page"}
+    for block in blocks:  # in order and together, as a reader would run them
+        exec(compile(block, page, "exec"), namespace)
+    assert {p.name for p in tmp_path.iterdir()} == set()
+
+
+def test_readme_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if not link.startswith("http")]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_import_needs_no_extra() -> None:
+    script = f"import sys, flowfactor; print(*[m for m in {EXTRAS!r} if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert run.returncode == 0, run.stderr
+    loaded = run.stdout.split()
+    assert loaded == [], f"import flowfactor also imports {loaded}"
+
+
+def test_versions_agree() -> None:
+    version = flowfactor.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(\d\S*)\]", changelog, re.MULTILINE)[0] == version
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [version]
+
+
+@pytest.mark.parametrize("notebook", sorted(p.name for p in (ROOT / "examples").glob("*.ipynb")))
+def test_notebooks_are_small(notebook: str) -> None:
+    assert (ROOT / "examples" / notebook).stat().st_size < 300_000, "clear its outputs"
+
+
+def test_no_bare_except_and_typed_marker() -> None:
+    assert (ROOT / "flowfactor/py.typed").exists()
+    for path in (ROOT / "flowfactor").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "BaseException")
+                reraises = any(isinstance(n, ast.Raise) for n in ast.walk(node))
+                assert not broad or reraises, f"{path}:{node.lineno} swallows everything"
