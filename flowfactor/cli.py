@@ -84,12 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--root", help="folder of the data, where it has moved")
     evaluate.set_defaults(run=_evaluate)
 
-    traverse = commands.add_parser("traverse", help="draw test images along every flow, to and fro")
+    traverse = commands.add_parser("traverse", help="draw test images along every flow")
     traverse.add_argument("run_dir", help="folder of a run")
     traverse.add_argument("--output", help="picture to write (default: RUN_DIR/traversal.png)")
     traverse.add_argument("--gif", help="animation to write too")
     traverse.add_argument("--images", type=int, default=3, help="how many test images (default: 3)")
-    traverse.add_argument("--steps", type=int, help="steps on either side (default: those of the training)")
+    traverse.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
+    traverse.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")
     traverse.add_argument("--root", help="folder of the data, where it has moved")
     traverse.set_defaults(run=_traverse)
     return parser
@@ -241,7 +242,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         draw(run.model, run.test, folder / "traversal.png", folder / "transformations.gif")
         print(
             f"""
-look at {folder}/traversal.png: every row follows one flow from a test digit, backwards and forwards;
+look at {folder}/traversal.png: every row follows one flow from a test digit;
 {folder}/transformations.gif shows the same in motion.
 
 what to try next
@@ -283,17 +284,26 @@ def _traverse(arguments: argparse.Namespace) -> int:
         model, test = _opened(arguments)
         if not 1 <= arguments.images <= len(test) or (arguments.steps is not None and arguments.steps < 1):
             raise ValueError(f"--images must be between 1 and {len(test)}, and --steps at least 1")
+        if arguments.back < 0:
+            raise ValueError(f"--back must not be negative, got {arguments.back}")
         for module in ("matplotlib", "PIL.Image"):
             require(module, extra="plot")
     except USER_ERRORS as error:
         _fail("traverse", error)
-    draw(model, test, picture, animation, images=arguments.images, steps=arguments.steps)
+    draw(model, test, picture, animation, images=arguments.images, steps=arguments.steps, back=arguments.back)
     print("\n".join(str(path) for path in (picture, animation) if path is not None))
     return 0
 
 
 def draw(
-    model: Any, test: Any, picture: Path, animation: Path | None = None, *, images: int = 3, steps: int | None = None
+    model: Any,
+    test: Any,
+    picture: Path,
+    animation: Path | None = None,
+    *,
+    images: int = 3,
+    steps: int | None = None,
+    back: int = 0,
 ) -> None:
     """Draws test images along every flow of a model.
 
@@ -303,16 +313,19 @@ def draw(
         picture: PNG to write.
         animation: GIF to write too, or None.
         images: How many images, spread evenly over the split.
-        steps: Steps on either side of the image; those of the data where None.
+        steps: Steps forwards; those of the data where None.
+        back: Steps backwards: sequences start at time 0, so these show how far the flows extrapolate.
     """
     from flowfactor import plot
 
     chosen = [index * len(test) // images for index in range(images)]
     x0 = test.batch(chosen)["frames"][:, 0]
-    options: dict[str, Any] = {"flow_names": test.flow_names, "steps": steps or test.num_steps}
-    plot.save(plot.traverse_figure(model, x0, **options), picture)
+    reach = test.num_steps if steps is None else steps
+    whole = list(range(-back, reach + 1))
+    halves = [half / 2 for half in range(-2 * back, 2 * reach + 1)]
+    plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=test.flow_names), picture)
     if animation is not None:
-        plot.to_gif(plot.traversal_frames(model, x0, scale=2, **options), animation)
+        plot.to_gif(plot.traversal_frames(model, x0, t=halves, scale=2), animation)
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Any, Any]:

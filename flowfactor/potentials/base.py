@@ -180,7 +180,7 @@ class Potential(Recorded, nn.Module):
         ]
         if layout.batch_shape == tuple(batch_shape) and len(functions) == 1 and control.weights is None:
             # One flow for all: the user's code sees the batch in the shape and order it was given.
-            k = layout.index
+            k = layout.modules()[0]
             function = _autodiff.derivatives_of(lambda z, t: self.flow_potential(z, t, k), wanted, laplacian, probe)
             return lambda z, t: Derivatives(**function(z, t))
         return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))

@@ -167,13 +167,14 @@ class GracefulStop(pl.Callback):
 
     def __init__(self) -> None:
         self.stopped = False
-        self._old: dict[int, Any] = {}
+        # Taken now, before Lightning puts handlers of its own: those must not come back behind the training.
+        self._old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listens to interruptions; only a program's main thread can."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._stop)
+            for number in self._old:
+                signal.signal(number, self._stop)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -183,10 +184,10 @@ class GracefulStop(pl.Callback):
             trainer.should_stop = True
 
     def restore(self) -> None:
-        """Gives the signals back to whoever had them."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old.clear()
+        """Gives the signals back to whoever had them when this object was made."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._old.items():
+                signal.signal(number, handler)
 
     def _stop(self, number: int, frame: Any) -> None:
         self.stopped = True

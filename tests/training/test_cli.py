@@ -149,7 +149,7 @@ def test_train_evaluate_traverse(tmp_path: Path, capsys: pytest.CaptureFixture[s
     measured = json.loads((run / "evaluation.json").read_text())
     assert measured["equivariance_error"] == pytest.approx(trained["equivariance_error"], rel=1e-5)
     assert measured["log_likelihood"]["samples"] == 2 and measured["log_likelihood"]["count"] == 9
-    assert main(["traverse", str(run), "--gif", str(run / "a.gif"), "--images", "1"]) == 0
+    assert main(["traverse", str(run), "--gif", str(run / "a.gif"), "--images", "1", "--back", "1"]) == 0
     assert (run / "traversal.png").read_bytes()[:4] == b"\x89PNG" and (run / "a.gif").read_bytes()[:3] == b"GIF"
     assert "--images must be between" in refused(["traverse", str(run), "--images", "0"], capsys)
     assert "holds a run" in refused(["train", "demo", *TINY, "--output", str(run)], capsys)

@@ -119,10 +119,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: 
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(FlowModule, "training_step", interrupted)
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     result = train(settings(tmp_path / "parts", likelihood_limit=0))
     assert not result["finished"] and result["steps"] == 5 and "equivariance_error" not in result
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert any(not torch.equal(v, weights(tmp_path / "parts")[n]) for n, v in weights(tmp_path / "whole").items())
 
     monkeypatch.setattr(FlowModule, "training_step", original)
