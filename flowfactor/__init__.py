@@ -6,7 +6,7 @@ potential that follows dynamic optimal transport.
 
 __version__ = "0.1.0"
 
-from flowfactor import data, encoders, fields, metrics, models, objectives, plot, potentials, priors, regularizers
+from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers
 from flowfactor.control import Schedule
 from flowfactor.errors import FlowSolveError
 from flowfactor.latent_flow import LatentFlow
@@ -27,7 +27,6 @@ __all__ = [
     "fields",
     "metrics",
     "models",
-    "objectives",
     "plot",
     "potentials",
     "priors",

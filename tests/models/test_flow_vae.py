@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import flowfactor as ff
+from flowfactor.objectives import choose_frames
 
 
 def _model(**settings):
@@ -41,7 +42,7 @@ def test_importance_weights_tighten_the_bound(objective: str) -> None:
 
 
 def test_chosen_frames_are_unbiased() -> None:
-    index, weight = ff.objectives.choose_frames(9, 2, 40_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    index, weight = choose_frames(9, 2, 40_000, torch.device("cpu"), torch.Generator().manual_seed(0))
     share = torch.bincount(index.flatten(), minlength=9) / 40_000 * weight
     torch.testing.assert_close(share, torch.ones(9), atol=0.05, rtol=0)
 
