@@ -91,10 +91,12 @@ def train_step(dim: int, divergence: str, repeats: int) -> list[Row]:
     for side in sides.values():
         side()
     for name in sides:
-        # checkpoint lands on every output and adjoint solves an equation of its own: their gradients agree with direct's
-        # to the solver's accuracy, not to rounding.
+        # Same steps, same numbers. The others choose steps of their own (checkpoint lands on every output, adjoint solves
+        # an equation of its own, norm="sample" holds the worst sample to the tolerance): they agree to the accuracy that
+        # the tolerance buys, about 2e-3 of the log-determinant, which is one column in D + 1 of the error norm.
+        bound = 1e-3 if name == "direct/batch" else 5e-3
         for a, b, what in zip(outcomes[name], outcomes["plain odeint"], ("z", "log_det", "dz0", "dW1"), strict=True):
-            same(a, b, 5e-3 if what[0] == "d" else 1e-3, f"{name} {what}")
+            same(a, b, bound, f"{name} {what}")
     timings = interleaved(sides, repeats)
     rows = []
     for name in list(sides)[:4]:

@@ -39,7 +39,10 @@ def main() -> None:
     rows: list[cases.Row] = []
     for name in args.only:
         print(f"{name} ...", flush=True)
-        rows += CASES[name](args.repeats)
+        found = CASES[name](args.repeats)
+        for row in found:  # at once, so that an interrupted run has not been for nothing
+            print(f"  {row.name}: {row.ours} ms{f', ratio {row.ratio}' if row.ratio else ''}", flush=True)
+        rows += found
     about = machine(args.threads)
     print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()) + "\n")
     print(table(rows))

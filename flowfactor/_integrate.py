@@ -38,6 +38,7 @@ class _Dynamics:
         self.rhs = rhs
         self.solver = solver
         self.stats = stats
+        t = t.detach()
         self.end = float(t[-1])
         self.sign = 1.0 if self.end > float(t[0]) else -1.0
         self.forward_done = False
@@ -78,7 +79,7 @@ class _Dynamics:
     def _on_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
         if self.forward_done:
             return
-        self.last = (t.detach(), y, self.sign * abs(float(dt)))
+        self.last = (t.detach(), y, self.sign * abs(float(dt.detach())))
         if not self.solver.adaptive:
             self.stats.accepted += 1
             return
@@ -86,12 +87,12 @@ class _Dynamics:
         if attempts >= limit:
             raise _StepLimitError
         if attempts % _LOOK_EVERY == _LOOK_EVERY - 1:
-            hopeless = abs(self.end - float(t)) > (limit - attempts) * abs(self.last[2])
+            hopeless = abs(self.end - float(t.detach())) > (limit - attempts) * abs(self.last[2])
             if hopeless and stiffness(self.rhs, t, y)[0] * abs(self.last[2]) > 1:
                 raise _StepLimitError
 
     def _on_accept(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
-        self.ends.append(float(t) + self.sign * abs(float(dt)))
+        self.ends.append(float(t.detach()) + self.sign * abs(float(dt.detach())))
         if not self.forward_done:
             self.stats.accepted += 1
 
@@ -235,6 +236,7 @@ def _adjoint_options(solver: Solver, t: Tensor, steered: int) -> dict[str, Any]:
 def _check_fixed_steps(solver: Solver, t: Tensor) -> None:
     if solver.adaptive:
         return
+    t = t.detach()
     steps = len(t) - 1
     if solver.step_size is not None:
         steps = max(steps, math.ceil(abs(float(t[-1] - t[0])) / solver.step_size * (1 - 1e-6)))
@@ -248,14 +250,14 @@ def _check_fixed_steps(solver: Solver, t: Tensor) -> None:
 
 def _failure(dynamics: _Dynamics, y0: Tensor, t: Tensor, begun: int, *, limit: int | None) -> FlowSolveError:
     now, y, dt = dynamics.last if dynamics.last is not None else (t[0], y0, 0.0)
-    step = dynamics.stats.accepted - begun
+    t, step = t.detach(), dynamics.stats.accepted - begun
     ends = (float(t[0]), float(t[-1]))
     return failure(dynamics.rhs, now.reshape(()), y, dt, *ends, y0.detach(), step, limit=limit)
 
 
 def _late_failure(dynamics: _Dynamics, y0: Tensor, t: Tensor) -> FlowSolveError:
     """A fixed-step or SciPy solve says nothing when states go bad: walk it again and stop where they do."""
-    solver = dynamics.solver
+    solver, t = dynamics.solver, t.detach()
     if solver.method == SCIPY_METHOD:
         now, y, dt = dynamics.last or (t[0], y0, 0.0)  # SciPy gave up at its last evaluation
         return failure(dynamics.rhs, now.reshape(()), y, dt, float(t[0]), float(t[-1]), y0.detach(), 0, limit=None)
@@ -356,8 +358,9 @@ def _replay(dynamics: _Dynamics, steered: int, y: Tensor, times: Tensor) -> Tens
     if solver.method in MULTISTEP_METHODS:
         return _solve(dynamics, y, times, steered)[-1]
     if not solver.adaptive:
-        options = dict(solver.options)
-        return _odeint(dynamics, y, times, method=solver.method, options=options)[-1]
+        # Asked for the last state only: the states in between would stay alive with it.
+        options = dict(solver.options) | {"grid_constructor": lambda func, y0, t: times}
+        return _odeint(dynamics, y, times[[0, -1]], method=solver.method, options=options)[-1]
     step_options = dict(solver.options) | {"norm": _accept}
     for a, b in zip(times[:-1], times[1:], strict=True):
         step_options |= {"first_step": abs(float(b - a)) * 2, "step_t": b.reshape(1)}

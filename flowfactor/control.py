@@ -196,9 +196,9 @@ def resolve_at(
     if not isinstance(control, Schedule):
         return resolve(control, batch_shape, num_flows, dtype=dtype, device=device)
     if t.ndim == 0 or t.numel() <= 1:
-        now = float(t) if t.numel() else control.starts[0]
+        now = float(t.detach()) if t.numel() else control.starts[0]
         return resolve(control.at(now), batch_shape, num_flows, dtype=dtype, device=device)
-    control.at(float(t.min()))
+    control.at(float(t.detach().min()))
     t = t.expand(tuple(batch_shape))
     pieces = [resolve(c, batch_shape, num_flows, dtype=dtype, device=device) for c in control.controls]
     if all(piece.weights is None for piece in pieces):

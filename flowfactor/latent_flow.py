@@ -145,7 +145,7 @@ class LatentFlow(nn.Module):
         )
         probe = rademacher_like(z0, generator) if needs_probe else None
         want = {need for cost in named.values() for need in getattr(cost, "needs", ()) if need in ("value", "time")}
-        packing = _Packing(self.dim, log_det, named, sign=1.0 if float(t[-1]) > float(t[0]) else -1.0)
+        packing = _Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
         y, outputs = packing.start(z0), []
         for segment, acting in zip(segments, resolved, strict=True):
             bound = self.field.bind(

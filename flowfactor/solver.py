@@ -110,7 +110,7 @@ class Solver:
         pieces = [t[:1]]
         for a, b in zip(t[:-1], t[1:], strict=True):
             # A hair of slack keeps 0.1-steps over one frame at ten, whatever the rounding.
-            steps = max(1, math.ceil(abs(float(b - a)) / self.step_size * (1 - 1e-6)))
+            steps = max(1, math.ceil(abs(float((b - a).detach())) / self.step_size * (1 - 1e-6)))
             fractions = torch.arange(1, steps + 1, dtype=t.dtype, device=t.device) / steps
             pieces.append(torch.cat([(a + (b - a) * fractions)[:-1], b.reshape(1)]))
         return torch.cat(pieces)
