@@ -73,7 +73,7 @@ def test_any_key_is_overridden_and_later_ones_win(tmp_path: Path) -> None:
             "--resume",
         ]
     )
-    assert config.model["field"] == "gradient" and config.model["decoder"] == {"initial_mean": 0.2}
+    assert config.model["field"] == "gradient" and config.model["decoder"] == {"local": True, "initial_mean": 0.2}
     assert (config.seed, config.train.minutes, config.train.betas, config.data.root) == (7, 6, (0.8, 0.9), "x")
     assert config.model["frames_per_step"] == 2 and resume and not overwrite
     assert Config.from_dict(config.as_dict()) == config
