@@ -138,14 +138,13 @@ def weighted_row_norms(w2: Tensor, gram: Tensor) -> RowNorms:
     """
     h2, h1 = w2.shape[-2:]
     if h2 * h1 * h1 <= _TRILINEAR_LIMIT:
-        # sum_ij s_i s_j Q_ij with Q_ij = sum_k m_k W_ki W_kj G_ij: one large product with a form that a solve fixes.
-        form = (w2.unsqueeze(-1) * (w2.unsqueeze(-2) * gram.unsqueeze(-3))).flatten(-2)
-
-        def trilinear(s: Tensor, m: Tensor) -> Tensor:
-            q = (m @ form).unflatten(-1, (h1, h1))
-            return ((q @ s.unsqueeze(-1)).squeeze(-1) * s).sum(-1)
-
-        return trilinear
+        # The trilinear form s_i s_j m_k W_ki W_kj G_ij is symmetric in i, j: keep the upper triangle alone.
+        i, j = torch.triu_indices(h1, h1, device=w2.device)
+        twice = torch.where(i == j, 1.0, 2.0).to(w2)
+        weights = gram.flatten(-2).index_select(-1, i * h1 + j) * twice
+        form = w2.index_select(-1, i) * w2.index_select(-1, j) * weights.unsqueeze(-2)
+        # index_select, for the gradient of s[..., i] is several times slower.
+        return lambda s, m: ((m @ form) * s.index_select(-1, i) * s.index_select(-1, j)).sum(-1)
 
     def rows(s: Tensor, m: Tensor) -> Tensor:
         jacobian = w2.unsqueeze(-3) * s.unsqueeze(-2)  # [*stack, n, H2, H1]
