@@ -143,8 +143,14 @@ def weighted_row_norms(w2: Tensor, gram: Tensor) -> RowNorms:
         twice = torch.where(i == j, 1.0, 2.0).to(w2)
         weights = gram.flatten(-2).index_select(-1, i * h1 + j) * twice
         form = w2.index_select(-1, i) * w2.index_select(-1, j) * weights.unsqueeze(-2)
-        # index_select, for the gradient of s[..., i] is several times slower.
-        return lambda s, m: ((m @ form) * s.index_select(-1, i) * s.index_select(-1, j)).sum(-1)
+        form_t = form.mT
+
+        def trilinear(s: Tensor, m: Tensor) -> Tensor:
+            # Samples run last, so that gathering copies whole rows, there and back.
+            s_t = s.mT.contiguous()
+            return ((form_t @ m.mT) * s_t.index_select(-2, i) * s_t.index_select(-2, j)).sum(-2)
+
+        return trilinear
 
     def rows(s: Tensor, m: Tensor) -> Tensor:
         jacobian = w2.unsqueeze(-3) * s.unsqueeze(-2)  # [*stack, n, H2, H1]
