@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
+from flowfactor._controlled import check_state
 from flowfactor._integrate import integrate
 from flowfactor.control import Control, PieceControl, Schedule, resolve, times
 from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.path import FlowPath, SolveStats
-from flowfactor.potentials.base import Potential, check_state, rademacher_like
+from flowfactor.potentials.base import Potential, rademacher_like
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform
 

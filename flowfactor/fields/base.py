@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowfactor._config import Recorded
+from flowfactor._controlled import Controlled
 from flowfactor._layout import layout_of, run
-from flowfactor.control import Control, ResolvedControl, resolve_at, times
+from flowfactor.control import Control, ResolvedControl
 from flowfactor.potentials import _autodiff
-from flowfactor.potentials.base import check_state
 
 Divergence: TypeAlias = Literal["exact", "hutchinson"]
 
@@ -47,7 +46,7 @@ class Evaluation:
 BoundField: TypeAlias = Callable[[Tensor, Tensor], Evaluation]
 
 
-class Field(Recorded, nn.Module):
+class Field(Controlled):
     """K velocity fields v_k(z, t): the base class.
 
     To write a field of your own, derive from this class and give it `flow_velocity`; its divergence then comes from
@@ -69,14 +68,6 @@ class Field(Recorded, nn.Module):
 
     #: Whether `Evaluation.value`, ``gradient`` and ``time`` can be had.
     has_potential: bool = False
-
-    def __init__(self, dim: int, num_flows: int = 1) -> None:
-        super().__init__()
-        for name, size in (("dim", dim), ("num_flows", num_flows)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        self.dim = dim
-        self.num_flows = num_flows
 
     def flow_velocity(self, z: Tensor, t: Tensor, k: int) -> Tensor:
         """The velocity of one flow: the one method that a subclass has to give.
@@ -193,13 +184,6 @@ class Field(Recorded, nn.Module):
             return Evaluation(z, t, **evaluate(z, t), probe=probe, velocity_at=lambda z: evaluate(z, t)["velocity"])
 
         return bound
-
-    def _checked(self, z: Tensor, t: float | Tensor, control: Control) -> tuple[Tensor, ResolvedControl]:
-        check_state(z, self.dim, self)
-        t = times(t, z)
-        if t.ndim and t.shape != z.shape[:-1]:
-            raise ValueError(f"t must be a scalar or one time per sample {list(z.shape[:-1])}, got {list(t.shape)}")
-        return t, resolve_at(control, t, z.shape[:-1], self.num_flows, dtype=z.dtype, device=z.device)
 
 
 def _checked_velocity(v: object, z: Tensor) -> Tensor:

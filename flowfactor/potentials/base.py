@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowfactor._config import Recorded
+from flowfactor._controlled import Controlled
 from flowfactor._layout import layout_of, run
-from flowfactor.control import Control, ResolvedControl, resolve_at, times
+from flowfactor.control import Control, ResolvedControl
 from flowfactor.potentials import _autodiff
 
 Laplacian: TypeAlias = Literal["exact", "hutchinson"]
@@ -39,7 +39,7 @@ class Derivatives:
 BoundPotential: TypeAlias = Callable[[Tensor, Tensor], Derivatives]
 
 
-class Potential(Recorded, nn.Module):
+class Potential(Controlled):
     """K scalar potentials u_k(z, t) and their derivatives: the base class.
 
     To write a potential of your own, derive from this class and give it `flow_potential`; value, gradient, time
@@ -62,14 +62,6 @@ class Potential(Recorded, nn.Module):
         >>> well.derivatives(z, 0.0, 1, laplacian="exact").laplacian
         tensor([-4.])
     """
-
-    def __init__(self, dim: int, num_flows: int = 1) -> None:
-        super().__init__()
-        for name, size in (("dim", dim), ("num_flows", num_flows)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        self.dim = dim
-        self.num_flows = num_flows
 
     def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
         """The potential of one flow: the one method that a subclass has to give.
@@ -184,40 +176,6 @@ class Potential(Recorded, nn.Module):
             function = _autodiff.derivatives_of(lambda z, t: self.flow_potential(z, t, k), wanted, laplacian, probe)
             return lambda z, t: Derivatives(**function(z, t))
         return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))
-
-    def _checked(self, z: Tensor, t: float | Tensor, control: Control) -> tuple[Tensor, ResolvedControl]:
-        check_state(z, self.dim, self)
-        t = times(t, z)
-        if t.ndim and t.shape != z.shape[:-1]:
-            raise ValueError(f"t must be a scalar or one time per sample {list(z.shape[:-1])}, got {list(t.shape)}")
-        return t, resolve_at(control, t, z.shape[:-1], self.num_flows, dtype=z.dtype, device=z.device)
-
-
-def check_state(z: object, dim: int, module: nn.Module) -> None:
-    """Checks that ``z`` is a floating-point state ``[*batch, dim]`` that fits a module's parameters.
-
-    Args:
-        z: The state.
-        dim: D.
-        module: Whose parameters it has to fit in dtype and device.
-
-    Raises:
-        TypeError: If it is no floating-point tensor or of another dtype than the parameters.
-        ValueError: If its last dimension is not ``dim`` or it lies on another device.
-    """
-    if not isinstance(z, Tensor):
-        raise TypeError(f"a state must be a tensor [*batch, {dim}], got {type(z).__name__}")
-    if not z.is_floating_point():
-        raise TypeError(f"a state must be of a floating-point dtype, got {z.dtype}; convert it with .float()")
-    if z.ndim == 0 or z.shape[-1] != dim:
-        raise ValueError(f"a state must have shape [*batch, {dim}], got {list(z.shape)}")
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        return
-    if parameter.device != z.device:
-        raise ValueError(f"the state is on {z.device} and the parameters on {parameter.device}; move one with .to(...)")
-    if parameter.dtype != z.dtype and not torch.is_autocast_enabled(z.device.type):
-        raise TypeError(f"the state is {z.dtype} and the parameters are {parameter.dtype}; convert one with .to(...)")
 
 
 def rademacher_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -1,0 +1,64 @@
+"""What potentials and fields share: K parts of dimension D, under a control."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor._config import Recorded
+from flowfactor.control import Control, ResolvedControl, resolve_at, times
+
+
+class Controlled(Recorded, nn.Module):
+    """A module of K parts that act on states of size D, chosen by a control.
+
+    Args:
+        dim: D.
+        num_flows: K.
+
+    Raises:
+        ValueError: If a size is no positive integer.
+    """
+
+    def __init__(self, dim: int, num_flows: int = 1) -> None:
+        super().__init__()
+        for name, size in (("dim", dim), ("num_flows", num_flows)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        self.dim = dim
+        self.num_flows = num_flows
+
+    def _checked(self, z: Tensor, t: float | Tensor, control: Control) -> tuple[Tensor, ResolvedControl]:
+        """Checks the arguments of an evaluation; returns the time as a tensor and the control at that time."""
+        check_state(z, self.dim, self)
+        t = times(t, z)
+        if t.ndim and t.shape != z.shape[:-1]:
+            raise ValueError(f"t must be a scalar or one time per sample {list(z.shape[:-1])}, got {list(t.shape)}")
+        return t, resolve_at(control, t, z.shape[:-1], self.num_flows, dtype=z.dtype, device=z.device)
+
+
+def check_state(z: object, dim: int, module: nn.Module) -> None:
+    """Checks that ``z`` is a floating-point state ``[*batch, dim]`` that fits a module's parameters.
+
+    Args:
+        z: The state.
+        dim: D.
+        module: Whose parameters it has to fit in dtype and device.
+
+    Raises:
+        TypeError: If it is no floating-point tensor or of another dtype than the parameters.
+        ValueError: If its last dimension is not ``dim`` or it lies on another device.
+    """
+    if not isinstance(z, Tensor):
+        raise TypeError(f"a state must be a tensor [*batch, {dim}], got {type(z).__name__}")
+    if not z.is_floating_point():
+        raise TypeError(f"a state must be of a floating-point dtype, got {z.dtype}; convert it with .float()")
+    if z.ndim == 0 or z.shape[-1] != dim:
+        raise ValueError(f"a state must have shape [*batch, {dim}], got {list(z.shape)}")
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return
+    if parameter.device != z.device:
+        raise ValueError(f"the state is on {z.device} and the parameters on {parameter.device}; move one with .to(...)")
+    if parameter.dtype != z.dtype and not torch.is_autocast_enabled(z.device.type):
+        raise TypeError(f"the state is {z.dtype} and the parameters are {parameter.dtype}; convert one with .to(...)")

@@ -1,0 +1,99 @@
+"""Regularizers against closed forms."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import flowfactor as ff
+
+R = ff.regularizers
+
+
+def _expanding() -> ff.potentials.Potential:
+    """u = |z|^2 / 2(1 + t) solves the plain Hamilton-Jacobi equation with a minus sign; -u runs it backwards."""
+    return ff.potentials.from_module(lambda z, t: 0.5 * z.square().sum(-1) / (1 + t), 3)
+
+
+def test_a_solution_of_the_equation_has_no_residual() -> None:
+    flow = ff.LatentFlow(_expanding(), ff.Solver(rtol=1e-9, atol=1e-9))
+    z0 = torch.randn(5, 3, dtype=torch.float64)
+    path = flow(z0, [0.0, 1.0, 3.0], costs={"hj": R.HamiltonJacobi(), "action": R.TransportCost()})
+    assert float(path.costs["hj"].abs().max()) < 1e-12
+    # Its paths are straight and of constant speed: z = z0 (1 + t), action |z0|^2 t / 2.
+    torch.testing.assert_close(path.z[-1], 4 * z0, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(path.costs["action"][-1], 1.5 * z0.square().sum(-1), atol=1e-7, rtol=1e-7)
+
+
+def test_the_residual_is_summed_over_dimensions_per_sample() -> None:
+    S = torch.diag(torch.tensor([1.0, 2.0, 0.0]))
+    flow = ff.LatentFlow(ff.potentials.QuadraticPotential(3, S=S), ff.Solver("euler"))
+    z0 = torch.tensor([[1.0, 1.0, 5.0], [0.0, 0.0, 7.0]])
+    force = lambda z, t: -torch.ones_like(z[..., 0])  # noqa: E731
+    plain = flow(z0, [0.0, 1.0], costs={"hj": R.HamiltonJacobi()}).costs["hj"][-1]
+    forced = flow(z0, [0.0, 1.0], costs={"hj": R.HamiltonJacobi(force)}).costs["hj"][-1]
+    torch.testing.assert_close(plain, torch.tensor([2.5**2, 0.0]))
+    torch.testing.assert_close(forced, torch.tensor([3.5**2, 1.0]))
+
+
+def test_jacobian_norm_is_unbiased() -> None:
+    S = torch.randn(3, 3, dtype=torch.float64)
+    field = ff.fields.GradientField(ff.potentials.QuadraticPotential(3, S=S))
+    control = ff.control.resolve(0, (1,), 1, dtype=torch.float64, device=torch.device("cpu"))
+    z, t, total = torch.randn(1, 3, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64), 0.0
+    for signs in itertools.product((-1.0, 1.0), repeat=3):
+        probe = torch.tensor([signs], dtype=torch.float64)
+        total += float(R.JacobianNorm()(field.bind(control, (1,), probe=probe)(z, t)).detach()) / 8
+    symmetric = 0.5 * (S + S.T)
+    assert total == pytest.approx(float(symmetric.square().sum()), rel=1e-10)
+
+
+@pytest.mark.parametrize("wrap", [lambda u: u, ff.fields.GradientField, ff.LatentFlow])
+def test_start_at_rest_is_the_squared_gradient(wrap) -> None:
+    u = ff.potentials.MLPPotential(4, 3)
+    z, k = torch.randn(6, 4), torch.arange(6) % 3
+    expected = u.derivatives(z, 0.0, k).gradient.square().sum(-1)
+    torch.testing.assert_close(R.StartAtRest()(wrap(u), z, k), expected)
+
+
+def test_start_at_rest_of_a_free_field_is_its_speed() -> None:
+    field = ff.fields.FreeField(4, 2)
+    z = torch.randn(6, 4)
+    torch.testing.assert_close(R.StartAtRest()(field, z, 1), field(z, 0.0, 1).square().sum(-1))
+
+
+def test_sinkhorn_orders_clouds_and_has_gradients(generator: torch.Generator) -> None:
+    x = torch.randn(2, 50, 3, generator=generator)
+    match = R.SinkhornMatch(blur=0.05)
+    near, far = match(x, x + 0.1), match(x, x + 1.0)
+    assert near.shape == (2,) and bool((near < far).all())
+    torch.testing.assert_close(far, torch.full((2,), 1.5), rtol=0.02, atol=0)  # a shift by (1, 1, 1) costs 3 / 2
+    moved = (x + 1.0).requires_grad_()
+    match(x, moved).sum().backward()
+    assert float((moved.grad * torch.ones_like(x)).sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: R.SinkhornMatch(p=3), "p must be"),
+        (lambda: R.SinkhornMatch(blur=0.0), "blur"),
+        (lambda: R.SinkhornMatch()(torch.zeros(3, 2), torch.zeros(3, 4)), "clouds"),
+        (lambda: R.SinkhornMatch()(torch.zeros(0, 2), torch.zeros(3, 2)), "no points"),
+        (lambda: R.NegativeSquare(0), "positive"),
+    ],
+)
+def test_bad_values_are_named(make, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def test_wrong_kinds_are_named() -> None:
+    with pytest.raises(TypeError, match="callable"):
+        R.HamiltonJacobi(3.0)
+    with pytest.raises(TypeError, match="potential"):
+        ff.LatentFlow(ff.fields.FreeField(2))(torch.zeros(1, 2), [0.0, 1.0], costs={"hj": R.HamiltonJacobi()})
+    with pytest.raises(TypeError, match="LatentFlow"):
+        R.StartAtRest()(torch.nn.Linear(2, 2), torch.zeros(1, 2))
