@@ -30,6 +30,7 @@ examples:
   flowfactor train demo
   flowfactor train mnist-small --data.root ~/mnist --seed 1
   flowfactor train mnist-small --train.minutes 5 --model.field gradient --output runs/gradient
+  flowfactor train demo --method beta-vae --model.beta 8 --output runs/beta
   flowfactor train runs/gradient/config.yaml --resume
 
 Any key can be overridden, in the order given. Ctrl-C ends the training behind the current step and saves it."""
@@ -96,8 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train_parser() -> Any:
+def train_parser(method: str = "ours") -> Any:
     """Makes the parser of ``flowfactor train``: every key of a configuration, with its type and help.
+
+    Args:
+        method: The method, whose model's settings the parser takes.
 
     Returns:
         A ``jsonargparse.ArgumentParser``.
@@ -106,8 +110,9 @@ def train_parser() -> Any:
         ImportError: If jsonargparse is not installed.
     """
     jsonargparse = require("jsonargparse", extra="train")
-    from flowfactor.models import build_vae
+    from flowfactor.models import METHODS, build_sparse_vae, build_vae, get_method
 
+    build = get_method(method).build
     parser = jsonargparse.ArgumentParser(
         prog="flowfactor train",
         usage=f"flowfactor train {{{','.join(list_presets())},FILE.yaml}} [--KEY VALUE ...] [--resume | --overwrite]",
@@ -119,11 +124,20 @@ def train_parser() -> Any:
     parser.add_argument("--config", action="config", help="further YAML file, which overrides what stands before it")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
+    parser.add_argument("--method", type=str, default="ours", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights and of all draws")
     parser.add_argument("--output", type=str, default="runs/latest", help="folder of the run")
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(TrainConfig, "train")
-    parser.add_function_arguments(build_vae, "model", skip={"image_shape", "num_flows", "generator", "force"})
+    skip = {"image_shape", "num_flows", "num_frames", "generator", "force"}
+    if build is build_vae:
+        parser.add_function_arguments(build_vae, "model", skip=skip)
+    elif method == "sta":
+        parser.add_function_arguments(build_sparse_vae, "model", skip=skip)
+    else:  # the builder of the baselines checks its settings by itself: which there are depends on the name
+        parser.add_argument(
+            "--model", type=dict[str, Any], default={}, help="settings of build_baseline and of the model's class"
+        )
     return parser
 
 
@@ -145,8 +159,11 @@ def parse_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:
         >>> config.train.steps, config.model["field"], resume
         (10, 'gradient', False)
     """
-    parser = train_parser()
     arguments = list(arguments)
+    try:
+        parser = train_parser(_method(arguments))
+    except ValueError as error:
+        _fail("train", error)
     if "-h" in arguments or "--help" in arguments:
         parser.parse_args(["--help"])
     if not arguments or arguments[0].startswith("-"):
@@ -155,16 +172,40 @@ def parse_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:
         path = preset_path(arguments[0])
     except ValueError as error:
         _refuse(parser, error)
-    values = parser.parse_args(["--config", str(path), *arguments[1:]]).as_dict()
+    source = str(path)
+    if (method := _method(arguments)) != (own := load_config(path)).method:
+        source = json.dumps(own.with_method(method).as_dict())
+    values = parser.parse_args(["--config", source, *arguments[1:]]).as_dict()
     values.pop("config")
     resume, overwrite = values.pop("resume"), values.pop("overwrite")
+    values["model"] = _typed(values["model"])
     # What is at its default stays out, so that files of settings remain short.
     defaults = parser.get_defaults().as_dict()["model"]
-    values["model"] = {name: value for name, value in values["model"].items() if value != defaults[name]}
+    values["model"] = {name: value for name, value in values["model"].items() if value != defaults.get(name, ...)}
     try:
         return Config.from_dict(values), resume, overwrite
     except ValueError as error:
         _refuse(parser, error)
+
+
+def _method(arguments: Sequence[str]) -> str:
+    """The method that arguments ask for, before they can be parsed: as an option, or in the file."""
+    for index, argument in reversed(list(enumerate(arguments))):
+        if argument.startswith("--method="):
+            return argument.removeprefix("--method=")
+        if argument == "--method" and index + 1 < len(arguments):
+            return arguments[index + 1]
+    try:
+        return load_config(arguments[0]).method if arguments else "ours"
+    except ValueError:  # what is wrong with the first argument is told by the parser
+        return "ours"
+
+
+def _typed(value: Any) -> Any:
+    """Reads the numbers that stand deep in settings of no declared type, which the parser leaves as text."""
+    if isinstance(value, dict):
+        return {name: _typed(entry) for name, entry in value.items()}
+    return require("yaml", extra="train").safe_load(value) if isinstance(value, str) else value
 
 
 def _refuse(parser: Any, error: ValueError) -> NoReturn:
@@ -211,6 +252,9 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'transformation':<16}{'E_k':>13}{'doing nothing':>16}"]
     for name, value in result["equivariance_error"].items():
         lines.append(f"{name:<16}{value:>13.1f}{result['doing_nothing'][name]:>16.1f}")
+    factor = result.get("factor_accuracy")
+    if factor is not None:
+        lines.append(f"\nfactor accuracy {factor['accuracy']:.2%} after matching ({factor['count']:,} sequences)")
     bound = result.get("log_likelihood")
     if bound is not None:
         lines.append(
@@ -317,13 +361,15 @@ def draw(
         back: Steps backwards: sequences start at time 0, so these show how far the flows extrapolate.
     """
     from flowfactor import plot
+    from flowfactor.training.matching import flow_names
 
     chosen = [index * len(test) // images for index in range(images)]
     x0 = test.batch(chosen)["frames"][:, 0]
     reach = test.num_steps if steps is None else steps
     whole = list(range(-back, reach + 1))
     halves = [half / 2 for half in range(-2 * back, 2 * reach + 1)]
-    plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=test.flow_names), picture)
+    names = flow_names(model, test)
+    plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=names), picture)
     if animation is not None:
         plot.to_gif(plot.traversal_frames(model, x0, t=halves, scale=2), animation)
 

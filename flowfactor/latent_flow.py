@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
+from flowfactor import _fused
 from flowfactor._controlled import check_state
 from flowfactor._integrate import integrate
-from flowfactor.control import Control, PieceControl, Schedule, resolve, times
+from flowfactor._rows import Rows
+from flowfactor._runge_kutta import tableau
+from flowfactor.control import Control, PieceControl, ResolvedControl, Schedule, resolve, times
 from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.path import FlowPath, SolveStats
@@ -149,6 +152,11 @@ class LatentFlow(nn.Module):
         packing = _Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
         y, outputs = packing.start(z0), []
         for segment, acting in zip(segments, resolved, strict=True):
+            ys = self._fused(segment, acting, y, packing, want, probe, stats)
+            if ys is not None:
+                outputs.append(ys[segment.first : segment.last])
+                y = ys[-1]
+                continue
             bound = self.field.bind(
                 acting, batch, want=want, divergence=self.divergence if log_det else None, probe=probe
             )
@@ -254,6 +262,49 @@ class LatentFlow(nn.Module):
             return q0
         return TransformedDistribution(q0, [self.transform(t0, t, control).with_cache()])
 
+    def _fused(
+        self, segment: _Segment, acting: ResolvedControl, y: Tensor, packing: _Packing, want: set[str],
+        probe: Tensor | None, stats: SolveStats,
+    ) -> Tensor | None:  # fmt: skip
+        """Solves a segment by closed forms both ways, ``[T, *batch, S]``; None where the general solver has to."""
+        table = tableau(self.solver.method)
+        if table is None or not _can_fuse(self.solver, y, segment.times, packing.costs):
+            return None
+        rows = Rows.of(acting, y.shape[:-1], self.num_flows)
+        if rows is None:
+            return None
+        along = None if probe is None else rows.arrange(probe)
+        tape = self.field.tape(rows, frozenset(want), self.divergence if packing.log_det else None, along)
+        if tape is None:
+            return None
+        others = [
+            p for c in packing.costs.values() if isinstance(c, nn.Module) for p in c.parameters() if p.requires_grad
+        ]
+        wanted = frozenset(want) | ({"laplacian"} if packing.log_det else frozenset())
+        times = segment.times.tolist()
+
+        def again(z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            start = torch.cat([z, z.new_zeros((*z.shape[:-1], packing.width - self.dim))], -1)
+            rhs = packing.rhs(tape.rebind(tensors[len(others) :]))
+            direct = replace(self.solver, gradient="direct")
+            ys = integrate(direct, rhs, start, segment.times, steered=packing.steered, stats=SolveStats())
+            return ys[..., : self.dim], ys[..., self.dim :].movedim(-1, 0)
+
+        plan = _fused.Plan(
+            tape, table, self.solver, times, packing.log_det, packing.costs, wanted, along, rows.shares(), stats, again
+        )
+        begun = replace(stats)
+        try:
+            zs, integrals = _fused.solve(plan, rows.arrange(y[..., : self.dim]), others)
+        except _fused.GaveUpError:
+            stats.__dict__.update(begun.__dict__)
+            return None
+        zs = rows.restore(zs, 1)
+        if not plan.quadratures:
+            return zs
+        integrals = rows.restore(integrals.movedim(0, -1), 1)
+        return torch.cat([zs, integrals + y[..., self.dim :]], -1)
+
     def _checked(self, z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
         check_state(z0, self.dim, self)
         if not bool(torch.isfinite(z0.detach()).all()):
@@ -319,6 +370,7 @@ class _Packing:
         self.costs = costs
         self.sign = sign
         self.steered = dim + log_det
+        self.width = self.steered + len(costs)
 
     def start(self, z0: Tensor) -> Tensor:
         extra = self.log_det + len(self.costs)
@@ -345,6 +397,21 @@ class _Packing:
         log_det = ys[..., self.dim] if self.log_det else None
         costs = {name: ys[..., self.steered + i] for i, name in enumerate(self.costs)}
         return FlowPath(t, ys[..., : self.dim], log_det, costs, stats)
+
+
+def _can_fuse(solver: Solver, y: Tensor, t: Tensor, costs: Mapping[str, Cost]) -> bool:
+    """Whether a solve is of the kind whose way back is written out: plain tensors, plain settings, known costs."""
+    return (
+        solver.gradient == "direct"
+        and not solver.options
+        and not t.requires_grad
+        and y.dtype in (torch.float32, torch.float64)
+        and all(getattr(cost, "many_stages", False) for cost in costs.values())
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(y)  # pyright: ignore[reportAttributeAccessIssue]
+        and torch.autograd.forward_ad.unpack_dual(y).tangent is None
+        and not torch.is_autocast_enabled(y.device.type)
+    )
 
 
 def _resting(z0: Tensor, t: Tensor, log_det: bool, costs: dict[str, Cost], stats: SolveStats) -> FlowPath:

@@ -63,11 +63,11 @@ def path_log_ratio(q: Distribution, prior: Prior, path: FlowPath, control: Contr
     return q.log_prob(path.z[0]) - prior.at(0.0, control).log_prob(path.z[0])
 
 
-def marginal_log_ratio(q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
+def marginal_log_ratio(q: Distribution | Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
     """Ln q_t(z_t) - ln p_t(z_t) along a path, in nats.
 
     Args:
-        q: Posterior of z_0, batch ``[B]``.
+        q: Posterior of z_0, batch ``[B]``, or its log-density where the path starts, ``[*samples, B]``.
         prior: Prior path p_t.
         path: Path with log-determinant, ``z [T, *samples, B, D]``.
         t: Times ``[T]``.
@@ -77,7 +77,7 @@ def marginal_log_ratio(q: Distribution, prior: Prior, path: FlowPath, t: Tensor,
         Log-ratios ``[T, *samples, B]``.
     """
     assert path.log_det is not None
-    log_q = q.log_prob(path.z[0]) - path.log_det
+    log_q = (q if isinstance(q, Tensor) else q.log_prob(path.z[0])) - path.log_det
     batch = path.z.shape[1:-1]
     if isinstance(control, Tensor) and not isinstance(control, Schedule):
         lead = path.z.shape[:-1]

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.colours import colour, hue_to_rgb, shift_hue
+from flowfactor.data.combined import COMBINED_MODES, CombinedImages, CombinedScenes, CombinedSequences, weights_schedule
 from flowfactor.data.digits import Digits
+from flowfactor.data.dsprites import DSprites
+from flowfactor.data.factors import FactorSequences
 from flowfactor.data.idx import read_idx
 from flowfactor.data.loader import SequenceLoader
 from flowfactor.data.mnist import MNIST, MNIST_MD5, MNIST_MIRRORS, paper_transforms
+from flowfactor.data.norb import SmallNORB
 from flowfactor.data.raycast import SCENE_SHAPES
-from flowfactor.data.scenes import SCENE_FACTORS, Scenes, render_scenes
+from flowfactor.data.render import SCENE_FACTORS, VIEW_FACTORS, render_scenes
+from flowfactor.data.rendered import Falcor3D, Isaac3D
+from flowfactor.data.scenes import Scenes
 from flowfactor.data.sequences import Sequences
+from flowfactor.data.shapes3d import Shapes3D
 from flowfactor.data.transformed import TransformedImages
 from flowfactor.data.transforms import (
     Compose,
@@ -28,15 +35,24 @@ from flowfactor.data.transforms import (
 )
 
 __all__ = [
+    "COMBINED_MODES",
     "MNIST",
     "MNIST_MD5",
     "MNIST_MIRRORS",
     "SCENE_FACTORS",
     "SCENE_SHAPES",
+    "VIEW_FACTORS",
+    "CombinedImages",
+    "CombinedScenes",
+    "CombinedSequences",
     "Compose",
+    "DSprites",
     "Digits",
+    "FactorSequences",
+    "Falcor3D",
     "Geometric",
     "Hue",
+    "Isaac3D",
     "Perspective",
     "Rotate",
     "Scale",
@@ -44,6 +60,8 @@ __all__ = [
     "SequenceDataset",
     "SequenceLoader",
     "Sequences",
+    "Shapes3D",
+    "SmallNORB",
     "Transform",
     "TransformedImages",
     "Translate",
@@ -53,4 +71,5 @@ __all__ = [
     "read_idx",
     "render_scenes",
     "shift_hue",
+    "weights_schedule",
 ]

@@ -110,6 +110,30 @@ def shift_hue(images: Tensor, degrees: Tensor | float) -> Tensor:
     degrees = torch.as_tensor(degrees, dtype=images.dtype, device=images.device)
     if degrees.ndim > 1:
         raise ValueError(f"degrees is a number or a tensor [S], got {list(degrees.shape)}")
+    return _shifted(images, degrees.reshape(*degrees.shape, 1, 1), one_to_many=degrees.ndim == 1)
+
+
+def shift_each_hue(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turns the hue of every image by its own shift; otherwise `shift_hue`.
+
+    Args:
+        images: RGB images [*batch, 3, H, W], floating point, in [0, 1].
+        degrees: Shifts [*batch] in degrees.
+
+    Returns:
+        The images [*batch, 3, H, W] with their hues shifted.
+
+    Example:
+        >>> red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(2, 3, 1, 1)
+        >>> shift_each_hue(red, torch.tensor([0.0, 120.0]))[..., 0, 0]
+        tensor([[1., 0., 0.],
+                [0., 1., 0.]])
+    """
+    return _shifted(images, degrees.to(images)[..., None, None], one_to_many=False)
+
+
+def _shifted(images: Tensor, degrees: Tensor, *, one_to_many: bool) -> Tensor:
+    """Shifts hues [*batch, 3, H, W] by degrees that broadcast to [*batch, H, W], or all by each of [S, 1, 1]."""
     red, green, blue = images.unbind(-3)
     value = images.amax(-3)
     chroma = value - images.amin(-3)
@@ -119,10 +143,9 @@ def shift_hue(images: Tensor, degrees: Tensor | float) -> Tensor:
         (green - blue) / safe,
         torch.where(green == value, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    steps = degrees.reshape(*degrees.shape, 1, 1) / 60
-    if degrees.ndim == 1:
+    if one_to_many:
         sextant, value, chroma = sextant.unsqueeze(-3), value.unsqueeze(-3), chroma.unsqueeze(-3)
-    channels = [value - chroma * _notch(sextant + steps + n) for n in (5, 3, 1)]
+    channels = [value - chroma * _notch(sextant + degrees / 60 + n) for n in (5, 3, 1)]
     return torch.stack(channels, dim=-3).clamp_(0, 1)
 
 

@@ -54,3 +54,52 @@ def download_file(target: str | Path, urls: Sequence[str], *, md5: str, timeout:
             part.unlink(missing_ok=True)
     tried = "\n  ".join(failures) or "no address was given"
     raise ConnectionError(f"could not download {target.name}:\n  {tried}\nPut the file into {target.parent} by hand.")
+
+
+def data_root(root: str | Path | None, name: str) -> Path:
+    """Gives the folder of a data set.
+
+    Args:
+        root: What the user gave.
+        name: Name of the data set, in lower case.
+
+    Returns:
+        `root`, or the environment variable ``FLOWFACTOR_<NAME>``, or ``~/.cache/flowfactor/<name>``.
+
+    Example:
+        >>> data_root("/data/mnist", "mnist").as_posix()
+        '/data/mnist'
+    """
+    given = root if root is not None else os.environ.get(f"FLOWFACTOR_{name.upper()}")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "flowfactor" / name
+
+
+def data_file(root: str | Path | None, name: str, file: str, *, urls: Sequence[str], md5: str, download: bool) -> Path:
+    """Finds the one file of a data set, or fetches it.
+
+    Args:
+        root: The file itself, or its folder; None is `data_root`.
+        name: Name of the data set, in lower case.
+        file: Name of the file.
+        urls: Where it can be had.
+        md5: Its checksum, checked when it is fetched.
+        download: Fetch it if it is missing.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: If it is missing and `download` is False.
+        ConnectionError: If it could not be fetched.
+    """
+    path = data_root(root, name)
+    if not path.is_file():
+        path = path if path.suffix == Path(file).suffix else path / file
+    if not path.is_file() and not download:
+        raise FileNotFoundError(
+            f"{path} is missing. Give root= the file or its folder, set FLOWFACTOR_{name.upper()} to it, or let "
+            f"download=True fetch it from {', '.join(urls)}."
+        )
+    if not path.is_file():
+        download_file(path, urls, md5=md5)
+    return path

@@ -118,7 +118,7 @@ def read_sequences(sequences: Sequence[Sequence[Path]]) -> Tensor:
                 "all sequences must be equally long"
             )
     # The headers first: what does not fit is told before gigabytes are decoded.
-    headers = [[_header(file) for file in files] for files in sequences]
+    headers = [[read_header(file) for file in files] for files in sequences]
     size = headers[0][0][0]
     for files, header in zip(sequences, headers, strict=True):
         for file, (own, _) in zip(files, header, strict=True):
@@ -131,11 +131,23 @@ def read_sequences(sequences: Sequence[Sequence[Path]]) -> Tensor:
     frames = torch.empty(len(sequences), len(first), 1 if grey else 3, size[1], size[0], dtype=torch.uint8)
     for n, files in enumerate(sequences):
         for step, file in enumerate(files):
-            frames[n, step] = _decode(file, "L" if grey else "RGB")
+            frames[n, step] = decode_picture(file, "L" if grey else "RGB")
     return frames
 
 
-def _header(file: Path) -> tuple[tuple[int, int], str]:
+def read_header(file: Path) -> tuple[tuple[int, int], str]:
+    """Reads the header of a picture.
+
+    Args:
+        file: The picture.
+
+    Returns:
+        (width, height) in pixels, and Pillow's name of the kind of pixels.
+
+    Raises:
+        ImportError: If Pillow is not installed.
+        ValueError: If it cannot be read, or its pixels are neither grey nor colour.
+    """
     image = require("PIL.Image", extra="plot")
     try:
         with image.open(file) as picture:
@@ -147,7 +159,20 @@ def _header(file: Path) -> tuple[tuple[int, int], str]:
     return size, mode
 
 
-def _decode(file: Path, mode: str) -> Tensor:
+def decode_picture(file: Path, mode: str) -> Tensor:
+    """Reads a picture.
+
+    Args:
+        file: The picture.
+        mode: ``"L"`` for one grey channel, ``"RGB"`` for three.
+
+    Returns:
+        Pixels [C, H, W], uint8.
+
+    Raises:
+        ImportError: If Pillow is not installed.
+        ValueError: If it cannot be read.
+    """
     image = require("PIL.Image", extra="plot")
     try:
         with image.open(file) as picture:

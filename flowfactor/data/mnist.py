@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from flowfactor.data.colours import Colour
-from flowfactor.data.download import download_file
+from flowfactor.data.download import data_root, download_file
+from flowfactor.data.factors import checked_names
 from flowfactor.data.idx import read_idx
 from flowfactor.data.transformed import Schedule, TransformedImages
-from flowfactor.data.transforms import Hue, Rotate, Scale
+from flowfactor.data.transforms import Compose, Hue, Perspective, Rotate, Scale
 
 MNIST_MIRRORS: tuple[str, ...] = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -33,28 +33,43 @@ MNIST_MD5: dict[str, str] = {
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
-def paper_transforms(steps: int = 8) -> dict[str, Schedule]:
+def paper_transforms(
+    steps: int = 8, names: Sequence[str] = ("scaling", "rotation", "colouring")
+) -> dict[str, Schedule]:
     """Gives the transformations of the paper's coloured digits.
 
     From one frame to the next, scaling grows by 0.1 from 1, rotation by 10 degrees and hue by 20 degrees: at 8 steps,
     1.0 to 1.8, 0 to 80 and 0 to 160. Longer sequences go on at the same pace, so that a step means the same everywhere.
+    Beside these three there are ``rotation+hue``, both at these paces under one amount, and ``perspective``, a turn
+    about the vertical axis by 7.5 degrees from one frame to the next.
     Source: Song et al., *Flow Factorized Representation Learning*, NeurIPS 2023, experiments on MNIST.
 
     Args:
         steps: Number T of steps.
+        names: Which of the five, in the order of k.
 
     Returns:
         ``{"scaling": ..., "rotation": ..., "colouring": ...}``, as `TransformedImages` takes it.
 
+    Raises:
+        ValueError: If a name is unknown, or a perspective of so many steps would be seen edge on.
+
     Example:
         >>> paper_transforms(8)["rotation"][1:]
         (0.0, 80.0)
+        >>> list(paper_transforms(8, ("perspective", "rotation+hue")))
+        ['perspective', 'rotation+hue']
     """
-    return {
+    known: dict[str, Schedule] = {
         "scaling": (Scale(), 1.0, 1.0 + 0.1 * steps),
         "rotation": (Rotate(), 0.0, 10.0 * steps),
         "colouring": (Hue(), 0.0, 20.0 * steps),
+        "rotation+hue": (Compose((Rotate(), 0.0, 10.0 * steps), (Hue(), 0.0, 20.0 * steps)), 0.0, 1.0),
+        "perspective": (Perspective(), 0.0, 7.5 * steps),
     }
+    if "perspective" in names and 7.5 * steps >= 90:
+        raise ValueError(f"perspective turns by 7.5 degrees a step and must stay below 90, got {steps} steps")
+    return {name: known[name] for name in checked_names(names, tuple(known), "names")}
 
 
 class MNIST(TransformedImages):
@@ -100,7 +115,7 @@ class MNIST(TransformedImages):
         if split not in _PREFIX:
             raise ValueError(f"split is 'train' or 'test', got {split!r}")
         self.split = split
-        self.root = _root(root)
+        self.root = data_root(root, "mnist")
         images, labels = (self._file(kind, download, mirrors) for kind in ("images-idx3", "labels-idx1"))
         pictures, classes = _read_pair(images, labels)
         if transforms is None:
@@ -123,13 +138,6 @@ class MNIST(TransformedImages):
         target = self.root / f"{name}.gz"
         download_file(target, [f"{mirror.rstrip('/')}/{target.name}" for mirror in mirrors], md5=MNIST_MD5[target.name])
         return target
-
-
-def _root(root: str | Path | None) -> Path:
-    if root is not None:
-        return Path(root).expanduser()
-    given = os.environ.get("FLOWFACTOR_MNIST")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "flowfactor" / "mnist"
 
 
 def _read_pair(image_path: Path, label_path: Path) -> tuple[Tensor, Tensor]:

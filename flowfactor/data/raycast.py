@@ -45,27 +45,32 @@ class View(NamedTuple):
         directions: Unit directions of the rays [n, 3], row by row.
         distance: Distance to the floor or wall [n].
         points: Where that is [n, 3].
+        normals: Unit normals of the floor or wall there [n, 3].
         floor: Whether it is the floor [n].
         direct: Light that comes straight from the lamp, between 0 and DIRECT [n].
+        lamp: Where the lamp is.
     """
 
     origin: Tensor
     directions: Tensor
     distance: Tensor
     points: Tensor
+    normals: Tensor
     floor: Tensor
     direct: Tensor
+    lamp: tuple[float, float, float]
 
 
-def view(orientation: float, size: int) -> View:
+def view(orientation: float, size: int, camera: tuple[float, float] = CAMERA) -> View:
     """Casts one ray through the middle of each of size x size pixels into the empty room.
 
     Args:
         orientation: Degrees by which the camera stands to the right of the middle, round the vertical axis.
         size: Rays per row and per column.
+        camera: Distance of the camera from the vertical axis, and its height.
 
     Returns:
-        The view, float32.
+        The view, float32, lit by the lamp at its usual place.
 
     Example:
         >>> middle = view(0.0, 63).directions[63 * 31 + 31]
@@ -73,7 +78,7 @@ def view(orientation: float, size: int) -> View:
         (0.0, True, True)
     """
     angle = math.radians(orientation)
-    distance, height = CAMERA
+    distance, height = camera
     origin = torch.tensor([distance * math.sin(angle), height, distance * math.cos(angle)])
     right = torch.tensor([math.cos(angle), 0.0, -math.sin(angle)])
     forward = torch.tensor([0.0, TARGET, 0.0]) - origin
@@ -91,7 +96,27 @@ def view(orientation: float, size: int) -> View:
     ends, plane = exits.min(dim=-1)
     points = origin + ends[:, None] * directions
     normals = torch.zeros_like(points).scatter_(1, plane[:, None], -directions.gather(1, plane[:, None]).sign())
-    return View(origin, directions, ends, points, plane == 1, _lambert(points, normals))
+    return View(origin, directions, ends, points, normals, plane == 1, _lambert(points, normals, LAMP), LAMP)
+
+
+def light(seen: View, lamp: tuple[float, float, float]) -> View:
+    """Moves the lamp.
+
+    Args:
+        seen: The empty room.
+        lamp: Where the lamp is to be; outside the object, and above the floor.
+
+    Returns:
+        The same view of the room, lit from there.
+
+    Example:
+        >>> room = view(0.0, 8)
+        >>> bool(light(room, (0.0, 9.0, 0.0)).direct[room.floor].min() > room.direct[room.floor].min())
+        True
+    """
+    if lamp == seen.lamp:
+        return seen
+    return seen._replace(direct=_lambert(seen.points, seen.normals, lamp), lamp=lamp)
 
 
 def shade(shape: str, scale: float, seen: View) -> Tensor:
@@ -111,7 +136,7 @@ def shade(shape: str, scale: float, seen: View) -> Tensor:
         torch.Size([3, 64])
     """
     room = AMBIENT + seen.direct
-    to_lamp = torch.tensor(LAMP) - seen.points
+    to_lamp = torch.tensor(seen.lamp) - seen.points
     lamp_distance = to_lamp.norm(dim=-1)
     lit = (seen.direct > 0).nonzero().flatten()
     towards = to_lamp[lit] / lamp_distance[lit, None]
@@ -121,11 +146,11 @@ def shade(shape: str, scale: float, seen: View) -> Tensor:
     distance = hit_distance(shape, scale, seen.origin.expand_as(seen.directions), seen.directions)
     on_object = (distance < seen.distance).nonzero().flatten()
     points = seen.origin + distance[on_object, None] * seen.directions[on_object]
-    light = AMBIENT + _lambert(points, normals(shape, points / scale))
+    lit_by = AMBIENT + _lambert(points, normals(shape, points / scale), seen.lamp)
 
     shades = torch.stack([room * seen.floor, room * ~seen.floor, torch.zeros_like(room)])
     shades[:, on_object] = 0
-    shades[2, on_object] = light
+    shades[2, on_object] = lit_by
     return shades
 
 
@@ -189,8 +214,8 @@ def normals(shape: str, points: Tensor) -> Tensor:
     return outward / outward.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-def _lambert(points: Tensor, normals: Tensor) -> Tensor:
-    to_lamp = torch.tensor(LAMP) - points
+def _lambert(points: Tensor, normals: Tensor, lamp: tuple[float, float, float]) -> Tensor:
+    to_lamp = torch.tensor(lamp) - points
     cosine = (to_lamp * normals).sum(-1) / to_lamp.norm(dim=-1)
     return DIRECT * cosine.clamp_min(0)
 

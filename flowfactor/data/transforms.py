@@ -11,6 +11,7 @@ Coordinates are pixels from the centre of the picture, x to the right and y down
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -271,7 +272,7 @@ class Compose(Transform):
         """Applies all parts at every progress: [B, C, H, W] and [S] to [B, S, C, H, W]."""
         amounts = _checked(images, amounts)
         frames = self._moved(images, amounts)
-        shift = self._shift(amounts)
+        shift = self.shift(amounts)
         if shift is None:
             return frames
         # The shifts differ along S, not across images: one colour function a time, each over all images.
@@ -281,24 +282,44 @@ class Compose(Transform):
     def tint(self, images: Tensor, amounts: Amounts, colour: Tensor) -> Tensor:
         """Moves the grey images, shifts the colour and multiplies: [B, S, 3, H, W]."""
         amounts = _checked(images, amounts)
-        shift = self._shift(amounts)
+        shift = self.shift(amounts)
         colours = colour.to(images).expand(len(amounts), 3) if shift is None else Hue().colours(shift, colour)
         return self._moved(images, amounts) * colours.to(images)[:, :, None, None]
 
     def _moved(self, images: Tensor, amounts: Tensor) -> Tensor:
+        whole = self.matrices(amounts, *images.shape[-2:])
+        if whole is None:
+            return images.unsqueeze(1).expand(-1, len(amounts), -1, -1, -1)
+        return _warp(images, whole)
+
+    def matrices(self, amounts: Tensor, height: int, width: int) -> Tensor | None:
+        """Gives the homographies [S, 3, 3] of all geometric parts together, or None if there are none.
+
+        Args:
+            amounts: Progress [S], float64.
+            height: Height of the pictures in pixels.
+            width: Width of the pictures in pixels.
+
+        Returns:
+            Homographies as `Geometric.matrices` gives them.
+        """
         maps = [
-            transform.matrices(start + (end - start) * amounts, *images.shape[-2:])
+            transform.matrices(start + (end - start) * amounts, height, width)
             for transform, start, end in self.parts
             if isinstance(transform, Geometric)
         ]
-        if not maps:
-            return images.unsqueeze(1).expand(-1, len(amounts), -1, -1, -1)
-        whole = maps[0]
-        for matrices in maps[1:]:
-            whole = whole @ matrices  # back from the result: the last transformation is undone first
-        return _warp(images, whole)
+        # Back from the result: the last transformation is undone first.
+        return functools.reduce(torch.matmul, maps) if maps else None
 
-    def _shift(self, amounts: Tensor) -> Tensor | None:
+    def shift(self, amounts: Tensor) -> Tensor | None:
+        """Gives the hue shift [S] in degrees of all hue parts together, or None if there are none.
+
+        Args:
+            amounts: Progress [S], float64.
+
+        Returns:
+            The shifts.
+        """
         shifts = [start + (end - start) * amounts for transform, start, end in self.parts if isinstance(transform, Hue)]
         return torch.stack(shifts).sum(0) if shifts else None
 
@@ -325,6 +346,40 @@ def _warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Reads every image [B, C, H, W] through every homography [S, 3, 3]: [B, S, C, H, W]."""
     batch, channels, height, width = images.shape
     count = len(matrices)
+    grid = _grid(matrices, height, width).reshape(1, count * height, width, 2).to(images)
+    # One grid serves all images: as channels of one picture they share its weights, which is some ten times as fast.
+    stacked = images.reshape(1, batch * channels, height, width)
+    frames = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0, 1)
+    return frames.reshape(batch, channels, count, height, width).transpose(1, 2)
+
+
+def warp_each(images: Tensor, matrices: Tensor) -> Tensor:
+    """Reads every image through homographies of its own.
+
+    Args:
+        images: Images [B, C, H, W].
+        matrices: Homographies [B, S, 3, 3] as `Geometric.matrices` gives them, float64.
+
+    Returns:
+        Transformed images [B, S, C, H, W].
+
+    Example:
+        >>> images = torch.rand(2, 1, 8, 8)
+        >>> still = torch.eye(3, dtype=torch.float64).expand(2, 4, 3, 3)
+        >>> torch.allclose(warp_each(images, still), images[:, None].expand(2, 4, 1, 8, 8))
+        True
+    """
+    batch, count = matrices.shape[:2]
+    channels, height, width = images.shape[1:]
+    # The frames of one image stand below each other in one grid, so that the image itself is not repeated.
+    # In the images' own precision, unlike a grid that serves a whole batch: here the grid is most of the work.
+    grid = _grid(matrices.flatten(0, 1).to(images), height, width).reshape(batch, count * height, width, 2)
+    frames = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0, 1)
+    return frames.reshape(batch, channels, count, height, width).transpose(1, 2)
+
+
+def _grid(matrices: Tensor, height: int, width: int) -> Tensor:
+    """Gives the points [N, H W, 2] of the image that homographies [N, 3, 3] lead to, in `grid_sample`'s units."""
     like = {"dtype": matrices.dtype, "device": matrices.device}
     x = torch.arange(width, **like) - (width - 1) / 2
     y = torch.arange(height, **like) - (height - 1) / 2
@@ -334,8 +389,4 @@ def _warp(images: Tensor, matrices: Tensor) -> Tensor:
     # Behind the camera (depth <= 0) there is nothing to see: such points are read outside the frame.
     scale = torch.tensor([2 / width, 2 / height], **like)[:, None]
     grid = torch.where((depth > 0)[:, None], source[:, :2] / depth.clamp_min(1e-12)[:, None] * scale, 4.0)
-    grid = grid.clamp(-4, 4).mT.reshape(1, count * height, width, 2).to(images)
-    # One grid serves all images: as channels of one picture they share its weights, which is some ten times as fast.
-    stacked = images.reshape(1, batch * channels, height, width)
-    frames = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0, 1)
-    return frames.reshape(batch, channels, count, height, width).transpose(1, 2)
+    return grid.clamp(-4, 4).mT

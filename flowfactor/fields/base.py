@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from flowfactor._controlled import Controlled
 from flowfactor._layout import layout_of, run
+from flowfactor._rows import Rows
 from flowfactor.control import Control, ResolvedControl
 from flowfactor.potentials import _autodiff
 
@@ -131,6 +132,20 @@ class Field(Controlled):
         result = self.bind(resolved, z.shape[:-1], divergence=kind, probe=probe)(z, t).divergence
         assert result is not None
         return result
+
+    def tape(self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None) -> Any:
+        """Binds the field for a solve with a closed-form way back; None where it has none.
+
+        Args:
+            rows: Which samples follow which flow.
+            want: Which of ``value``, ``gradient`` and ``time`` are wanted beside the velocity.
+            divergence: How to take the divergence; None for none.
+            probe: Hutchinson's probe, arranged in rows.
+
+        Returns:
+            The tape (`flowfactor.fields._tape.FieldTape`), or None.
+        """
+        return None
 
     def bind(
         self,

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor._layout import layout_of
+from flowfactor._rows import Rows
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._skew import SkewForms, canonical
+from flowfactor.fields._tape import FieldTape
 from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
-from flowfactor.potentials.base import Potential
+from flowfactor.potentials.base import Potential, PotentialTape
 
 
 class GradientField(Field):
@@ -57,6 +59,14 @@ class GradientField(Field):
             )
 
         return evaluate
+
+    def tape(
+        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> FieldTape | None:
+        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
+        wanted = want | ({"laplacian"} if divergence else frozenset())
+        potential = self.potential.tape(rows, wanted, divergence, probe if divergence == "hutchinson" else None)
+        return None if potential is None or type(self) is not GradientField else FieldTape(potential)
 
 
 class SkewGradientField(Field):
@@ -128,6 +138,20 @@ class SkewGradientField(Field):
             return layout.gather([g @ J.mT for g, J in zip(gradients, forms, strict=True)], 1)
 
         return turned
+
+    def stream(self, rows: Rows) -> tuple[PotentialTape, Tensor | None] | None:
+        """The tape of h with J, for a solve with a closed-form way back; None where there is none."""
+        potential = self.potential.tape(rows, frozenset(), None, None)
+        forms = self.forms()
+        J = None if forms is None else rows.select({"J": forms}, self.num_flows)["J"]
+        return None if potential is None or type(self) is not SkewGradientField else (potential, J)
+
+    def tape(
+        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> FieldTape | None:
+        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
+        stream = self.stream(rows)
+        return None if stream is None else FieldTape(None, [stream])
 
 
 class HelmholtzField(Field):
@@ -211,6 +235,16 @@ class HelmholtzField(Field):
             )
 
         return evaluate
+
+    def tape(
+        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> FieldTape | None:
+        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
+        first = self.irrotational.tape(rows, want, divergence, probe)
+        streams = [part.stream(rows) for part in self.solenoidal]  # type: ignore[operator]
+        if first is None or type(self) is not HelmholtzField or any(stream is None for stream in streams):
+            return None
+        return FieldTape(first.parts[0], streams)
 
 
 def sum_weighted(velocities: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -1,7 +1,51 @@
-"""What is measured: equivariance, likelihood, transport."""
+"""What is measured: equivariance, composition, likelihood, disentanglement, factors found, transport."""
 
-from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error
-from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood
+from flowfactor.metrics.composition import CompositionError, ErrorCurve, composition_error, extrapolation_error
+from flowfactor.metrics.dci import DCI, dci
+from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, latent_equivariance_error
+from flowfactor.metrics.estimates import Estimate, wilson
+from flowfactor.metrics.gaps import GapScore, mig, sap
+from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood, paper_log_likelihood
+from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
+from flowfactor.metrics.predictability import VPScore, vp_score, vp_score_from_pairs
 from flowfactor.metrics.transport import transport_gap
+from flowfactor.metrics.traversal import (
+    Traversal,
+    TraversalError,
+    TraversalModel,
+    best_traversal,
+    latent_traversal_error,
+)
 
-__all__ = ["EquivarianceError", "LogLikelihood", "equivariance_error", "log_likelihood", "transport_gap"]
+__all__ = [
+    "DCI",
+    "CompositionError",
+    "EquivarianceError",
+    "ErrorCurve",
+    "Estimate",
+    "FactorAccuracy",
+    "GapScore",
+    "LogLikelihood",
+    "SpikeMetrics",
+    "Traversal",
+    "TraversalError",
+    "TraversalModel",
+    "VPScore",
+    "best_traversal",
+    "composition_error",
+    "dci",
+    "equivariance_error",
+    "extrapolation_error",
+    "factor_accuracy",
+    "latent_equivariance_error",
+    "latent_traversal_error",
+    "log_likelihood",
+    "mig",
+    "paper_log_likelihood",
+    "sap",
+    "spike_metrics",
+    "transport_gap",
+    "vp_score",
+    "vp_score_from_pairs",
+    "wilson",
+]

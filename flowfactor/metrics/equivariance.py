@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowfactor.control import Control
 from flowfactor.data import SequenceDataset
+from flowfactor.metrics.estimates import mean_bounds
+from flowfactor.metrics.estimates import standard_error as error_of_mean
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class EquivarianceError:
         doing_nothing: The same error of leaving the true x_0 as it is, ``[K]``.
         count: Number of images behind each.
         flow_names: Names of the flows, where the data set has them.
+
+    The confidence intervals `low` to `high` are the normal ones of a mean (for `latent_equivariance_error`, of a ratio
+    of means), with 95% confidence.
     """
 
     mean: Tensor
@@ -30,12 +36,24 @@ class EquivarianceError:
     count: int
     flow_names: tuple[str, ...] = ()
 
+    @property
+    def low(self) -> Tensor:
+        """Lower ends of the 95% confidence intervals, ``[K]``."""
+        return mean_bounds(self.mean, self.standard_error)[0]
+
+    @property
+    def high(self) -> Tensor:
+        """Upper ends of the 95% confidence intervals, ``[K]``."""
+        return mean_bounds(self.mean, self.standard_error)[1]
+
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""
         return {
             "flows": list(self.flow_names),
             "mean": self.mean.tolist(),
             "standard_error": self.standard_error.tolist(),
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
             "doing_nothing": self.doing_nothing.tolist(),
             "count": self.count,
         }
@@ -84,14 +102,82 @@ def equivariance_error(
             resting[k].append((frames[:, 1:] - frames[:, :1]).abs().flatten(1).sum(1))
     per_image = torch.stack([torch.cat(e) for e in errors])
     count = per_image.shape[1]
-    spread = per_image.std(1, unbiased=True) / count**0.5 if count > 1 else torch.full((len(errors),), float("nan"))
     return EquivarianceError(
         per_image.mean(1),
-        spread,
+        error_of_mean(per_image),
         torch.stack([torch.cat(r).mean() for r in resting]),
         count,
         tuple(getattr(data, "flow_names", ())),
     )
+
+
+@torch.no_grad()
+def latent_equivariance_error(
+    model: Any, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256
+) -> EquivarianceError:
+    r"""The equivariance error of every flow in latent space: whether encoding and transforming commute.
+
+    $$L_k = \frac{\sum_x \sum_{t=1}^{T} | \mathrm{E}[z|x_t] - z_t |_2}{\sum_x \sum_{t=1}^{T} | \mathrm{E}[z|x_t] -
+      \mathrm{E}[z|x_0] |_2}, \qquad z_t = \phi^k_t(\mathrm{E}[z|x_0])$$
+
+    The latent counterpart of `equivariance_error`. The denominator is how far the codes of the true frames move, so that
+    neither the scale nor the size of the latent space matters: 0 is exact, and leaving the code as it is scores 1. It
+    says nothing about the decoder: read it beside the error in pixel space. The standard error is that of a ratio of
+    means (the delta method).
+
+    Args:
+        model: The model, with ``encode``, ``num_flows`` and latent paths (``flow``, or ``path(z0, t, control)``).
+        data: Sequences of true transformations; take the test split.
+        limit: Use the first so many images only; None for all.
+        batch_size: Images per batch.
+
+    Returns:
+        The errors, ``[K]``, relative to doing nothing.
+
+    Raises:
+        TypeError: If the model has no latent flow.
+        ValueError: If the model has other flows than the data set, there are no images, or the codes of the true frames
+            of a transformation do not move at all.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> data = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=2)
+        >>> model = ff.models.build_vae((1, 8, 8), num_flows=1, latent_dim=4, hidden=(8, 8))
+        >>> ff.metrics.latent_equivariance_error(model, data).doing_nothing
+        tensor([1.])
+    """
+    if model.num_flows != data.num_flows:
+        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    missed: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
+    moved: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
+    with evaluating(model):
+        for k, batch in every_flow(data, limit, batch_size):
+            codes = model.encode(batch["frames"].movedim(1, 0)).mean
+            path = latent_path(model, codes[0], batch["t"], batch["k"])
+            missed[k].append((codes[1:] - path[1:]).norm(dim=-1).sum(0))
+            moved[k].append((codes[1:] - codes[0]).norm(dim=-1).sum(0))
+    miss, move = (torch.stack([torch.cat(part) for part in parts]) for parts in (missed, moved))
+    if not bool((move.mean(1) > 0).all()):
+        still = (move.mean(1) == 0).nonzero().flatten().tolist()
+        raise ValueError(f"the codes of the true frames of flows {still} do not move: there is nothing to compare with")
+    ratio = miss.mean(1) / move.mean(1)
+    error = error_of_mean(miss - ratio[:, None] * move) / move.mean(1)
+    names = tuple(getattr(data, "flow_names", ()))
+    return EquivarianceError(ratio, error, torch.ones_like(ratio), miss.shape[1], names)
+
+
+def latent_path(model: Any, z0: Tensor, t: Tensor, control: Control) -> Tensor:
+    """Latents ``[T, B, D]`` along a model's transformation, from ``z0 [B, D]``; TypeError where it has none."""
+    if callable(getattr(model, "path", None)):
+        return model.path(z0, t, control)
+    # Some models run their flow in another way under some controls, as their own transform does.
+    flow = model._flow_for(control) if hasattr(model, "_flow_for") else getattr(model, "flow", None)
+    if flow is None:
+        raise TypeError(
+            f"a {type(model).__name__} has no latent flow: it needs flow(z0, t, control), a flowfactor.LatentFlow, or "
+            "path(z0, t, control). Where a latent dimension stands in for a transformation, see TraversalModel"
+        )
+    return flow(z0, t, control).z
 
 
 def every_flow(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[int, dict[str, Any]]]:

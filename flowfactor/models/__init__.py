@@ -1,7 +1,51 @@
 """Models assembled from the parts."""
 
+from flowfactor.models.baselines import (
+    VAE,
+    BetaVAE,
+    FactorVAE,
+    PaperCodeVAE,
+    PoFlow,
+    SlowVAE,
+    TopographicVAE,
+    build_baseline,
+)
 from flowfactor.models.build import build_vae
+from flowfactor.models.build_sparse import build_sparse_vae
 from flowfactor.models.flow_vae import FlowFactorizedVAE
+from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained
+from flowfactor.models.sparse import SparseTransformationVAE
 from flowfactor.models.terms import Terms
+from flowfactor.models.weak import (
+    BalancedEstimator,
+    EnumerateEstimator,
+    FactorEstimator,
+    GumbelEstimator,
+    balanced_responsibilities,
+)
 
-__all__ = ["FlowFactorizedVAE", "Terms", "build_vae"]
+__all__ = [
+    "METHODS",
+    "VAE",
+    "BalancedEstimator",
+    "BetaVAE",
+    "EnumerateEstimator",
+    "FactorEstimator",
+    "FactorVAE",
+    "FlowFactorizedVAE",
+    "GumbelEstimator",
+    "Method",
+    "PaperCodeVAE",
+    "PoFlow",
+    "SlowVAE",
+    "SparseTransformationVAE",
+    "Terms",
+    "TopographicVAE",
+    "balanced_responsibilities",
+    "build_baseline",
+    "build_model",
+    "build_sparse_vae",
+    "build_vae",
+    "get_method",
+    "load_pretrained",
+]

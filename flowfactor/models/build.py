@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flowfactor.encoders import ConvDecoder, ConvEncoder
+from flowfactor.encoders import ConvDecoder, ConvEncoder, FactorEncoder
 from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.flow_vae import FlowFactorizedVAE
@@ -17,6 +17,7 @@ from flowfactor.solver import Solver
 
 FIELDS = ("helmholtz", "gradient", "free")
 POTENTIALS = ("mlp", "resnet", "convex", "paper")
+SUPERVISIONS = ("full", "weak")
 PRIORS = ("normal", "mixture", "diffusion", "diffusion-mixture")
 
 
@@ -36,6 +37,12 @@ def build_vae(
     prior: str = "normal",
     solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
+    supervision: str = "full",
+    num_frames: int | None = None,
+    factor_encoder: Mapping[str, Any] | None = None,
+    estimator: str | Mapping[str, Any] = "balanced",
+    tau: float | None = None,
+    anneal_steps: int | None = None,
     generator: torch.Generator | None = None,
     **settings: Any,
 ) -> FlowFactorizedVAE:
@@ -57,6 +64,13 @@ def build_vae(
         solver: Keyword arguments of `Solver`. Where None: unit Euler steps under ``path``, where any map gives a true
             bound, and unit rk4 steps under ``marginal``, whose bound needs the log-determinant of the map itself.
         divergence: ``"exact"`` or ``"hutchinson"``.
+        supervision: ``"full"`` where k is given with every sequence, ``"weak"`` where it is inferred, by a `FactorEncoder`.
+        num_frames: T+1, the number of frames of a sequence; needed for weak supervision.
+        factor_encoder: Keyword arguments of `FactorEncoder`.
+        estimator: ``"balanced"``, ``"gumbel"``, ``"enumerate"``, or a mapping with the name and settings of one.
+        tau: Temperature, in nats, with which the balanced estimator begins; its default where None. The other
+            estimators have none.
+        anneal_steps: Training steps over which it falls; its default where None.
         generator: Source of the flow's initial weights.
         **settings: Passed on to `FlowFactorizedVAE`.
 
@@ -83,9 +97,37 @@ def build_vae(
     if solver is None:
         solver = {"method": "rk4" if settings.get("objective") == "marginal" else "euler"}
     flow = LatentFlow(made_field, Solver(**solver), divergence)
+    made_factor = _factor(supervision, num_flows, num_frames, shape, factor_encoder)
     return FlowFactorizedVAE(
-        made_encoder, made_decoder, flow, _prior(prior, latent_dim, num_flows, generator), **settings
+        made_encoder,
+        made_decoder,
+        flow,
+        _prior(prior, latent_dim, num_flows, generator),
+        factor_encoder=made_factor,
+        estimator=_estimator(estimator, tau, anneal_steps),
+        **settings,
     )
+
+
+def _factor(
+    supervision: str, num_flows: int, num_frames: int | None, shape: dict[str, Any], options: Mapping[str, Any] | None
+) -> FactorEncoder | None:
+    if supervision not in SUPERVISIONS:
+        raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
+    if supervision == "full":
+        return None
+    if num_frames is None:
+        raise ValueError(
+            "weak supervision looks at whole sequences: give num_frames, the number of their frames (T + 1)"
+        )
+    return FactorEncoder(num_flows, num_frames, **shape, **(options or {}))
+
+
+def _estimator(estimator: str | Mapping[str, Any], tau: float | None, anneal_steps: int | None) -> dict[str, Any]:
+    made = {"name": estimator} if isinstance(estimator, str) else dict(estimator)
+    given = {name: value for name, value in (("tau", tau), ("anneal_steps", anneal_steps)) if value is not None}
+    # A preset's temperature must not be in the way of another estimator.
+    return made | given if made.get("name") == "balanced" else made
 
 
 def _field(

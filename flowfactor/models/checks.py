@@ -48,6 +48,13 @@ def check_weight(name: str, value: float) -> float:
     return float(value)
 
 
+def check_positive(name: str, value: float) -> float:
+    """Checks a setting: a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    return float(value)
+
+
 def check_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
     """Raises ValueError where a generator lives on another device than the data."""
     if generator is not None and generator.device.type != device.type:

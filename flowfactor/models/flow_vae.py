@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 
 from flowfactor import objectives
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.checks import check_batch_control, check_frames, check_generator, check_weight
 from flowfactor.models.pretrained import PretrainedMixin
-from flowfactor.models.terms import Terms
+from flowfactor.models.terms import Begin, Pieces, Terms
+from flowfactor.models.weak import (
+    BalancedEstimator,
+    FactorEstimator,
+    GumbelEstimator,
+    check_factor_prior,
+    factor_divergence,
+    truncate,
+)
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior, StandardNormal
 from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
 
 
 class FlowFactorizedVAE(PretrainedMixin, nn.Module):
-    r"""A sequence model in which each transformation is a latent flow (Song et al., NeurIPS 2023), supervised.
+    r"""A sequence model in which each transformation is a latent flow (Song et al., NeurIPS 2023).
 
     An encoder gives q(z_0|x_0), the flow of transformation k carries z_0 to z_1, z_2, ..., and a decoder gives
     p(x_t|z_t). Trained by one of the bounds of `flowfactor.objectives`, plus the squared Hamilton-Jacobi residual
     (mean over time) and the squared speed at the start, which ask the flow for dynamic optimal transport.
+
+    With a ``factor_encoder`` k need not be known (weak supervision): q(k|x_0..x_T) is inferred for each sequence, and
+    its divergence from p(k) added. What a learned flow does is then up to the training: the numbering is arbitrary.
 
     Args:
         encoder: Maps frames ``[*batch, C, H, W]`` to a distribution of latents with event ``[D]``.
@@ -41,6 +52,11 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
             a module f(z, t).
         frames_per_step: How many frames of a sequence to decode in a training step, drawn anew each time and weighted
             so that the bound stays unbiased; None for all.
+        factor_encoder: Maps sequences ``[B, T+1, C, H, W]`` to a Categorical over K, such as
+            `flowfactor.encoders.FactorEncoder`; None where k is always given.
+        factor_prior: p(k), ``[K]``; uniform where None.
+        estimator: How the expectation over q(k|x) is taken: ``"balanced"``, ``"gumbel"`` or ``"enumerate"``, a mapping with
+            the name and settings, or a `FactorEstimator`. Without ``factor_encoder`` it has no effect.
 
     Raises:
         TypeError: If a part is of the wrong kind.
@@ -69,6 +85,9 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         start_weight: float = 1.0,
         force: nn.Module | Literal["negative_square"] | None = "negative_square",
         frames_per_step: int | None = None,
+        factor_encoder: nn.Module | None = None,
+        factor_prior: Sequence[float] | None = None,
+        estimator: FactorEstimator | str | Mapping[str, Any] = "balanced",
     ) -> None:
         super().__init__()
         if not isinstance(flow, LatentFlow):
@@ -97,6 +116,31 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
             force = NegativeSquare(flow.dim) if penalised else None
         self.hamilton_jacobi = HamiltonJacobi(force)  # pyright: ignore[reportArgumentType]
         self._start_at_rest = StartAtRest()
+        self._set_factor(factor_encoder, factor_prior, estimator)
+
+    def _set_factor(
+        self,
+        factor_encoder: nn.Module | None,
+        factor_prior: Sequence[float] | None,
+        estimator: FactorEstimator | str | Mapping[str, Any],
+    ) -> None:
+        made = FactorEstimator.build(estimator)
+        flows = getattr(factor_encoder, "num_flows", self.num_flows)
+        if flows != self.num_flows:
+            raise ValueError(f"the factor_encoder tells {flows} flows apart and the flow has {self.num_flows}")
+        if factor_encoder is None and factor_prior is not None:
+            raise ValueError("factor_prior needs a factor_encoder: where k is given it has no effect")
+        self.factor_encoder = factor_encoder
+        self.estimator = None if factor_encoder is None else made
+        log_prior = None if factor_encoder is None else check_factor_prior(factor_prior, self.num_flows)
+        self.factor_prior = None if factor_prior is None else [float(p) for p in factor_prior]
+        self._factor_log_prior: Tensor | None
+        self.register_buffer("_factor_log_prior", log_prior, persistent=False)  # the settings hold it
+
+    @property
+    def supervision(self) -> Literal["full", "weak"]:
+        """``"weak"`` where q(k|x) can be inferred, else ``"full"``: k has to be given."""
+        return "full" if self.factor_encoder is None else "weak"
 
     @property
     def num_flows(self) -> int:
@@ -135,13 +179,43 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         path = self.flow(self.encode(x0).mean, t, control)
         return self.decode(path.z).movedim(0, 1)
 
-    def forward(self, frames: Tensor, t: Tensor, k: Control, *, generator: torch.Generator | None = None) -> Terms:
+    def infer_factor(self, frames: Tensor) -> Categorical:
+        """The posterior q(k|x_0..x_T) over which flow acts.
+
+        Args:
+            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
+
+        Returns:
+            A Categorical over the K flows with batch shape ``[B]``.
+
+        Raises:
+            TypeError: If frames are no floats.
+            ValueError: If the model has no factor encoder, or the frames do not fit it.
+
+        Example:
+            >>> import torch, flowfactor as ff
+            >>> model = ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8), supervision="weak", num_frames=5)
+            >>> model.infer_factor(torch.rand(6, 5, 1, 8, 8)).probs.shape
+            torch.Size([6, 2])
+        """
+        if self.factor_encoder is None:
+            raise ValueError(
+                "this model has no factor encoder to infer k with: give k, or make it with factor_encoder=... "
+                '(build_vae: supervision="weak")'
+            )
+        return self.factor_encoder(frames)
+
+    def forward(
+        self, frames: Tensor, t: Tensor, k: Control | None = None, *, generator: torch.Generator | None = None
+    ) -> Terms:
         """The terms of the objective on a batch of sequences.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
             t: Times ``[T+1]``, in frames; the prior starts at time 0.
-            k: Which transformation acts: an int, one index a sequence ``[B]``, weights or a schedule.
+            k: Which transformation acts: an int, one index a sequence ``[B]``, weights or a schedule. None infers it for
+                each sequence; the terms are then expectations over q(k|x), or draws of them (Gumbel). While a balanced
+                estimator anneals, the loss alone has a gradient.
             generator: Source of all draws.
 
         Returns:
@@ -149,47 +223,110 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
 
         Raises:
             TypeError: If an argument has the wrong type.
-            ValueError: If an argument does not fit.
+            ValueError: If an argument does not fit, or k is None and the model has no factor encoder.
             FlowSolveError: If the solve fails.
         """
-        frames, t = check_frames(frames, t, getattr(self.decoder, "event", None))
-        check_batch_control(k, len(frames))
+        frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
         check_generator(generator, frames.device)
+        if k is None:
+            return self._inferred(frames, t, generator)
+        check_batch_control(k, len(frames))
+        return self._terms(self._pieces(frames, t, k, self._begin(frames, k, generator), generator))
+
+    def _terms(self, pieces: Pieces, kl_factor: Tensor | None = None, loss: Tensor | None = None) -> Terms:
+        """Batch means of what each sequence gives."""
+        factor = pieces.loss.new_zeros(()) if kl_factor is None else kl_factor.mean()
+        reconstruction, kl, hj, start = (x.mean() for x in (pieces.reconstruction, pieces.kl, pieces.hj, pieces.start))
+        whole = pieces.loss.mean() + factor if loss is None else loss.mean()
+        return Terms(whole, reconstruction, kl, hj, start, reconstruction - kl - factor, factor)
+
+    def _inferred(self, frames: Tensor, t: Tensor, generator: torch.Generator | None) -> Terms:
+        """The terms where k is inferred, by the estimator in training and exactly elsewhere."""
+        log_q = self.infer_factor(frames).logits
+        estimator, log_prior = self.estimator, self._factor_log_prior
+        assert estimator is not None and log_prior is not None
+        begin = self._begin(frames, 0, generator)  # p(z_0) is that of every flow
+        if not self.training:
+            return self._terms(
+                self._all_flows(frames, t, log_q, begin, generator).expected(log_q), factor_divergence(log_q, log_prior)
+            )
+        if isinstance(estimator, GumbelEstimator):
+            pieces = self._pieces(frames, t, estimator.draw(log_q, generator), begin, generator)
+            terms = self._terms(pieces, factor_divergence(log_q, log_prior))
+        elif isinstance(estimator, BalancedEstimator) and not estimator.annealed:
+            with torch.no_grad():
+                table = self._all_flows(frames, t, log_q, begin, generator)
+                r = estimator.responsibilities(table.loss, log_prior)
+                k = torch.multinomial(r, 1, generator=generator).squeeze(-1)
+                expected, kl_factor = table.expected(log_q), factor_divergence(log_q, log_prior)
+            loss = self._pieces(frames, t, k, begin, generator).loss - (r * log_q).sum(-1)
+            terms = self._terms(expected, kl_factor, loss)
+        else:
+            log_q = truncate(log_q, estimator.prune)
+            expected = self._all_flows(frames, t, log_q, begin, generator).expected(log_q)
+            terms = self._terms(expected, factor_divergence(log_q, log_prior))
+        estimator.advance()
+        return terms
+
+    def _all_flows(
+        self, frames: Tensor, t: Tensor, log_q: Tensor, begin: Begin, generator: torch.Generator | None
+    ) -> Pieces:
+        """Every sequence under every flow that q does not rule out, [B, K]: one solve, and one decoding."""
+        flow, row = log_q.T.isfinite().nonzero(as_tuple=True)  # sorted by flow
+        return self._pieces(frames, t, flow, begin, generator, row).table(row, flow, log_q.shape)
+
+    def _begin(self, frames: Tensor, k: Control, generator: torch.Generator | None) -> Begin:
+        """Encodes the first frames, and draws what the flows of one sequence share."""
         q = self.encode(frames[:, 0])
         z0 = objectives.draw(q, generator=generator)
+        marginal = self.objective == "marginal"
+        density = q.log_prob(z0) if marginal else objectives.start_divergence(q, self.prior, z0, k)
+        return Begin(z0, density)
+
+    def _pieces(
+        self,
+        frames: Tensor,
+        t: Tensor,
+        k: Control,
+        begin: Begin,
+        generator: torch.Generator | None,
+        row: Tensor | None = None,
+    ) -> Pieces:
+        """What each solve gives: of every sequence under its k, or of the sequences ``row [N]`` under ``k [N]``."""
+        z0, density = (begin.z0, begin.density) if row is None else (begin.z0[row], begin.density[row])
         marginal = self.objective == "marginal"
         penalised = self.hj_weight > 0 and self.flow.field.has_potential
         costs = {"hj": self.hamilton_jacobi} if penalised else {}
         path = self.flow(z0, t, k, log_det=marginal, costs=costs, generator=generator)
-        reconstruction = self._reconstruction(frames, path, generator)
-        if marginal:
-            kl = objectives.marginal_log_ratio(q, self.prior, path, t, k).sum(0)
-        else:
-            kl = objectives.start_divergence(q, self.prior, z0, k)
-        zero = z0.new_zeros(())
+        reconstruction = self._reconstruction(frames, path, generator, row)
+        kl = objectives.marginal_log_ratio(density, self.prior, path, t, k).sum(0) if marginal else density
+        zero = z0.new_zeros(len(z0))
         span = (t[-1] - t[0]).abs()
-        hj = (path.costs["hj"][-1] / span).mean() if penalised and len(t) > 1 else zero
-        start = self._start_at_rest(self.flow, z0, k, t[0]).mean() if self.start_weight > 0 else zero
-        reconstruction, kl = reconstruction.mean(), kl.mean()
+        hj = path.costs["hj"][-1] / span if penalised and len(t) > 1 else zero
+        start = self._start_at_rest(self.flow, z0, k, t[0]) if self.start_weight > 0 else zero
         loss = -reconstruction + self.kl_weight * kl + self.hj_weight * hj + self.start_weight * start
-        return Terms(loss, reconstruction, kl, hj, start, reconstruction - kl)
+        return Pieces(loss, reconstruction, kl, hj, start)
 
-    def _reconstruction(self, frames: Tensor, path: FlowPath, generator: torch.Generator | None) -> Tensor:
-        """E ln p(x_t|z_t) summed over frames, ``[B]``; from a few frames each while training, if so set."""
+    def _reconstruction(
+        self, frames: Tensor, path: FlowPath, generator: torch.Generator | None, row: Tensor | None = None
+    ) -> Tensor:
+        """E ln p(x_t|z_t) summed over frames, of each path; from a few frames each while training, if so set."""
         total, batch = path.z.shape[0], frames.shape[0]
+        row = torch.arange(batch, device=frames.device) if row is None else row
         wanted = self.frames_per_step if self.training else None
         if wanted is None or wanted >= total:
-            return self.decoder(path.z).log_prob(frames.movedim(1, 0)).sum(0)
+            return self.decoder(path.z).log_prob(frames.movedim(1, 0)[:, row]).sum(0)
+        # All flows of a sequence are judged by the same frames.
         index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
-        sample = torch.arange(batch, device=frames.device)
-        chosen = self.decoder(path.z[index, sample]).log_prob(frames[sample, index])
+        index = index[:, row]
+        chosen = self.decoder(path.z[index, torch.arange(len(row), device=row.device)]).log_prob(frames[row, index])
         return weight * chosen.sum(0)
 
     def log_likelihood(
         self,
         frames: Tensor,
         t: Tensor,
-        k: Control,
+        k: Control | None = None,
         samples: int = 64,
         *,
         generator: torch.Generator | None = None,
@@ -198,12 +335,13 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of each sequence.
 
         Under ``path`` it bounds $\ln p(x_{0..T}|k)$, with $z_0$ as the one latent; under ``marginal`` it bounds
-        $\sum_t \ln p_t(x_t|k)$. It grows with ``samples`` towards the log-likelihood.
+        $\sum_t \ln p_t(x_t|k)$. It grows with ``samples`` towards the log-likelihood. Where k is None, the bound is the
+        expectation of these over q(k|x), less $KL[q(k|x) \,|\, p(k)]$.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
             t: Times ``[T+1]``, in frames.
-            k: Which transformation acts.
+            k: Which transformation acts; None infers it.
             samples: S, the number of importance samples.
             generator: Source of the draws.
             chunk: Samples decoded at a time, to bound memory.
@@ -216,7 +354,13 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         """
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"samples must be a positive integer, got {samples!r}")
-        frames, t = check_frames(frames, t, getattr(self.decoder, "event", None))
+        frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
+        if k is None:
+            q_k = self.infer_factor(frames)
+            settings: dict[str, Any] = {"generator": generator, "chunk": chunk}
+            each = [self.log_likelihood(frames, t, i, samples, **settings) for i in range(self.num_flows)]
+            assert self._factor_log_prior is not None
+            return (q_k.probs * torch.stack(each, -1)).sum(-1) - factor_divergence(q_k.logits, self._factor_log_prior)
         check_batch_control(k, len(frames))
         marginal = self.objective == "marginal"
         q = self.encode(frames[:, 0])

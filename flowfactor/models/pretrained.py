@@ -28,7 +28,7 @@ class PretrainedMixin:
         flow = {"field": describe(model.flow.field), "solver": solver_config(model.flow.solver)}
         prior = model.prior.config if _is_own(model.prior) else None
         force = model.force
-        return {
+        written = {
             "model": type(self).__name__,
             "parts": {
                 "encoder": describe(model.encoder),
@@ -39,6 +39,10 @@ class PretrainedMixin:
             },
             "settings": {name: getattr(model, name) for name in _SETTINGS},
         }
+        if getattr(model, "factor_encoder", None) is not None:
+            written["parts"]["factor_encoder"] = describe(model.factor_encoder)
+            written["settings"] |= {"factor_prior": model.factor_prior, "estimator": model.estimator.config}
+        return written
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Writes ``config.json`` and ``model.safetensors`` into a directory, each whole or not at all.
@@ -73,8 +77,8 @@ class PretrainedMixin:
 
         Args:
             directory: Where the two files lie.
-            **parts: Parts of your own (``encoder``, ``decoder``, ``flow``, ``prior``, ``force``), made as they were when
-                the model was saved; their weights are loaded.
+            **parts: Parts of your own (``encoder``, ``decoder``, ``flow``, ``prior``, ``force``, ``factor_encoder``), made
+                as they were when the model was saved; their weights are loaded.
 
         Returns:
             The model, in evaluation mode.
@@ -97,7 +101,7 @@ class PretrainedMixin:
         if not isinstance(config, dict) or config.get("model") != cls.__name__:
             found = config.get("model") if isinstance(config, dict) else None
             raise ValueError(f"{directory} holds a {found}, not a {cls.__name__}")
-        model = cls(**_parts(config["parts"], parts), **config["settings"])
+        model = cls._assemble(config, parts)
         damaged: type[Exception] = require("safetensors", extra="io").SafetensorError
         try:
             state = safetensors.load_file(directory / WEIGHTS)
@@ -107,14 +111,19 @@ class PretrainedMixin:
             raise ValueError(f"{directory / WEIGHTS} does not fit the model of its config: {error}") from error
         return model.eval()
 
+    @classmethod
+    def _assemble(cls, config: dict[str, Any], given: dict[str, Any]) -> Any:
+        """Makes the model of a config, with fresh weights; models with other parts give their own."""
+        return cls(**_parts(config["parts"], given), **config["settings"])
+
 
 def _parts(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     unknown = set(given) - set(written)
     if unknown:
         raise ValueError(f"a model has no parts {sorted(unknown)}; it has {sorted(written)}")
     made = dict(given)
-    for name in ("encoder", "decoder"):
-        if name not in made:
+    for name in ("encoder", "decoder", "factor_encoder"):
+        if name in written and name not in made:
             made[name] = rebuild(_present(name, written[name]))
     if "flow" not in made:
         flow = written["flow"]

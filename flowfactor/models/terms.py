@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
+import torch
 from torch import Tensor
 
 
@@ -17,7 +18,8 @@ class Terms:
         kl: The divergence between posterior and prior.
         hj: The squared Hamilton-Jacobi residual, mean over time.
         start: |grad u(z_0, 0)|^2.
-        bound: reconstruction - kl, both unweighted: the lower bound itself.
+        bound: reconstruction - kl - kl_factor, all unweighted: the lower bound itself.
+        kl_factor: KL[q(k|x) | p(k)], mean over sequences; 0 where k is given.
     """
 
     loss: Tensor
@@ -26,7 +28,35 @@ class Terms:
     hj: Tensor
     start: Tensor
     bound: Tensor
+    kl_factor: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def as_dict(self) -> dict[str, Tensor]:
         """The terms by name, detached."""
         return {f.name: getattr(self, f.name).detach() for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What all flows of a sequence share: z_0, and its divergence (path) or log-density (marginal), [B]."""
+
+    z0: Tensor
+    density: Tensor
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The terms of each solve, [N], or of each sequence under each flow, [B, K]."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    hj: Tensor
+    start: Tensor
+
+    def table(self, row: Tensor, flow: Tensor, shape: torch.Size) -> Pieces:
+        """Sorts N solves into a table [B, K], 0 where nothing was solved."""
+        return Pieces(*(x.new_zeros(shape).index_put((row, flow), x) for x in vars(self).values()))
+
+    def expected(self, log_q: Tensor) -> Pieces:
+        """Expectations over q(k|x), [B]."""
+        return Pieces(*((log_q.exp() * x).sum(-1) for x in vars(self).values()))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from flowfactor._controlled import Controlled
 from flowfactor._layout import layout_of, run
+from flowfactor._rows import Rows
 from flowfactor.control import Control, ResolvedControl
 from flowfactor.potentials import _autodiff
 
@@ -176,6 +177,37 @@ class Potential(Controlled):
             function = _autodiff.derivatives_of(lambda z, t: self.flow_potential(z, t, k), wanted, laplacian, probe)
             return lambda z, t: Derivatives(**function(z, t))
         return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))
+
+    def tape(
+        self, rows: Rows, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> PotentialTape | None:
+        """Binds the potential for a solve with a closed-form way back; None where it has none.
+
+        Args:
+            rows: Which samples follow which flow.
+            want: Which of ``value``, ``time``, ``laplacian`` are wanted beside the gradient.
+            laplacian: How to take the Laplacian.
+            probe: Hutchinson's probe, arranged in rows.
+
+        Returns:
+            The tape.
+        """
+        return None
+
+
+@dataclass
+class PotentialTape:
+    """A potential bound for one solve with a closed-form way back (see `flowfactor.potentials._tape`).
+
+    Attributes:
+        tape: What records the stages.
+        stack: The parameters ``[groups, ...]`` that act.
+        rebind: The same potential by autograd, as a function of such parameters.
+    """
+
+    tape: Any
+    stack: dict[str, Tensor]
+    rebind: Callable[[dict[str, Tensor]], Callable[[Tensor, Tensor], dict[str, Tensor]]]
 
 
 def rademacher_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor._layout import Stack
+from flowfactor._rows import Rows
 from flowfactor.potentials._activations import activation_named
 from flowfactor.potentials._stacked import StackedPotential, check_sizes, uniform
+from flowfactor.potentials._tape import TwoLayerTape
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials._two_layer import two_layer
-from flowfactor.potentials.base import Laplacian
+from flowfactor.potentials.base import Laplacian, PotentialTape
 
 
 class MLPPotential(StackedPotential):
@@ -87,3 +89,20 @@ class MLPPotential(StackedPotential):
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
     ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
         return two_layer(stack, self._activation, self.features, want, laplacian, probe)
+
+    def tape(
+        self, rows: Rows, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> PotentialTape | None:
+        """Binds the potential for a solve with a closed-form way back (see `Potential.tape`)."""
+        if type(self) is not MLPPotential:  # a subclass may mean something else
+            return None
+
+        def time_terms(p: Stack, t: Tensor, derivative: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+            f, df = self.features(t, derivative=derivative)
+            c1, c2 = f @ p["v1"].mT + p["b1"], f @ p["v2"].mT + p["b2"]
+            return c1, None if df is None else df @ p["v1"].mT, c2, None if df is None else df @ p["v2"].mT
+
+        stack = rows.select(self._stack(), self.num_flows)
+        tape = TwoLayerTape(stack, self.activation, time_terms, laplacian, probe, "time" in want)
+        every = want | {"gradient"}
+        return PotentialTape(tape, stack, lambda p: self._bind_stack(p, every, laplacian, probe))

@@ -3,6 +3,7 @@
 from flowfactor.priors._build import build
 from flowfactor.priors.base import Components, GaussianPrior, Mixture, Prior
 from flowfactor.priors.diffusion import Diffusion
+from flowfactor.priors.spike_slab import SpikeAndSlab
 from flowfactor.priors.static import GaussianMixture, StandardNormal, VampPrior
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "GaussianPrior",
     "Mixture",
     "Prior",
+    "SpikeAndSlab",
     "StandardNormal",
     "VampPrior",
     "build",

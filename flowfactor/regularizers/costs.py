@@ -72,6 +72,11 @@ class HamiltonJacobi(nn.Module):
 
     needs = ("potential", "time")
 
+    @property
+    def many_stages(self) -> bool:
+        """Whether several stages of a solve can be evaluated at once, and parameters are all that is captured."""
+        return self.force is None or isinstance(self.force, NegativeSquare)
+
     def __init__(self, force: Force | None = None) -> None:
         super().__init__()
         if force is not None and not callable(force):
@@ -102,6 +107,8 @@ class TransportCost(nn.Module):
         >>> round(path.costs["action"][-1].item(), 4)      # 3 frames at speed^2 = 2
         3.0
     """
+
+    many_stages = True
 
     def forward(self, evaluation: Evaluation) -> Tensor:
         """Half the squared speed, ``[*batch]``."""

@@ -169,7 +169,9 @@ class Config:
     Args:
         data: The data set.
         train: The training.
-        model: Arguments of `flowfactor.models.build_vae`, less ``image_shape`` and ``num_flows``, which the data give.
+        model: Arguments of `flowfactor.models.build_vae` (or of what builds the method's model), less ``image_shape``,
+            ``num_flows`` and ``num_frames``, which the data give.
+        method: Name of the method in `flowfactor.models.METHODS`.
         seed: Seed of the initial weights and of all draws.
         output: Folder of the run.
 
@@ -185,6 +187,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     model: dict[str, Any] = field(default_factory=dict)
+    method: str = "ours"
     seed: int = 0
     output: str = "runs/latest"
 
@@ -198,6 +201,28 @@ class Config:
         plain = asdict(self)
         plain["train"]["betas"] = list(plain["train"]["betas"])
         return plain
+
+    def with_method(self, method: str) -> Config:
+        """Gives the same settings for another method: of the model's, only those that all methods share.
+
+        Args:
+            method: A name in `flowfactor.models.METHODS`.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: If there is no such method.
+
+        Example:
+            >>> load_config("demo").with_method("vae").model
+            {'latent_dim': 32, 'frames_per_step': 2, 'decoder': {'initial_mean': 0.1}}
+        """
+        from flowfactor.models.methods import SHARED_OPTIONS, get_method
+
+        get_method(method)
+        shared = {name: value for name, value in self.model.items() if name in SHARED_OPTIONS}
+        return Config.from_dict(self.as_dict() | {"method": method, "model": shared})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:

@@ -22,7 +22,7 @@ class FlowModule(pl.LightningModule):
 
     Args:
         model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
-            as `flowfactor.models.FlowFactorizedVAE`.
+            as `flowfactor.models.FlowFactorizedVAE`. One whose ``supervision`` is not ``"full"`` gets None for k.
         schedule: Course of the learning rate, and the end of the training.
         learning_rate: Peak learning rate.
         betas: Decay rates of AdamW's two averages.
@@ -67,10 +67,13 @@ class FlowModule(pl.LightningModule):
         return self.schedule.progress(self.global_step, self.elapsed)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Makes AdamW, in one kernel per step where the device has it."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        """Makes AdamW, in one kernel per step where the device has it; a model may have ``parameter_groups()``."""
+        own = getattr(self.model, "parameter_groups", None)
+        groups = [{"params": self.parameters()}] if own is None else own()
+        groups = [group | {"params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        parameters = [parameter for group in groups for parameter in group["params"]]
         return torch.optim.AdamW(
-            parameters,
+            groups,
             lr=self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
@@ -97,7 +100,9 @@ class FlowModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Gives the loss of a batch of sequences."""
-        terms = self.model(batch["frames"], batch["t"], batch["k"], generator=self.generator)
+        # Who infers k does not get to see it.
+        k = batch["k"] if getattr(self.model, "supervision", "full") == "full" else None
+        terms = self.model(batch["frames"], batch["t"], k, generator=self.generator)
         step = self.global_step + 1
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(terms.as_dict(), step, len(batch["frames"]))

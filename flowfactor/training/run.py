@@ -23,10 +23,11 @@ import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import require
 from flowfactor.metrics import equivariance_error, log_likelihood
-from flowfactor.models import FlowFactorizedVAE, build_vae
+from flowfactor.models import build_model, load_pretrained
 from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
 from flowfactor.training.config import Config, load_config
 from flowfactor.training.data import SequenceData
+from flowfactor.training.matching import Matched, match_flows
 from flowfactor.training.module import FlowModule
 from flowfactor.training.schedule import Schedule
 
@@ -56,7 +57,7 @@ class Run:
     """
 
     config: Config
-    model: FlowFactorizedVAE
+    model: Any
     data: SequenceData
     test: SequenceDataset
     folder: Path
@@ -180,11 +181,13 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     _schedule(config)
     train, test = config.data.dataset("train"), config.data.dataset("test")
     data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
-    shape: dict[str, Any] = {"image_shape": train.image_shape, "num_flows": train.num_flows}
+    shape: dict[str, Any] = {
+        "image_shape": train.image_shape, "num_flows": train.num_flows, "num_frames": train.num_steps + 1
+    }  # fmt: skip
     if resume:
         _check_resumable(config, folder, shape)
     torch.manual_seed(config.seed)
-    model = build_vae(**shape, **config.model)
+    model = build_model(config.method, **shape, **config.model)
     return Run(config, model, data, test, folder, resume)
 
 
@@ -218,7 +221,7 @@ def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool 
     return prepare(config, resume=resume, overwrite=overwrite).fit()
 
 
-def load_run(folder: str | Path) -> tuple[FlowFactorizedVAE, Config]:
+def load_run(folder: str | Path) -> tuple[Any, Config]:
     """Loads the model and the settings of a run.
 
     Args:
@@ -235,11 +238,11 @@ def load_run(folder: str | Path) -> tuple[FlowFactorizedVAE, Config]:
         raise FileNotFoundError(f"{folder} is not the folder of a run: it holds no {CONFIG}")
     if not (folder / MODEL).is_dir():
         raise FileNotFoundError(f"{folder} holds no {MODEL}/ yet: the training has not ended; train with --resume")
-    return FlowFactorizedVAE.from_pretrained(folder / MODEL), load_config(folder / CONFIG)
+    return load_pretrained(folder / MODEL), load_config(folder / CONFIG)
 
 
 def evaluate(
-    model: FlowFactorizedVAE,
+    model: Any,
     test: SequenceDataset,
     *,
     limit: int | None = None,
@@ -249,22 +252,33 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a model on test sequences.
 
+    The flows of a weakly supervised model are matched to the true transformations first, one to one and so that most
+    sequences are inferred right; its other figures are then those of the matched flows.
+
     Args:
         model: The model.
         test: The test split.
-        limit: Sequences of each transformation for the equivariance error; None for all.
+        limit: Sequences of each transformation for the equivariance error and the matching; None for all.
         likelihood_limit: Sequences for the likelihood; None for all, 0 to leave it out.
         samples: Samples of its importance-weighted bound.
         seed: Seed of its draws.
 
     Returns:
         ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
-        `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`).
+        `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`);
+        for a weakly supervised model also ``factor_accuracy`` (``accuracy``, its ``standard_error``, ``order``: the flow
+        matched to each transformation, ``confusion`` and ``count``).
     """
     device = next(model.parameters()).device
     test = test.to(device)
-    error = equivariance_error(model, test, limit=limit)
-    result: dict[str, Any] = {
+    result: dict[str, Any] = {}
+    measured: Any = model
+    if getattr(model, "supervision", "full") != "full":
+        match = match_flows(model, test, limit=limit)
+        result["factor_accuracy"] = match.as_dict()
+        measured = Matched(model.eval(), match.order)
+    error = equivariance_error(measured, test, limit=limit)
+    result |= {
         "equivariance_error": dict(zip(test.flow_names, error.mean.tolist(), strict=True)),
         "doing_nothing": dict(zip(test.flow_names, error.doing_nothing.tolist(), strict=True)),
         "equivariance": error.as_dict(),
@@ -272,7 +286,7 @@ def evaluate(
     if likelihood_limit != 0:
         per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
         generator = torch.Generator(device).manual_seed(seed)
-        bound = log_likelihood(model, test, samples=samples, limit=per_flow, generator=generator)
+        bound = log_likelihood(measured, test, samples=samples, limit=per_flow, generator=generator)
         result["log_likelihood"] = bound.as_dict()
     return result
 
@@ -317,13 +331,14 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 def _check_resumable(config: Config, folder: Path, shape: dict[str, Any]) -> None:
     """Checks that what the checkpoint's state belongs to is the same; length and logging may change."""
     before = load_config(folder / CONFIG)
-    if build_vae(**shape, **before.model).config() != build_vae(**shape, **config.model).config():
-        raise ValueError(f"the run in {folder} has model {before.model}, not {config.model}: make them agree")
-    for name in ("data", "seed"):
+    for name in ("method", "data", "seed"):
         if getattr(before, name) != getattr(config, name):
             raise ValueError(
                 f"the run in {folder} has {name} {getattr(before, name)}, not {getattr(config, name)}: make them agree"
             )
+    made = [build_model(config.method, **shape, **settings).config() for settings in (before.model, config.model)]
+    if made[0] != made[1]:
+        raise ValueError(f"the run in {folder} has model {before.model}, not {config.model}: make them agree")
 
 
 def _clear(folder: Path) -> None:

@@ -213,3 +213,23 @@ class TestDigits:
     def test_a_wrong_split(self) -> None:
         with pytest.raises(ValueError, match="'train', 'test' or 'all'"):
             Digits("validation")  # type: ignore[arg-type]
+
+
+def test_paper_transforms_keep_their_pace_however_long() -> None:
+    every = ("scaling", "rotation", "colouring", "rotation+hue", "perspective")
+    for steps in (4, 8):
+        images = torch.rand(1, 3, 9, 9)
+        frames = {}
+        for name, (transform, start, end) in mnist.paper_transforms(steps, every).items():
+            frames[name] = transform(images, torch.linspace(start, end, steps + 1))
+        assert tuple(frames) == every
+        for name, amount in (("scaling", 1.1), ("rotation", 10.0), ("colouring", 20.0), ("perspective", 7.5)):
+            transform = mnist.paper_transforms(steps, every)[name][0]
+            torch.testing.assert_close(frames[name][:, 1], transform(images, [amount])[:, 0], atol=1e-5, rtol=0)
+        turned = mnist.Hue()(mnist.Rotate()(images, [10.0])[:, 0], [20.0])[:, 0]
+        torch.testing.assert_close(frames["rotation+hue"][:, 1], turned, atol=1e-5, rtol=0)
+    assert list(mnist.paper_transforms(20)) == ["scaling", "rotation", "colouring"]
+    with pytest.raises(ValueError, match="names must be distinct names out of scaling"):
+        mnist.paper_transforms(8, ("shear",))
+    with pytest.raises(ValueError, match="must stay below 90, got 12 steps"):
+        mnist.paper_transforms(12, ("perspective",))

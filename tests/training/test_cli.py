@@ -28,7 +28,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_there_are_the_presets() -> None:
-    assert list_presets() == ["demo", "mnist-paper", "mnist-small", "scenes"]
+    shipped = {"demo", "mnist-paper", "mnist-small", "mnist-weak", "scenes", "scenes-weak"}
+    assert shipped <= set(list_presets()) and list_presets() == sorted(list_presets())
 
 
 @pytest.mark.parametrize("preset", list_presets())
@@ -42,10 +43,13 @@ def test_every_preset_builds_a_model_that_can_be_trained(preset: str) -> None:
     else:
         dataset = data.Digits(steps=config.data.steps)
     assert dataset.num_flows <= config.train.batch_size <= 128
-    model = build_vae(dataset.image_shape, dataset.num_flows, **config.model)
-    assert model.config() == build_vae(dataset.image_shape, dataset.num_flows, **read.model).config()
+    weak = config.model.get("supervision") == "weak"
+    shape = {"image_shape": dataset.image_shape, "num_flows": dataset.num_flows}
+    shape |= {"num_frames": dataset.num_steps + 1} if weak else {}
+    model = build_vae(**shape, **config.model)
+    assert model.config() == build_vae(**shape, **read.model).config()
     batch = dataset.batch(list(range(dataset.num_flows)), list(range(dataset.num_flows)))
-    loss = model(batch["frames"], batch["t"], batch["k"]).loss
+    loss = model(batch["frames"], batch["t"], None if weak else batch["k"]).loss
     loss.backward()
     assert torch.isfinite(loss)
 

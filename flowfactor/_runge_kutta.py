@@ -1,0 +1,196 @@
+"""Runge-Kutta steps over states of any layout, with torchdiffeq's tableaus, first step and step-size control.
+
+torchdiffeq keeps the k of a step in the last dimension and its times in tensors. For the small states of latent flows that
+costs more than the field. Here the k are rows, so that each combination of them is one matrix product, and times are
+numbers; which steps are tried and taken is decided by torchdiffeq's own functions from the same error estimate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchdiffeq._impl import misc
+from torchdiffeq._impl.odeint import SOLVERS
+from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+
+from flowfactor.solver import Solver
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """A Runge-Kutta method with q stages.
+
+    Attributes:
+        a: ``[q, q]``, strictly lower triangular.
+        b: ``[q]``.
+        c: ``[q]``.
+        order: Its order, for the step-size control.
+        error: ``[q]``, weights of the error estimate; None for methods of fixed steps.
+        middle: ``[q]``, weights of the state in the middle of a step, for interpolation.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    order: int = 0
+    error: np.ndarray | None = None
+    middle: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Q."""
+        return len(self.b)
+
+    def inside(self, x: float) -> np.ndarray:
+        """Weights of the k for the state at the fraction ``x`` of a step: torchdiffeq's quartic through both ends.
+
+        The polynomial matches values and slopes at both ends and the value in the middle.
+        """
+        if x == 1.0:
+            return self.b
+        assert self.middle is not None
+        first, last = np.eye(self.size)[0], np.eye(self.size)[-1]
+        quartic = 2 * (last - first) - 8 * self.b + 16 * self.middle
+        cubic = 5 * first - 3 * last + 14 * self.b - 32 * self.middle
+        square = last - 4 * first - 5 * self.b + 16 * self.middle
+        return x * (first + x * (square + x * (cubic + x * quartic)))
+
+
+_FIXED = {
+    "euler": ([[]], [1.0]),
+    "midpoint": ([[], [0.5]], [0.0, 1.0]),
+    "heun2": ([[], [1.0]], [0.5, 0.5]),
+    "heun3": ([[], [1 / 3], [0.0, 2 / 3]], [0.25, 0.0, 0.75]),
+    "rk4": ([[], [1 / 3], [-1 / 3, 1.0], [1.0, -1.0, 1.0]], [1 / 8, 3 / 8, 3 / 8, 1 / 8]),
+}
+
+
+@cache
+def tableau(method: str) -> Tableau | None:
+    """The tableau of a method, or None where it is not a Runge-Kutta method whose steps can be told one by one.
+
+    torchdiffeq begins a step of an adaptive method with the last stage of the step before. Where that stage does not lie
+    at the new state (adaptive_heun, fehlberg2), a step depends on its predecessor, and there is none.
+    """
+    if method in _FIXED:
+        rows, b = _FIXED[method]
+        a = np.zeros((len(b), len(b)))
+        for i, row in enumerate(rows):
+            a[i, : len(row)] = row
+        return Tableau(a, np.array(b), a.sum(1))
+    kind = SOLVERS.get(method)
+    if kind is None or not issubclass(kind, RKAdaptiveStepsizeODESolver):
+        return None
+    own = kind.tableau
+    q = len(own.alpha) + 1
+    a = np.zeros((q, q))
+    for i, row in enumerate(own.beta):
+        a[i + 1, : i + 1] = row.double().numpy()
+    b = own.c_sol.double().numpy()
+    if b[-1] != 0 or not np.array_equal(b[:-1], a[-1, :-1]):
+        return None
+    c = np.concatenate([[0.0], own.alpha.double().numpy()])
+    return Tableau(a, b, c, kind.order, own.c_error.double().numpy(), kind.mid.double().numpy())
+
+
+class StepControl:
+    """torchdiffeq's choice of the first and the next step.
+
+    Args:
+        solver: Tolerances.
+        order: Order of the method.
+    """
+
+    def __init__(self, solver: Solver, order: int) -> None:
+        self.rtol, self.atol, self.order = solver.rtol, solver.atol, order
+        self._factors = [torch.tensor(x, dtype=torch.float64) for x in (0.9, 10.0, 0.2)]  # torchdiffeq's defaults
+
+    def first(self, func: object, y0: Tensor, f0: Tensor, norm: object) -> float:
+        """The first step for dy/ds = func(s, y) from s = 0 (Hairer et al., II.4)."""
+        zero = torch.zeros((), dtype=torch.float64, device=y0.device)
+        rtol, atol = (torch.tensor(x, dtype=torch.float64, device=y0.device) for x in (self.rtol, self.atol))
+        return float(misc._select_initial_step(func, zero, y0, self.order - 1, rtol, atol, norm, f0=f0))
+
+    def next(self, step: float, ratio: float) -> float:
+        """The next step after one of the size ``step`` whose error is ``ratio`` times the tolerance."""
+        last, error = torch.tensor(step, dtype=torch.float64), torch.tensor(ratio, dtype=torch.float64)
+        safety, most, least = self._factors
+        return float(misc._optimal_step_size(last, error, safety, most, least, self.order))
+
+
+class Steps:
+    """The arithmetic of steps for one solve over states ``[K, n, D]``.
+
+    Args:
+        table: The method.
+        like: A state.
+        quadrature: Whether each stage gives a second rate ``[K, n]`` that takes part in the error.
+    """
+
+    def __init__(self, table: Tableau, like: Tensor, quadrature: bool = False) -> None:
+        self.table, self.shape = table, like.shape
+        q = table.size
+        self.k = like.new_empty(q, like.numel())
+        self.rates = like.new_empty(q, like.shape[:-1].numel()) if quadrature else None
+        self.a = torch.tensor(table.a, dtype=like.dtype, device=like.device)
+        rows = [table.b] if table.error is None else [table.b, table.error]
+        self.ends = torch.tensor(np.stack(rows), dtype=like.dtype, device=like.device)
+        self.landed = bool(np.array_equal(table.a[-1], table.b))  # the last stage lies at the new state
+
+    def note(self, i: int, velocity: Tensor, rate: Tensor | None = None) -> None:
+        """Keeps what stage ``i`` found."""
+        self.k[i] = velocity.reshape(-1)
+        if rate is not None and self.rates is not None:
+            self.rates[i] = rate.reshape(-1)
+
+    def carry(self) -> None:
+        """Makes the last stage of a step the first of the next."""
+        self.k[0] = self.k[-1]
+        if self.rates is not None:
+            self.rates[0] = self.rates[-1]
+
+    def start(self, dt: float) -> None:
+        """Scales the weights for steps of ``dt``."""
+        self.scaled, self.scaled_ends = self.a * dt, self.ends * dt
+
+    def stage(self, i: int, z: Tensor) -> Tensor:
+        """The state of stage ``i`` of a step from ``z``."""
+        return torch.addmm(z.reshape(1, -1), self.scaled[i : i + 1, :i], self.k[:i]).reshape(self.shape)
+
+    def end(self, z: Tensor) -> Tensor:
+        """The state at the end of a step from ``z``."""
+        return torch.addmm(z.reshape(1, -1), self.scaled_ends[:1], self.k).reshape(self.shape)
+
+    def at(self, z: Tensor, weights: np.ndarray, dt: float) -> Tensor:
+        """The state inside a step from ``z``, by the weights of `Tableau.inside`."""
+        row = torch.tensor(weights * dt, dtype=z.dtype, device=z.device).unsqueeze(0)
+        return torch.addmm(z.reshape(1, -1), row, self.k).reshape(self.shape)
+
+    def total(self, weights: np.ndarray, dt: float) -> Tensor:
+        """The integral of the second rate over a part of a step, ``[K, n]``."""
+        assert self.rates is not None
+        row = torch.tensor(weights * dt, dtype=self.rates.dtype, device=self.rates.device).unsqueeze(0)
+        return (row @ self.rates).reshape(self.shape[:-1])
+
+    def error(self, z: Tensor, end: Tensor, ell: Tensor | None, solver: Solver) -> Tensor:
+        """Mean square of the error over the tolerance, of every sample ``[K, n]``.
+
+        Args:
+            z: State at the start of the step.
+            end: State at its end.
+            ell: The integral of the second rate up to its start ``[K, n]``, where there is one.
+            solver: Tolerances.
+        """
+        weights = self.scaled_ends[1:2]
+        wrong = torch.mm(weights, self.k).reshape(self.shape)
+        allowed = torch.maximum(z.abs(), end.abs()).mul_(solver.rtol).add_(solver.atol)
+        squares = wrong.div_(allowed).square_().sum(-1)
+        if ell is None or self.rates is None:
+            return squares / self.shape[-1]
+        both = (self.scaled_ends @ self.rates).reshape(2, *self.shape[:-1])
+        allowed = torch.maximum(ell.abs(), (ell + both[0]).abs()).mul_(solver.rtol).add_(solver.atol)
+        return (squares + (both[1] / allowed).square_()) / (self.shape[-1] + 1)

@@ -1,0 +1,116 @@
+"""The encoder that tells which transformation acts in a sequence."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from flowfactor.encoders._stages import KERNEL, PATCH, make_plan, patches_encoder
+from flowfactor.encoders.base import activation_layer, flatten_batch, positive
+
+_WIDTH = 32
+
+
+class FactorEncoder(nn.Module):
+    r"""Posterior q(k|x_0..x_T) over which of K transformations acts in a sequence, by convolutions.
+
+    As in Song et al. (NeurIPS 2023, section 3.3) it sees all frames at once, stacked as channels. Beside the first
+    frame come the changes from each frame to the next, which hold the same information and show a transformation
+    directly, where the frames mostly show what is transformed. Stages and linear layers are those of `ConvEncoder`.
+
+    Args:
+        num_flows: K.
+        num_frames: T+1, the number of frames of a sequence, at least 2.
+        channels: C.
+        image_size: H = W, or (H, W); both divisible by 4.
+        widths: Channels of each stage; 32 each where None, with as many stages as the image size asks for.
+        hidden: Widths of the linear layers between the grid and the logits.
+        strides: 1 or 2 for each stage; where None, the last stages halve the grid until it is 8 x 8 or smaller.
+        kernel_size: Odd size of the convolutions.
+        patch_size: 1, 2 or 4: side of the patches that the frames are cut into.
+        activation: ``"relu"``, ``"silu"``, ``"gelu"`` or ``"tanh"``.
+
+    Raises:
+        TypeError: If a size is not an integer.
+        ValueError: If a size does not fit or a name is unknown.
+
+    Example:
+        >>> import torch
+        >>> encoder = FactorEncoder(num_flows=3, num_frames=9, channels=3, image_size=28)
+        >>> q = encoder(torch.rand(16, 9, 3, 28, 28))
+        >>> q.probs.shape
+        torch.Size([16, 3])
+    """
+
+    def __init__(
+        self,
+        num_flows: int,
+        num_frames: int,
+        channels: int = 3,
+        image_size: int | Sequence[int] = 28,
+        widths: Sequence[int] | None = None,
+        *,
+        hidden: Sequence[int] = (32,),
+        strides: Sequence[int] | None = None,
+        kernel_size: int = KERNEL,
+        patch_size: int = PATCH,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.num_flows = positive("num_flows", num_flows)
+        self.num_frames = positive("num_frames", num_frames)
+        if num_frames < 2:
+            raise ValueError(
+                f"num_frames must be at least 2, since one frame shows no transformation, got {num_frames}"
+            )
+        stacked = positive("channels", channels) * num_frames
+        shape = (strides, hidden, kernel_size, patch_size, 0, False, activation, "patches")
+        plan = make_plan(stacked, image_size, widths, *shape)
+        if widths is None:  # to tell K transformations apart takes less than to rebuild a frame
+            plan = make_plan(stacked, image_size, (_WIDTH,) * len(plan.widths), *shape)
+        self.event_shape = (num_frames, channels, *plan.image)
+        self._config = {
+            "num_flows": num_flows,
+            "num_frames": num_frames,
+            "channels": channels,
+            "image_size": list(plan.image),
+            "widths": list(plan.widths),
+            "hidden": list(plan.hidden),
+            "strides": list(plan.strides),
+            "kernel_size": kernel_size,
+            "patch_size": patch_size,
+            "activation": activation,
+        }
+        self.body, features = patches_encoder(plan, activation_layer(activation))
+        self.head = nn.Linear(features, num_flows)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values: ``FactorEncoder(**encoder.config)`` rebuilds the architecture."""
+        return copy.deepcopy(self._config)
+
+    def forward(self, frames: Tensor) -> Categorical:
+        """Posterior q(k|x_0..x_T).
+
+        Args:
+            frames: Sequences [*batch, T+1, C, H, W], floating point, in [0, 1].
+
+        Returns:
+            A Categorical over K with batch shape [*batch].
+
+        Raises:
+            TypeError: If frames are not floating point or differ from the parameters' dtype.
+            ValueError: If the trailing dimensions are not (T+1, C, H, W).
+        """
+        flat = flatten_batch(frames, self.event_shape, "sequences", self)
+        seen = torch.cat([flat[:, :1], flat.diff(dim=1)], 1)
+        logits = self.head(self.body(rearrange(seen, "n t c h w -> n (t c) h w")))
+        # Log-probabilities in float32 at least: under autocast the head gives halves.
+        logits = logits.to(frames.dtype).reshape(*frames.shape[:-4], self.num_flows)
+        return Categorical(logits=logits, validate_args=False)

@@ -1,0 +1,72 @@
+"""A Helmholtz field whose two parts have weights of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from flowfactor.control import ResolvedControl, as_weights
+from flowfactor.fields import HelmholtzField
+from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+
+
+class SplitControlField(Field):
+    r"""$v = \sum_k a_k \nabla u_k + b_k r_k$: a view on a `HelmholtzField` of K flows, with the 2K weights (a, b).
+
+    It shares the field's parts. Flow k < K is the gradient part of flow k alone, and flow K + k its divergence-free
+    part.
+
+    Args:
+        field: The field.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> u, h = (ff.potentials.QuadraticPotential(2, S=torch.eye(2)) for _ in range(2))
+        >>> split = SplitControlField(ff.fields.HelmholtzField(u, h, skew="canonical"))
+        >>> split(torch.tensor([[1.0, 0.0]]), 0.0, torch.tensor([2.0, 3.0])).detach()     # 2 grad u + 3 J grad h
+        tensor([[ 2., -3.]])
+    """
+
+    has_potential = True
+
+    def __init__(self, field: HelmholtzField) -> None:
+        super().__init__(field.dim, 2 * field.num_flows)
+        self.field = field
+
+    @property
+    def potential(self) -> object:
+        """The potential u, which has K flows, not 2K."""
+        return self.field.potential
+
+    def bind(
+        self,
+        control: ResolvedControl,
+        batch_shape: Sequence[int],
+        *,
+        want: Iterable[str] = (),
+        divergence: Divergence | None = None,
+        probe: Tensor | None = None,
+    ) -> BoundField:
+        """Fixes everything that stays the same over a solve (see `Field.bind`)."""
+        weights = as_weights(control, batch_shape, self.num_flows, next(self.field.parameters()))
+        first, second = (ResolvedControl(None, half) for half in weights.chunk(2, -1))
+        gradient = self.field.irrotational.bind(first, batch_shape, want=want, divergence=divergence, probe=probe)
+        turns = [part.bind_skew(second, batch_shape) for part in self.field.solenoidal]  # type: ignore[operator]
+
+        def turned(z: Tensor, t: Tensor) -> Tensor:
+            velocity = turns[0](z, t)
+            for turn in turns[1:]:
+                velocity = velocity + turn(z, t)
+            return velocity
+
+        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
+            e = gradient(z, t)
+            return replace(
+                e,
+                velocity=e.velocity + turned(z, t),
+                velocity_at=lambda z: gradient(z, t).velocity + turned(z, t),
+            )
+
+        return evaluate

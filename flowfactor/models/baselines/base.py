@@ -1,0 +1,191 @@
+"""What the baselines share: checks, files, and pieces of their bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from flowfactor._config import describe, rebuild
+from flowfactor.control import Control, Schedule, as_weights, resolve, times
+from flowfactor.models.checks import check_batch_control, check_frames, check_generator
+from flowfactor.models.pretrained import PretrainedMixin
+from flowfactor.priors import StandardNormal
+
+
+class Baseline(PretrainedMixin, nn.Module):
+    """Base of the baselines: an encoder, a decoder and what else a model has, saved by names.
+
+    Args:
+        encoder: Maps frames ``[*batch, C, H, W]`` to a distribution of latents with event ``[D]``.
+        decoder: Maps latents ``[*batch, D]`` to a distribution of frames, and by ``decoder.mean`` to frames in [0, 1].
+        num_flows: K, how many transformations the data have.
+
+    Raises:
+        TypeError: If encoder or decoder has no ``latent_dim``, or ``num_flows`` is no integer.
+        ValueError: If sizes do not match.
+    """
+
+    objective: ClassVar[str]
+    """Name of the bound: ``frame``, ``chain``, ``sequence`` or ``path``."""
+
+    has_transformation: ClassVar[bool]
+    """Whether the model itself says how a transformation moves a latent."""
+
+    _parts: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    _settings: ClassVar[tuple[str, ...]] = ("num_flows",)
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, num_flows: int) -> None:
+        super().__init__()
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(getattr(part, "latent_dim", None), int):
+                raise TypeError(f"the {name} must have a latent_dim, as those of flowfactor.encoders; got {part!r}")
+        if encoder.latent_dim != decoder.latent_dim:
+            raise ValueError(f"the encoder has latents of size {encoder.latent_dim}, the decoder {decoder.latent_dim}")
+        self.encoder, self.decoder = encoder, decoder
+        self.num_flows = check_count("num_flows", num_flows)
+        self.prior = StandardNormal(self.latent_dim)
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the size of a latent."""
+        return self.encoder.latent_dim  # pyright: ignore[reportReturnType]
+
+    def encode(self, x: Tensor) -> Distribution:
+        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
+        return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
+        return self.decoder.mean(z)  # type: ignore[operator]
+
+    def config(self) -> dict[str, Any]:
+        """How the model was made, as JSON values; parts of the user's own appear as None."""
+        settings = {name: getattr(self, name) for name in self._settings}
+        return {
+            "model": type(self).__name__,
+            "parts": {name: describe(getattr(self, name)) for name in self._parts},
+            "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()},
+        }
+
+    @classmethod
+    def _assemble(cls, config: dict[str, Any], given: dict[str, Any]) -> Any:
+        written = config["parts"]
+        unknown = sorted(set(given) - set(written))
+        if unknown:
+            raise ValueError(f"a {cls.__name__} has no parts {unknown}; it has {sorted(written)}")
+        parts = dict(given)
+        for name, description in written.items():
+            if name in parts:
+                continue
+            if description is None:
+                raise ValueError(
+                    f"this model's {name} is a part of the user's own: hand it over as "
+                    f"from_pretrained(directory, {name}=...)"
+                )
+            parts[name] = rebuild(description)
+        return cls(**parts, **config["settings"])
+
+    def _checked(
+        self, frames: Tensor, t: Any, k: Control, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
+        check_times(t)
+        check_batch_control(k, len(frames))
+        if not isinstance(k, Schedule):
+            resolve(k, frames.shape[:1], self.num_flows, dtype=frames.dtype, device=frames.device)
+        check_generator(generator, frames.device)
+        return frames, t
+
+    def _checked_transform(self, x0: Tensor, t: Any, control: Control) -> Tensor:
+        """Checks the arguments of `transform`; returns the times."""
+        event = getattr(self.decoder, "event_shape", None)
+        if not isinstance(x0, Tensor) or x0.ndim != 4 or (event is not None and tuple(x0.shape[1:]) != event):
+            wanted = "C, H, W" if event is None else ", ".join(map(str, event))
+            got = list(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+            raise ValueError(f"x0 must be images [B, {wanted}], got {got}")
+        when = times(t, x0)
+        check_times(when)
+        travelled(control, when, len(x0), self.num_flows)
+        return when
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """Checks a number of things; raises TypeError where it is no integer and ValueError where it is too small."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def check_frames_per_step(value: int | None, least: int = 1) -> int | None:
+    """Checks how many frames to use in a training step."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"frames_per_step must be an integer of at least {least} or None, got {value!r}")
+    return value
+
+
+def check_times(t: Tensor) -> None:
+    """Raises ValueError unless times are a vector ``[T]``, finite and strictly monotone."""
+    if t.ndim != 1 or not len(t):
+        raise ValueError(f"t must hold times [T], got shape {list(t.shape)}")
+    steps = t.diff()
+    if not bool(torch.isfinite(t).all()) or not (bool((steps > 0).all()) or bool((steps < 0).all())):
+        raise ValueError(f"t must be finite and strictly increasing or decreasing, got {t.tolist()}")
+
+
+def check_samples(samples: int) -> int:
+    """Checks the number of importance samples."""
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples must be a positive integer, got {samples!r}")
+    return samples
+
+
+def travelled(control: Control, t: Tensor, batch: int, num_flows: int) -> Tensor:
+    """How far each flow has acted: the integral of its weight from ``t[0]`` on.
+
+    Args:
+        control: Which flow acts.
+        t: Times ``[T]``.
+        batch: B.
+        num_flows: K.
+
+    Returns:
+        Integrals ``[T, B, K]``, in frames; with one index, t - t[0] for that flow and 0 for the others.
+
+    Raises:
+        TypeError: If it is no control.
+        ValueError: If a flow does not exist or a shape does not fit.
+
+    Example:
+        >>> travelled(1, torch.tensor([0.0, 2.0]), 1, 2).tolist()
+        [[[0.0, 0.0]], [[0.0, 2.0]]]
+    """
+
+    def weights(piece: Any) -> Tensor:
+        resolved = resolve(piece, (batch,), num_flows, dtype=t.dtype, device=t.device)
+        return as_weights(resolved, (batch,), num_flows, t)
+
+    if not isinstance(control, Schedule):
+        return (t - t[0])[:, None, None] * weights(control)
+    total = [t.new_zeros(batch, num_flows)]
+    for begin, end in zip(t[:-1].tolist(), t[1:].tolist(), strict=True):
+        pieces = control.segments(begin, end)
+        total.append(total[-1] + sum(((b - a) * weights(piece) for a, b, piece in pieces), torch.zeros_like(total[0])))
+    return torch.stack(total)
+
+
+def chunks(samples: int, chunk: int) -> Sequence[int]:
+    """Splits a number of samples into portions of at most ``chunk``."""
+    return [min(chunk, samples - begin) for begin in range(0, samples, chunk)]
+
+
+def log_mean_exp(log_weights: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean of exp over the first dimension of tensors that are laid end to end there."""
+    joined = torch.cat(list(log_weights))
+    return torch.logsumexp(joined, 0) - math.log(len(joined))

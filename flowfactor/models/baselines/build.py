@@ -1,0 +1,115 @@
+"""Builds baselines from plain settings, with the encoders and decoders of the flow model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from flowfactor.encoders import ConvDecoder, ConvEncoder
+from flowfactor.models.baselines.base import Baseline
+from flowfactor.models.baselines.factor_vae import FactorVAE
+from flowfactor.models.baselines.paper_code import PaperCodeVAE
+from flowfactor.models.baselines.po_flow import PoFlow
+from flowfactor.models.baselines.slow_vae import SlowVAE
+from flowfactor.models.baselines.topographic_vae import TopographicVAE
+from flowfactor.models.baselines.vae import VAE, BetaVAE
+from flowfactor.potentials import MLPPotential, PaperPotential, Potential
+
+BASELINES: Mapping[str, type[Baseline]] = {
+    "vae": VAE,
+    "beta-vae": BetaVAE,
+    "factor-vae": FactorVAE,
+    "slow-vae": SlowVAE,
+    "topographic-vae": TopographicVAE,
+    "po-flow": PoFlow,
+    "paper-code": PaperCodeVAE,
+}
+"""The baselines by name."""
+
+_POTENTIALS = ("paper", "mlp")
+
+
+def build_baseline(
+    name: str,
+    image_shape: Sequence[int] = (3, 28, 28),
+    num_flows: int = 3,
+    latent_dim: int = 48,
+    *,
+    encoder: Mapping[str, Any] | None = None,
+    decoder: Mapping[str, Any] | None = None,
+    likelihood: str | Mapping[str, Any] = "bernoulli",
+    potential: str = "paper",
+    frames_per_step: int | None = None,
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> Baseline:
+    """Builds a baseline with convolutional encoder and decoder, as `build_vae` makes them.
+
+    Args:
+        name: ``"vae"``, ``"beta-vae"``, ``"factor-vae"``, ``"slow-vae"``, ``"topographic-vae"``, ``"po-flow"`` or
+            ``"paper-code"``.
+        image_shape: ``(C, H, W)``, H and W divisible by 4.
+        num_flows: K, how many transformations the data have.
+        latent_dim: D.
+        encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's.
+        decoder: Keyword arguments of `ConvDecoder`.
+        likelihood: ``"bernoulli"``, ``"gaussian"``, or a likelihood's config.
+        potential: ``"paper"`` (as the papers have it) or ``"mlp"``, for those that have potentials.
+        frames_per_step: How many frames of a sequence to decode in a training step; the class's default where None.
+            PoFlow decodes two whatever this says.
+        generator: Source of the potentials' initial weights.
+        **settings: Passed on to the model's class.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If a name or setting is unknown or a size does not fit.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> model = ff.models.build_baseline("slow-vae", (1, 16, 16), num_flows=2, latent_dim=8, gamma=5.0)
+        >>> type(model).__name__, model.gamma
+        ('SlowVAE', 5.0)
+    """
+    if name not in BASELINES:
+        raise ValueError(f"unknown baseline {name!r}: choose one of {', '.join(map(repr, BASELINES))}")
+    kind = BASELINES[name]
+    parameters = inspect.signature(kind).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
+    if frames_per_step is not None and "frames_per_step" in known:
+        settings["frames_per_step"] = frames_per_step
+    image_shape = tuple(image_shape)
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (C, H, W), got {image_shape}")
+    channels, *size = image_shape
+    shape: dict[str, Any] = {"channels": channels, "image_size": tuple(size)}
+
+    def make_encoder() -> ConvEncoder:
+        return ConvEncoder(latent_dim, **shape, **(encoder or {}))
+
+    parts: dict[str, Any] = {"encoder": make_encoder()}
+    parts["decoder"] = ConvDecoder(latent_dim, **shape, likelihood=likelihood, **(decoder or {}))
+    if kind is TopographicVAE:
+        parts["scale_encoder"] = make_encoder()
+    if kind in (PoFlow, PaperCodeVAE):
+        parts["potential"] = _potential(potential, latent_dim, num_flows, generator)
+    else:
+        settings["num_flows"] = num_flows
+    if kind is PaperCodeVAE:
+        parts["force"] = _potential(potential, latent_dim, num_flows, generator)
+    return kind(**parts, **settings)
+
+
+def _potential(name: str, dim: int, num_flows: int, generator: torch.Generator | None) -> Potential:
+    if name not in _POTENTIALS:
+        raise ValueError(f"potential must be one of {_POTENTIALS}, got {name!r}")
+    if name == "paper":
+        return PaperPotential(dim, num_flows, generator=generator)
+    return MLPPotential(dim, num_flows, generator=generator)

@@ -1,0 +1,400 @@
+"""Sparse transformation analysis: which flows act, and how strongly, is inferred from the frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from flowfactor import objectives
+from flowfactor.control import Control, Schedule
+from flowfactor.encoders import PairEncoder, SparseWeights
+from flowfactor.fields import HelmholtzField
+from flowfactor.latent_flow import LatentFlow
+from flowfactor.models._sparse_parts import (
+    anneal,
+    check_settings,
+    check_sizes,
+    count,
+    course,
+    follow_unit,
+    make_weights_prior,
+    stretch,
+    weights_schedule,
+    written,
+)
+from flowfactor.models._split import SplitControlField
+from flowfactor.models.checks import check_frames, check_generator, check_weight
+from flowfactor.models.pretrained import PretrainedMixin
+from flowfactor.models.terms import Terms
+from flowfactor.models.weak import balanced_responsibilities
+from flowfactor.path import FlowPath
+from flowfactor.priors import Prior, SpikeAndSlab, StandardNormal
+from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
+
+
+class SparseTransformationVAE(PretrainedMixin, nn.Module):
+    r"""A sequence model that finds its transformations unsupervised (Song et al. 2025, arXiv 2410.05564).
+
+    An encoder gives $q(z_0|x_0)$. From each pair of neighbouring frames a second one gives sparse weights $g_s^k$, a
+    spike times a slab for each of K flows, and the state follows $\dot z = \sum_k g_s^k (\nabla u_k + r_k)(z, t)$ from
+    $t_s$ to $t_{s+1}$. Trained by the bound
+
+    $$\ln p(x_{0..T}) \ge E_q \sum_t \ln p(x_t|z_t) - KL[q(z_0|x_0)|p(z_0)] - KL[q(g|x_{0..T})|p(g)]$$
+
+    with the squared Hamilton-Jacobi residual of u and the squared speed at the start as in `FlowFactorizedVAE`. Both
+    divergences are in closed form; spikes are drawn exactly and pass gradients by the binary concrete relaxation, whose
+    temperature falls with the training steps.
+
+    At the start nothing distinguishes the flows. The first ``warmup_steps`` therefore suppose that one flow acts alone:
+    all K are tried, and `balanced_responsibilities` say which learns from which sequence, at a falling temperature. The
+    spikes learn to predict them. After that the bound alone decides, and any number of flows may act.
+
+    Weights are in units of a flow's typical strength while it acts, a running mean: ``control=k`` is flow k at that.
+
+    Args:
+        encoder: Maps frames ``[*batch, C, H, W]`` to a distribution of latents with event ``[D]``.
+        decoder: Maps latents ``[*batch, D]`` to a distribution of frames, and by ``decoder.mean`` to frames in [0, 1].
+        flow: The latent flow, with K flows.
+        pair_encoder: Maps sequences to `SparseWeights`: a `PairEncoder`, its config, or a module with ``num_flows`` and
+            ``controls``. Two controls (double control) need a `HelmholtzField`.
+        prior: The prior of the latents; standard normal where None.
+        weights_prior: The prior of the weights, a `SpikeAndSlab` or its config; where None, one in K flows is expected
+            to act, with persistence 0.9 and the pair encoder's slab.
+        kl_weight: Weight of the divergence of z_0; 1 for a true bound.
+        factor_weight: Weight of the divergence of the weights g; 1 for a true bound.
+        hj_weight: Weight of the Hamilton-Jacobi residual; 0 leaves it out.
+        start_weight: Weight of the squared speed at the start; 0 leaves it out.
+        force: As in `FlowFactorizedVAE`.
+        frames_per_step: How many frames to decode in a training step, as in `FlowFactorizedVAE`.
+        temperature: Temperature of the relaxed spikes behind the warm-up, and where it ends.
+        anneal_steps: Training steps from one to the other.
+        warmup_steps: Training steps of the warm-up; 0 for none.
+        warmup_temperature: Temperature of the responsibilities at its start and end, in nats.
+        warmup_span: Intervals over which the warm-up supposes one flow: None for the whole sequence, in which exactly
+            one acts; a number for stretches of that length, in which one or none acts, as often as in the prior. Where
+            transformations combine or switch, take 1, and a longer warm-up (500 steps).
+
+    Raises:
+        TypeError: If a part is of the wrong kind.
+        ValueError: If a setting is out of range or sizes do not match.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> model = ff.models.build_sparse_vae(image_shape=(1, 8, 8), num_flows=2, latent_dim=4, hidden=(16, 16))
+        >>> frames = torch.rand(6, 5, 1, 8, 8)                     # 6 sequences of 5 frames
+        >>> model(frames, torch.arange(5)).loss.backward()
+        >>> model.infer_weights(frames).spike_probs.shape          # 4 pairs of frames, 2 flows
+        torch.Size([6, 4, 2])
+        >>> model.infer_factor(frames).probs.shape
+        torch.Size([6, 2])
+        >>> model.transform(frames[:, 0], [0, 1, 2], control=1).shape
+        torch.Size([6, 3, 1, 8, 8])
+    """
+
+    objective = "path"
+    supervision = "none"
+    step: Tensor
+    unit: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        flow: LatentFlow,
+        pair_encoder: nn.Module | Mapping[str, Any],
+        prior: Prior | None = None,
+        weights_prior: SpikeAndSlab | Mapping[str, Any] | None = None,
+        *,
+        kl_weight: float = 1.0,
+        factor_weight: float = 1.0,
+        hj_weight: float = 1.0,
+        start_weight: float = 1.0,
+        force: nn.Module | str | None = "negative_square",
+        frames_per_step: int | None = None,
+        temperature: Sequence[float] = (1.0, 0.3),
+        anneal_steps: int = 2000,
+        warmup_steps: int = 200,
+        warmup_temperature: Sequence[float] = (300.0, 10.0),
+        warmup_span: int | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(pair_encoder, Mapping):
+            pair_encoder = PairEncoder(**pair_encoder)
+        check_sizes(encoder, decoder, flow, pair_encoder, prior)
+        check_settings(force, frames_per_step, warmup_span)
+        self.encoder, self.decoder, self.flow, self.pair_encoder = encoder, decoder, flow, pair_encoder
+        self.prior: Prior = StandardNormal(flow.dim) if prior is None else prior
+        self.weights_prior = make_weights_prior(weights_prior, pair_encoder, flow.num_flows)
+        self.kl_weight = check_weight("kl_weight", kl_weight)
+        self.factor_weight = check_weight("factor_weight", factor_weight)
+        self.hj_weight = check_weight("hj_weight", hj_weight)
+        self.start_weight = check_weight("start_weight", start_weight)
+        self.frames_per_step = frames_per_step
+        self.temperature = course("temperature", temperature)
+        self.warmup_temperature = course("warmup_temperature", warmup_temperature)
+        self.anneal_steps = count("anneal_steps", anneal_steps)
+        self.warmup_steps = count("warmup_steps", warmup_steps)
+        self.warmup_span = warmup_span
+        self.penalised = self.hj_weight > 0 and flow.field.has_potential
+        if isinstance(force, str):  # a learned force that nothing trains would be a dead parameter
+            force = NegativeSquare(flow.dim) if self.penalised else None
+        self.hamilton_jacobi = HamiltonJacobi(force)  # pyright: ignore[reportArgumentType]
+        self._start_at_rest = StartAtRest()
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("unit", torch.ones(flow.num_flows, self.controls))
+
+    @property
+    def num_flows(self) -> int:
+        """K, the number of flows."""
+        return self.flow.num_flows
+
+    @property
+    def controls(self) -> int:
+        """Weights of a flow: 1, or 2 under double control."""
+        return int(self.pair_encoder.controls)  # type: ignore[arg-type]
+
+    @property
+    def force(self) -> Any:
+        """The force of the Hamilton-Jacobi equation, or None."""
+        return self.hamilton_jacobi.force
+
+    @property
+    def spike_temperature(self) -> float:
+        """Temperature of the relaxed spikes at this step of the training."""
+        return anneal(self.temperature, int(self.step) - self.warmup_steps, self.anneal_steps)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the training is in its warm-up."""
+        return int(self.step) < self.warmup_steps
+
+    def encode(self, x: Tensor) -> Distribution:
+        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
+        return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
+        return self.decoder.mean(z)  # type: ignore[operator]
+
+    def infer_weights(self, frames: Tensor) -> SparseWeights:
+        """The posterior q(g|x) of the weights over each interval between neighbouring frames.
+
+        Args:
+            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
+
+        Returns:
+            A distribution with ``spike_probs [B, T, K]``, and ``mean`` and draws ``[B, T, K, C]`` in units of each
+            flow's typical strength.
+
+        Raises:
+            TypeError: If frames are no floats.
+            ValueError: If their shape does not fit.
+        """
+        return self.pair_encoder(frames).in_units(self.unit)
+
+    def infer_factor(self, frames: Tensor) -> Categorical:
+        """Which flow dominates each sequence: its share in the expected size of the weights.
+
+        Args:
+            frames: Sequences, as for `infer_weights`, which also says what is raised.
+
+        Returns:
+            A Categorical over the K flows, batch ``[B]``.
+        """
+        return self.infer_weights(frames).factor()
+
+    def schedule(self, weights: Tensor, t: Tensor | Sequence[float]) -> Schedule:
+        """The control that applies weights ``[*batch, T, K, C]`` over the intervals between the times ``t [T+1]``.
+
+        Args:
+            weights: Weights of each interval, such as ``infer_weights(frames).mean``.
+            t: Times of the frames, strictly monotone.
+
+        Returns:
+            A schedule for `transform`; the first and the last weights also act beyond the ends.
+
+        Raises:
+            ValueError: If there are not as many weights as intervals.
+        """
+        return weights_schedule(weights, t)
+
+    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
+        """Transforms images along the latent flows, from the mean of their posterior.
+
+        Args:
+            x0: Images at ``t[0]``, ``[B, C, H, W]``.
+            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
+            control: Which flow acts: an int or one index per image (that flow at its typical strength), weights
+                ``[B, K]`` (under double control also ``[B, 2K]``, those of the gradient part first), or a `Schedule`.
+
+        Returns:
+            Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument does not fit.
+            FlowSolveError: If the solve fails.
+        """
+        flow = self._flow_for(control)
+        return self.decode(flow(self.encode(x0).mean, t, control).z).movedim(0, 1)
+
+    def forward(self, frames: Tensor, t: Tensor, k: Any = None, *, generator: torch.Generator | None = None) -> Terms:
+        """The terms of the objective on a batch of sequences.
+
+        Args:
+            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
+            t: Times ``[T+1]``, in frames.
+            k: Not looked at: training loops may hand over the transformations, and this model finds them by itself.
+            generator: Source of all draws.
+
+        Returns:
+            The terms, batch means; ``kl_factor`` is the divergence of the weights.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument does not fit.
+            FlowSolveError: If the solve fails.
+        """
+        frames, t = self._checked(frames, t)
+        check_generator(generator, frames.device)
+        warming, whole = self.training and self.warming_up, frames.shape[1]
+        if warming:
+            frames, t = stretch(frames, t, self.warmup_span, generator)
+        share = frames.shape[1] / whole
+        q = self.encode(frames[:, 0])
+        z0 = objectives.draw(q, generator=generator)
+        kl = objectives.start_divergence(q, self.prior, z0, 0).mean()
+        parts = (
+            self._enumerated(frames, t, z0, share, generator) if warming else self._inferred(frames, t, z0, generator)
+        )
+        reconstruction, kl_factor, hj, start, lesson = (part.mean() for part in parts)
+        reconstruction = reconstruction / share
+        if self.training and torch.is_grad_enabled():
+            self.step += 1
+        loss = self.kl_weight * kl + self.factor_weight * kl_factor - reconstruction + lesson
+        loss = loss + self.hj_weight * hj + self.start_weight * start
+        return Terms(loss, reconstruction, kl, hj, start, reconstruction - kl - kl_factor, kl_factor)
+
+    def _inferred(self, frames: Tensor, t: Tensor, z0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """Reconstruction, KL of the weights, HJ and start of the flow that the inferred weights drive, ``[B]`` each."""
+        q = self.infer_weights(frames)
+        if self.training and torch.is_grad_enabled():
+            q = q.in_units(follow_unit(self.unit, q))
+        drawn = q.rsample(temperature=self.spike_temperature, generator=generator)
+        control = self.schedule(drawn.weights, t)
+        path = self._flow_for(control)(z0, t, control, costs=self._costs(), generator=generator)
+        reconstruction = self._reconstruction(frames, path.z.unsqueeze(1), generator).squeeze(0)
+        hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t)
+        return reconstruction, self.weights_prior.kl(q), hj, start, torch.zeros_like(hj)
+
+    def _enumerated(
+        self, frames: Tensor, t: Tensor, z0: Tensor, share: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
+        """The same with every flow acting alone, shared out by balanced responsibilities; and the spikes' lesson."""
+        flows, rest = self.num_flows, self.warmup_span is not None
+        z = z0.expand(flows, *z0.shape)
+        k = torch.arange(flows, device=z0.device).unsqueeze(-1).expand(z.shape[:-1])
+        path = self.flow(z, t, k, costs=self._costs(), generator=generator)
+        # With no flow at all the state stays where it is, and there is nothing to regularize.
+        states = torch.cat([path.z, z0.expand(len(t), 1, *z0.shape)], 1) if rest else path.z
+        every = self._reconstruction(frames, states, generator)
+        hj, start = self._regularizers(path, z, k, t)
+        on = self.weights_prior.marginals(len(t) - 1).mean(0).detach()
+        odds = torch.cat([on / (1 - on), on.new_ones(int(rest))])  # of one flow alone against none
+        prior = odds / odds.sum()
+        # Shorter stretches differ by less: temperatures are meant for a whole sequence.
+        tau = share * anneal(self.warmup_temperature, int(self.step), self.warmup_steps)
+        r = balanced_responsibilities(-every.mT, tau, prior, iterations=20)
+        information = (torch.special.xlogy(r, r) - r * prior.log()).sum(-1)
+        single, logits = r[:, :flows], self.pair_encoder(frames).spike_logits
+        target = single.unsqueeze(-2).expand_as(logits)
+        lesson = binary_cross_entropy_with_logits(logits, target, reduction="none").sum((-2, -1))
+        hj, start = ((single.mT * part).sum(0) for part in (hj, start))
+        return (r.mT * every).sum(0), information, hj, start, lesson
+
+    def _costs(self) -> dict[str, Any]:
+        return {"hj": self.hamilton_jacobi} if self.penalised else {}
+
+    def _regularizers(self, path: FlowPath, z0: Tensor, control: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        zero = z0.new_zeros(z0.shape[:-1])
+        hj = path.costs["hj"][-1] / (t[-1] - t[0]).abs() if self.penalised else zero
+        start = self._start_at_rest(self.flow, z0, control, t[0]) if self.start_weight > 0 else zero
+        return hj, start
+
+    def _reconstruction(self, frames: Tensor, z: Tensor, generator: torch.Generator | None) -> Tensor:
+        """E ln p(x_t|z_t) summed over frames, ``[S, B]``, of states ``z [T+1, S, B, D]``."""
+        total, batch = z.shape[0], frames.shape[0]
+        wanted = self.frames_per_step if self.training else None
+        index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
+        sample = torch.arange(batch, device=frames.device)
+        chosen = z[index, :, sample].movedim(-2, 1)  # [W, S, B, D]
+        return weight * self.decoder(chosen).log_prob(frames[sample, index].unsqueeze(1).expand(
+            *chosen.shape[:-1], *frames.shape[2:])).sum(0)  # fmt: skip
+
+    def _flow_for(self, control: Control) -> LatentFlow:
+        """The flow itself, or its view with 2K weights where a control holds those."""
+        pieces = control.controls if isinstance(control, Schedule) else (control,)
+        floats = [p for p in pieces if isinstance(p, Tensor) and p.is_floating_point() and p.ndim]
+        if self.controls == 1 or not any(p.shape[-1] == 2 * self.num_flows for p in floats):
+            return self.flow
+        field = self.flow.field
+        assert isinstance(field, HelmholtzField)  # checked when the model was made
+        return LatentFlow(SplitControlField(field), self.flow.solver, self.flow.divergence)
+
+    def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
+        if frames.shape[1] < 2:
+            raise ValueError("a sequence needs at least two frames: weights are inferred from neighbouring pairs")
+        return frames, t
+
+    def log_likelihood(
+        self,
+        frames: Tensor,
+        t: Tensor,
+        k: Any = None,
+        samples: int = 64,
+        *,
+        generator: torch.Generator | None = None,
+        chunk: int = 8,
+    ) -> Tensor:
+        r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of $\ln p(x_{0..T})$, with z_0 and g latent.
+
+        Args:
+            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
+            t: Times ``[T+1]``, in frames.
+            k: Not looked at.
+            samples: S, the number of importance samples.
+            generator: Source of the draws.
+            chunk: Samples decoded at a time, to bound memory.
+
+        Returns:
+            Bounds ``[B]``, in nats per sequence.
+
+        Raises:
+            ValueError: If ``samples`` is not positive or an argument does not fit.
+        """
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples must be a positive integer, got {samples!r}")
+        frames, t = self._checked(frames, t)
+        q, q_g = self.encode(frames[:, 0]), self.infer_weights(frames)
+        weights: list[Tensor] = []
+        for begin in range(0, samples, chunk):
+            size = (min(chunk, samples - begin),)
+            z0 = objectives.draw(q, size, generator)
+            drawn = q_g.sample(size, generator=generator)
+            control = self.schedule(drawn.weights, t)
+            path = self._flow_for(control)(z0, t, control, generator=generator)
+            log_p = sum(self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True))
+            log_ratio = objectives.path_log_ratio(q, self.prior, path, 0)
+            weights.append(log_p - log_ratio - q_g.log_prob(drawn) + self.weights_prior.log_prob(drawn))
+        return torch.logsumexp(torch.cat(weights), 0) - math.log(samples)
+
+    def config(self) -> dict[str, Any]:
+        """How the model was made, as JSON values; parts of the user's own appear as None."""
+        return written(self)

@@ -1,0 +1,364 @@
+r"""Weak supervision: which of the K flows acts is not told, but inferred for each sequence as q(k|x).
+
+Whatever bounds $\ln p(x|k)$ from below by $-\ell_k$ gives a bound without k, one per sample:
+$$\ln p(x) \ge -E_{q(k|x)}[\ell_k] - KL[q(k|x) \,|\, p(k)] .$$
+The estimators differ in how they take the expectation and in what q(k|x) learns from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor.models.checks import check_positive
+
+
+def balanced_responsibilities(
+    losses: Tensor,
+    tau: float | Tensor,
+    prior: Tensor | None = None,
+    *,
+    balance: float = 1.0,
+    iterations: int = 5,
+) -> Tensor:
+    r"""Shares out samples among flows by their losses, with marginals held near a prior: entropic optimal transport.
+
+    Starts from $r_{ik} \propto p_k e^{-\ell_{ik} / \tau}$ and alternates two scalings in log space: of the flows, so that
+    the average responsibility of flow k approaches $p_k$, and of the samples, so that each one's sum to 1 (Sinkhorn's
+    iterations; Cuturi, NeurIPS 2013). With ``balance`` b < 1 the flows are scaled by the power b only: unbalanced
+    transport, whose price for marginals off the prior is $\tau b / (1 - b)$ times their divergence (Chizat et al.,
+    Mathematics of Computation 2018), so that the balance gives way as $\tau$ falls. At b = 0 it is Bayes' rule at
+    temperature $\tau$.
+
+    Args:
+        losses: Losses of each sample under each flow ``[B, K]``, in nats.
+        tau: Temperature in nats, positive.
+        prior: Marginal of the flows ``[K]``, summing to 1; uniform where None.
+        balance: b, from 0 (none) to 1 (exact).
+        iterations: Number of iterations.
+
+    Returns:
+        Responsibilities ``[B, K]``, each row summing to 1, without gradient.
+
+    Raises:
+        ValueError: If a shape or a setting does not fit.
+
+    Example:
+        >>> import torch
+        >>> losses = torch.tensor([[0.0, 1.0], [0.0, 2.0]])        # the first flow is better for both
+        >>> balanced_responsibilities(losses, 0.1, iterations=100).argmax(-1).tolist()
+        [1, 0]
+        >>> balanced_responsibilities(losses, 0.1, balance=0.0).argmax(-1).tolist()
+        [0, 0]
+    """
+    if losses.ndim != 2:
+        raise ValueError(f"losses must have shape [B, K], got {list(losses.shape)}")
+    if not float(tau) > 0:
+        raise ValueError(f"tau must be positive, got {float(tau):g}")
+    if not 0 <= balance <= 1:
+        raise ValueError(f"balance must lie between 0 (none) and 1 (exact), got {balance!r}")
+    batch, flows = losses.shape
+    if prior is not None and prior.shape != (flows,):
+        raise ValueError(f"prior must hold one probability a flow, shape [{flows}], got {list(prior.shape)}")
+    losses = losses.detach()
+    log_p = losses.new_full((flows,), -math.log(flows)) if prior is None else prior.to(losses).log()
+    score = log_p - losses / tau
+    potential = torch.zeros_like(log_p)
+    log_r = score.log_softmax(-1)
+    if balance > 0 and batch:
+        for _ in range(iterations):
+            marginal = log_r.logsumexp(0) - math.log(batch)
+            # The fixed point of the damped step is b (log_p - log of the marginal without the potential).
+            potential = balance * (potential + log_p - marginal)
+            log_r = (score + potential).log_softmax(-1)
+    return log_r.exp()
+
+
+class FactorEstimator(nn.Module):
+    """Base of the estimators of the expectation over q(k|x).
+
+    An estimator counts the training steps that it took part in; its schedule goes by them. The count is a buffer, saved
+    and loaded with the model, so that resumed training goes on where it was.
+
+    Attributes:
+        name: Short name for settings, for example ``"balanced"``.
+        step: Training steps so far, an int64 scalar.
+        prune: Smallest q(k|x) for which flow k is solved in training; 0 solves all.
+
+    Example:
+        >>> FactorEstimator.build({"name": "gumbel", "rate": 1e-3}).config["rate"]
+        0.001
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self._config = config
+        self.prune = float(config.get("prune", 0.0))
+        self.step: Tensor
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments and name, as JSON values: ``FactorEstimator.build(config)`` rebuilds the estimator."""
+        return {"name": self.name, **self._config}
+
+    def advance(self) -> None:
+        """Counts a training step."""
+        self.step += 1
+
+    @staticmethod
+    def build(estimator: FactorEstimator | str | Mapping[str, Any]) -> FactorEstimator:
+        """Gives an estimator from what a user or a config file names.
+
+        Args:
+            estimator: An estimator (returned as it is), a name, or a `config` mapping.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: If the name or a setting is unknown.
+            TypeError: If it is none of these.
+        """
+        if isinstance(estimator, FactorEstimator):
+            return estimator
+        if isinstance(estimator, str):
+            estimator = {"name": estimator}
+        if not isinstance(estimator, Mapping):
+            raise TypeError(
+                f"estimator must be a FactorEstimator, a name or a config mapping, got {type(estimator).__name__}"
+            )
+        options = dict(estimator)
+        name = options.pop("name", None)
+        if name not in _KINDS:
+            raise ValueError(f"estimator must be one of {tuple(_KINDS)}, got {name!r}")
+        kind = _KINDS[name]
+        known = kind()._config
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"the estimator {name!r} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
+        return kind(**options)
+
+
+class EnumerateEstimator(FactorEstimator):
+    r"""The exact expectation over all K flows, $\sum_k q(k|x)\,\ell_k + KL[q(k|x) \,|\, p(k)]$ per sample.
+
+    Flows whose q(k|x) has fallen below ``prune`` are left out in training, and q is renormalised over the others: a
+    posterior like any other, so that the bound stays a true one, at the cost of one flow where q is sure.
+
+    Args:
+        prune: Smallest q(k|x) for which a flow is still solved in training; 0 solves all.
+
+    Raises:
+        ValueError: If ``prune`` is out of range.
+
+    Example:
+        >>> EnumerateEstimator(prune=0.001).prune
+        0.001
+    """
+
+    name: ClassVar[str] = "enumerate"
+
+    def __init__(self, prune: float = 1e-4) -> None:
+        if not 0 <= prune < 0.5:
+            raise ValueError(f"prune must lie in [0, 0.5), got {prune!r}")
+        super().__init__({"prune": prune})
+
+
+class GumbelEstimator(FactorEstimator):
+    r"""One flow per sample, drawn by a straight-through Gumbel-softmax (Jang et al., ICLR 2017, section 2.2).
+
+    Forward, each sample follows the flow $\arg\max_k (\ln q(k|x) + g_k)$ with Gumbel noise $g_k$, an exact draw from
+    q(k|x). Backward, the gradient is that of the softmax of the same at a temperature that falls as
+    $\mathrm{start} \cdot e^{-\mathrm{rate} \cdot \mathrm{step}}$ down to ``end``: it reaches q through the weights with
+    which each sample's flows are superposed. The default schedule is that of Song et al. (NeurIPS 2023).
+
+    Args:
+        start: Temperature at the beginning.
+        end: Lowest temperature.
+        rate: How fast it falls, per step.
+
+    Raises:
+        ValueError: If a temperature is not positive, or the rate negative.
+
+    Example:
+        >>> import torch
+        >>> weights = GumbelEstimator().draw(torch.zeros(4, 3).log_softmax(-1))
+        >>> weights.sum(-1).tolist(), weights.max().item()
+        ([1.0, 1.0, 1.0, 1.0], 1.0)
+    """
+
+    name: ClassVar[str] = "gumbel"
+
+    def __init__(self, start: float = 1.0, end: float = 0.05, rate: float = 3e-5) -> None:
+        check_positive("start", start)
+        if check_positive("end", end) > start:
+            raise ValueError(f"the temperature falls: end must not exceed start, got {end} and {start}")
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate must be a finite number that is not negative, got {rate!r}")
+        super().__init__({"start": start, "end": end, "rate": rate})
+        self.start, self.end, self.rate = float(start), float(end), float(rate)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the step to come."""
+        return max(self.end, self.start * math.exp(-self.rate * int(self.step)))
+
+    def draw(self, log_q: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws one flow per sample, as weights.
+
+        Args:
+            log_q: ln q(k|x) ``[B, K]``.
+            generator: Source of the noise.
+
+        Returns:
+            One-hot weights ``[B, K]`` with the gradient of the relaxed draw.
+        """
+        noise = -torch.empty_like(log_q).exponential_(generator=generator).log()
+        scores = log_q + noise
+        soft = (scores / self.temperature).softmax(-1)
+        hard = nn.functional.one_hot(scores.argmax(-1), log_q.shape[-1]).to(log_q)
+        return hard + (soft - soft.detach())
+
+
+class BalancedEstimator(FactorEstimator):
+    r"""All K flows, trained on responsibilities that are balanced over the batch while a temperature falls.
+
+    Left to itself, q(k|x) collapses: the flow that is better at first gets more samples, which makes it better still.
+    Here the samples are shared out by `balanced_responsibilities` $r_{ik}$, so that every flow gets its part, the more
+    so the hotter. The flows' losses are only evaluated for that. Each sample then trains one flow, drawn by its
+    responsibilities (an unbiased draw of $\sum_k r_{ik} \ell_{ik}$), and q(k|x) learns them by cross-entropy.
+    The temperature falls geometrically from ``tau`` to ``tau_end`` over ``anneal_steps`` steps. It has to start at the size
+    of the differences between losses, which grow with the number of pixels. Behind it the loss is the exact expectation
+    of `EnumerateEstimator`, with q(k|x) alone in charge: no marginal is imposed any more.
+
+    Imposed marginals are an assumption. Where transformations are unequally frequent and the frequencies are known, hand
+    them to the model as ``factor_prior``; else a ``balance`` below 1 lets them give way as the temperature falls.
+
+    Args:
+        tau: Temperature at the beginning, in nats.
+        tau_end: Temperature at the end of the annealing, in nats.
+        anneal_steps: Length of the annealing, in training steps.
+        balance: How firmly the marginals are held, from 0 to 1 (exactly); see `balanced_responsibilities`.
+        iterations: Sinkhorn's iterations per step.
+        prune: As for `EnumerateEstimator`, once the annealing is over.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> estimator = BalancedEstimator(tau=300.0, anneal_steps=1000)
+        >>> estimator.temperature, estimator.annealed
+        (300.0, False)
+    """
+
+    name: ClassVar[str] = "balanced"
+
+    def __init__(
+        self,
+        tau: float = 300.0,
+        tau_end: float = 1.0,
+        anneal_steps: int = 500,
+        balance: float = 1.0,
+        iterations: int = 5,
+        prune: float = 1e-4,
+    ) -> None:
+        check_positive("tau", tau)
+        if check_positive("tau_end", tau_end) > tau:
+            raise ValueError(f"the temperature falls: tau_end must not exceed tau, got {tau_end} and {tau}")
+        for name, count in (("anneal_steps", anneal_steps), ("iterations", iterations)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be a positive integer, got {count!r}")
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance must lie between 0 (none) and 1 (exact), got {balance!r}")
+        if not 0 <= prune < 0.5:
+            raise ValueError(f"prune must lie in [0, 0.5), got {prune!r}")
+        config = {"tau": tau, "tau_end": tau_end, "anneal_steps": anneal_steps, "balance": balance}
+        super().__init__({**config, "iterations": iterations, "prune": prune})
+        self.tau, self.tau_end, self.anneal_steps = float(tau), float(tau_end), anneal_steps
+        self.balance, self.iterations = float(balance), iterations
+
+    @property
+    def annealed(self) -> bool:
+        """Whether the annealing is over."""
+        return int(self.step) >= self.anneal_steps
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the step to come, in nats."""
+        progress = min(int(self.step) / self.anneal_steps, 1.0)
+        return self.tau * (self.tau_end / self.tau) ** progress
+
+    def responsibilities(self, losses: Tensor, log_prior: Tensor) -> Tensor:
+        """Shares out samples by their losses ``[B, K]`` and ln p(k) ``[K]``, at the temperature of the step to come."""
+        return balanced_responsibilities(
+            losses, self.temperature, log_prior.exp(), balance=self.balance, iterations=self.iterations
+        )
+
+
+_KINDS: dict[str, type[Any]] = {kind.name: kind for kind in (BalancedEstimator, GumbelEstimator, EnumerateEstimator)}
+ESTIMATORS = tuple(_KINDS)
+
+
+def factor_divergence(log_q: Tensor, log_prior: Tensor) -> Tensor:
+    """KL[q(k|x) | p(k)] per sample.
+
+    Args:
+        log_q: ln q(k|x) ``[*batch, K]``; -inf where q is 0.
+        log_prior: ln p(k) ``[K]``.
+
+    Returns:
+        Divergences ``[*batch]``, in nats.
+
+    Example:
+        >>> import torch
+        >>> sure, open = torch.tensor([1.0, 0.0]).log(), torch.tensor([0.5, 0.5]).log()
+        >>> factor_divergence(torch.stack([sure, open]), open)
+        tensor([0.6931, 0.0000])
+    """
+    present = log_q > -math.inf
+    # 0 ln 0 = 0, and its gradient must not be NaN: the infinite entries are replaced before they are multiplied.
+    ratio = torch.where(present, log_q, torch.zeros_like(log_q)) - log_prior
+    return torch.where(present, log_q.exp() * ratio, torch.zeros_like(log_q)).sum(-1)
+
+
+def truncate(log_q: Tensor, threshold: float) -> Tensor:
+    """Leaves out what is less likely than a threshold, and renormalises the rest.
+
+    Args:
+        log_q: Log-probabilities ``[*batch, K]``.
+        threshold: Below 1/K, so that something remains.
+
+    Returns:
+        Log-probabilities ``[*batch, K]``, -inf where left out.
+
+    Example:
+        >>> import torch
+        >>> truncate(torch.tensor([0.001, 0.333, 0.666]).log(), 0.01).exp()
+        tensor([0.0000, 0.3333, 0.6667])
+    """
+    if threshold <= 0:
+        return log_q
+    kept = log_q.detach() >= min(math.log(threshold), -math.log(log_q.shape[-1]) - 1e-3)
+    return log_q.masked_fill(~kept, -math.inf).log_softmax(-1)
+
+
+def check_factor_prior(prior: object, num_flows: int) -> Tensor:
+    """Checks probabilities p(k), and gives ln p(k) ``[K]``; uniform where None."""
+    if prior is None:
+        return torch.full((num_flows,), -math.log(num_flows))
+    try:
+        p = torch.as_tensor(prior, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"factor_prior must hold {num_flows} probabilities, got {prior!r}") from error
+    if p.shape != (num_flows,) or not bool((p > 0).all()) or not math.isclose(float(p.sum()), 1.0, abs_tol=1e-4):
+        raise ValueError(
+            f"factor_prior must hold {num_flows} positive probabilities, one a flow, that sum to 1; got {p.tolist()}"
+        )
+    return (p / p.sum()).log().float()

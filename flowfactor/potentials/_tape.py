@@ -1,0 +1,430 @@
+r"""Two-layer potentials as a solve uses them: cheap stages forward, closed-form pulls backward.
+
+`_two_layer` writes the derivatives of $u = w_3\cdot\sigma(W_2\,\sigma(W_1 z + c_1(t)) + c_2(t)) + \tfrac12 \sum_r s_r
+(A_r z)^2 + b\cdot z$ as operations that autograd follows. A `TwoLayerTape` says the same without autograd. It records what
+every stage of a solve found, and gives, for cotangents $\bar u, \lambda, \tau, \mu$ of value, gradient, time derivative and
+Laplacian,
+$$p_1 = W_1\lambda + \tau\dot c_1,\quad \bar g_1 = p_1 s_1 + r_1,\quad
+  \bar a_2 = w_3 s_2' (W_2 \bar g_1 + \tau \dot c_2) + r_2,\quad
+  \bar a_1 = g_1 s_1' p_1 + s_1 (W_2^\top \bar a_2) + r_3,\quad
+  \bar z = W_1^\top \bar a_1 + A^\top s\,(A\lambda + \bar u A z) + \bar u b ,$$
+where $r_1, r_2, r_3$ come from $\bar u$ and $\mu$. Only $\lambda$ has to travel back stage by stage; $r_i$ before that and
+the gradients of all weights after it are large products over all stages at once.
+
+Shapes: K networks, n samples each; a stage has ``[K, n, .]``, the record of S stages ``[K, S, n, .]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowfactor._layout import Stack
+from flowfactor.potentials._two_layer import weighted_row_norms
+
+TimeTerms = Callable[[Stack, Tensor, bool], tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
+Products = dict[str, Tensor]
+Stages = tuple["slice | int", ...]
+ALL: Stages = (slice(None),)
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """An activation by its base b(a): value and derivatives of the activation as functions of a and b."""
+
+    base: Callable[[Tensor], Tensor]
+    value: Callable[[Tensor, Tensor], Tensor]
+    first: Callable[[Tensor], Tensor]
+    second: Callable[[Tensor, Tensor], Tensor]
+    third: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+SLOPES = {
+    "logcosh": Slopes(
+        torch.tanh,
+        lambda a, b: F.softplus(2 * a).sub_(a).sub_(math.log(2.0)),
+        lambda b: b,
+        lambda b, s: 1 - b * b,
+        lambda b, s, s_prime: -2 * b * s_prime,
+    ),
+    "softplus": Slopes(
+        torch.sigmoid,
+        lambda a, b: F.softplus(a),
+        lambda b: b,
+        lambda b, s: b - b * b,
+        lambda b, s, s_prime: s_prime - 2 * b * s_prime,
+    ),
+    "tanh": Slopes(
+        torch.tanh,
+        lambda a, b: b,
+        lambda b: 1 - b * b,
+        lambda b, s: -2 * b * s,
+        lambda b, s, s_prime: s * (4 * b * b - 2 * s),
+    ),
+}
+
+
+class TwoLayerTape:
+    """A stack of K two-layer networks, bound for one solve. All methods run without autograd.
+
+    Args:
+        stack: Parameters by name, each ``[K, ...]``; ``w1, w2, w3`` and optionally ``quad, scale, linear``. Others belong
+            to the time terms.
+        activation: Name of the activation.
+        time_terms: ``(stack, times [S], with derivative) -> c1, dc1/dt, c2, dc2/dt``, each ``[K, S or 1, H]``.
+        laplacian: ``"exact"``, ``"hutchinson"`` or None.
+        probe: Hutchinson's probe ``[K, n, D]``.
+        derivative: Whether the time derivative is wanted.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        activation: str,
+        time_terms: TimeTerms,
+        laplacian: str | None = None,
+        probe: Tensor | None = None,
+        derivative: bool = False,
+    ) -> None:
+        self.stack = {name: value.detach().requires_grad_(value.requires_grad) for name, value in stack.items()}
+        p = {name: value.detach() for name, value in stack.items()}
+        self.p, self.act, self.laplacian, self.probe = p, SLOPES[activation], laplacian, probe
+        self.time_terms, self.derivative = time_terms, derivative
+        self.w1, self.w2, self.w3 = p["w1"], p["w2"], p["w3"]
+        self.h1 = self.w1.shape[-2]
+        self.has_quad = "quad" in p
+        # One product serves W1 z and A z, one W1' x and A' s y.
+        self.up = torch.cat([self.w1, p["quad"]], -2) if self.has_quad else self.w1
+        self.down = torch.cat([self.w1, p["scale"].mT * p["quad"]], -2) if self.has_quad else self.w1
+        self.up_t = self.up.mT.contiguous()
+        self.w2_t = self.w2.mT.contiguous()
+        self.w3_w2 = self.w3.mT * self.w2
+        if laplacian is not None:
+            self._fix_laplacian()
+        self.records: list[tuple[Tensor, ...]] = []
+
+    def _fix_laplacian(self) -> None:
+        """What weights and probe alone decide, once a solve."""
+        p = self.p
+        if self.laplacian == "hutchinson":
+            assert self.probe is not None
+            along = self.probe @ self.up_t
+            self.along1 = along[..., : self.h1]
+            self.squared1 = self.along1.square()
+            self.along_quad = along[..., self.h1 :]
+            self.constant = (p["scale"] * self.along_quad.square()).sum(-1) if self.has_quad else None
+            return
+        gram = self.w1 @ self.w1.mT
+        self.squared1 = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)  # [K, 1, H1]
+        self.rows = weighted_row_norms(self.w2, gram)
+        self.constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if self.has_quad else None
+
+    def terms(self, t: float, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The time terms of one stage: ``[c1, 0]`` and ``c2``, ``[K, 1, .]``."""
+        return self.many_terms([t], like)[0]
+
+    def many_terms(self, ts: list[float], like: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The time terms of several stages, by one evaluation."""
+        times = torch.tensor(ts, dtype=like.dtype, device=like.device)
+        c1, _, c2, _ = self.time_terms(self.p, times, False)
+        if self.has_quad:
+            c1 = F.pad(c1, (0, self.up.shape[-2] - self.h1))
+        c1, c2 = (c.expand(-1, len(ts), -1) for c in (c1, c2))
+        return [(c1[:, s : s + 1], c2[:, s : s + 1]) for s in range(len(ts))]
+
+    def gradient(self, z: Tensor, terms: tuple[Tensor, Tensor], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The gradient of u at one stage ``[K, n, D]``, and what was found on the way."""
+        x1 = torch.baddbmm(terms[0], z, self.up_t)
+        a1 = x1[..., : self.h1]
+        b1 = self.act.base(a1)
+        a2 = torch.baddbmm(terms[1], self.act.value(a1, b1), self.w2_t)
+        b2 = self.act.base(a2)
+        g1 = torch.bmm(self.act.first(b2), self.w3_w2)
+        delta1 = g1 * self.act.first(b1)
+        if self.has_quad:
+            inner = torch.cat([delta1, x1[..., self.h1 :]], -1)
+            out = torch.baddbmm(self.p["linear"], inner, self.down)
+        else:
+            out = torch.bmm(delta1, self.w1)
+        found = (z, x1, a2, b1, b2, g1)
+        if record:
+            self.records.append(found)
+        return out, found
+
+    def laplacian_of(self, found: tuple[Tensor, ...]) -> Tensor:
+        """The Laplacian ``[K, n]`` of one stage, or ``[K, S, n]`` of many, from what the gradient found."""
+        _, _, _, b1, b2, g1 = found
+        s1, s2 = self.act.first(b1), self.act.first(b2)
+        m1, m2 = g1 * self.act.second(b1, s1), self.act.second(b2, s2) * self._wide(self.w3, b2)
+        constant = None if self.constant is None else self._wide(self.constant, m1[..., 0])
+        if self.laplacian == "hutchinson":
+            along2 = _product(s1 * self._wide(self.along1, s1), self.w2_t)
+            total = (m1 * self._wide(self.squared1, m1)).sum(-1) + (m2 * along2 * along2).sum(-1)
+        else:
+            rows = self.rows(_flat(s1), _flat(m2)).reshape(m2.shape[:-1])
+            total = (m1 * self._wide(self.squared1, m1)).sum(-1) + rows
+        return total if constant is None else total + constant
+
+    @staticmethod
+    def _wide(fixed: Tensor, like: Tensor) -> Tensor:
+        """Inserts the dimension of stages into a tensor that is the same at all of them."""
+        return fixed if fixed.ndim == like.ndim else fixed.unsqueeze(1)
+
+    def take(self, which: list[int] | None, ts: list[float]) -> None:
+        """Stacks the records of the stages ``which`` (all: None), at the times ``ts``; others are dropped."""
+        records = self.records if which is None else [self.records[i] for i in which]
+        self.records = []
+        self.ts = ts
+        self.z, self.x1, self.a2, self.b1, self.b2, self.g1 = (torch.stack(x, 1) for x in zip(*records, strict=True))
+        self.s1, self.s2 = self.act.first(self.b1), self.act.first(self.b2)
+        self.s1_prime = self.act.second(self.b1, self.s1)
+        self.w3_s2 = self.s2 * self.w3.unsqueeze(1)
+        self.w3_s2_prime = self.act.second(self.b2, self.s2) * self.w3.unsqueeze(1)
+        times = torch.tensor(ts, dtype=self.z.dtype, device=self.z.device)
+        with torch.enable_grad():
+            self.c = self.time_terms(self.stack, times, self.derivative)
+
+    def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
+        """Value, gradient, time derivative and Laplacian at all stages, as far as wanted."""
+        out: dict[str, Tensor] = {}
+        w3 = self.w3.unsqueeze(1)
+        delta1 = self.g1 * self.s1
+        q = self.x1[..., self.h1 :]
+        if "value" in want:
+            value = (self._h2() * w3).sum(-1)
+            if self.has_quad:
+                value = value + 0.5 * (self.p["scale"].unsqueeze(1) * q * q).sum(-1)
+                value = value + (self.z * self.p["linear"].unsqueeze(1)).sum(-1)
+            out["value"] = value
+        if "gradient" in want:
+            inner = torch.cat([delta1, q], -1) if self.has_quad else delta1
+            out["gradient"] = _product(inner, self.down)
+            if self.has_quad:
+                out["gradient"] += self.p["linear"].unsqueeze(1)
+        if "time" in want:
+            _, d1, _, d2 = self.c
+            assert d1 is not None and d2 is not None
+            out["time"] = _dot(delta1, d1.detach()) + _dot(self.w3_s2, d2.detach())
+        if "laplacian" in want:
+            out["laplacian"] = self.laplacian_of((self.z, self.x1, self.a2, self.b1, self.b2, self.g1))
+        return out
+
+    def _h2(self) -> Tensor:
+        return self.act.value(self.a2, self.b2)
+
+    def begin(self, cotangents: dict[str, Tensor]) -> Tensor | None:
+        """Prepares the way back for cotangents ``value, gradient, time, laplacian`` of all stages.
+
+        Args:
+            cotangents: By name, ``[K, S, n]`` (gradient ``[K, S, n, D]``); what is missing is zero.
+
+        Returns:
+            The part of the cotangent of z that `pull` does not give, ``[K, S, n, D]``, or None for zero.
+        """
+        shape = self.z.shape[:-1]
+        self.extra: Products = {}
+        self.r1 = self.r2 = self.r3 = self.rp1 = self.rp2 = self.rq = None
+        self.lam0 = cotangents.get("gradient")
+        self.tau = cotangents.get("time")
+        if self.tau is not None:
+            _, d1, _, d2 = self.c
+            assert d1 is not None and d2 is not None
+            self.rp1 = self.tau.unsqueeze(-1) * d1.detach().unsqueeze(-2)
+            self.rp2 = self.tau.unsqueeze(-1) * d2.detach().unsqueeze(-2)
+        if "laplacian" in cotangents:
+            mu = cotangents["laplacian"]
+            (self._begin_hutchinson if self.laplacian == "hutchinson" else self._begin_exact)(mu)
+        direct = self._begin_value(cotangents["value"]) if "value" in cotangents else None
+        h2, size = self.w2.shape[-2], self.z.shape[-1]
+        new = self.z.new_empty
+        self.lam, self.p1 = new((*shape, size)), new((*shape, self.up.shape[-2]))
+        self.g1_bar, self.a1_bar = new((*shape, self.h1)), new((*shape, self.up.shape[-2]))
+        self.x2, self.a2_bar = new((*shape, h2)), new((*shape, h2))
+        self.g1_s1_prime = self.g1 * self.s1_prime
+        return direct
+
+    def _begin_value(self, value: Tensor) -> Tensor | None:
+        u = value.unsqueeze(-1)
+        self.r2 = _add(self.r2, u * self.w3_s2)
+        _sum_into(self.extra, "w3", (u * self._h2()).sum((1, 2)).unsqueeze(-2))
+        if not self.has_quad:
+            return None
+        q = self.x1[..., self.h1 :]
+        self.rq = u * q
+        _sum_into(self.extra, "scale", 0.5 * (self.rq * q).sum((1, 2)).unsqueeze(-2))
+        _sum_into(self.extra, "linear", (u * self.z).sum((1, 2)).unsqueeze(-2))
+        return u * self.p["linear"].unsqueeze(1)
+
+    def _begin_hutchinson(self, laplacian: Tensor) -> None:
+        mu = laplacian.unsqueeze(-1)
+        e1, squared1 = self.along1.unsqueeze(1), self.squared1.unsqueeze(1)
+        w3 = self.w3.unsqueeze(1)
+        s1_second = self.act.third(self.b1, self.s1, self.s1_prime)
+        s2_prime = self.act.second(self.b2, self.s2)
+        along1 = self.s1 * e1
+        along2 = _product(along1, self.w2_t)
+        mu_along2 = mu * along2
+        along2_bar = 2 * self.w3_s2_prime * mu_along2
+        back = _product(along2_bar, self.w2)
+        mu_squared = mu * squared1
+        self.r1 = mu_squared * self.s1_prime
+        self.r2 = _add(self.r2, w3 * mu_along2 * along2 * self.act.third(self.b2, self.s2, s2_prime))
+        self.r3 = e1 * back * self.s1_prime + self.g1 * mu_squared * s1_second
+        e1_bar = (2 * mu * self.g1 * self.s1_prime * e1 + self.s1 * back).sum(1)
+        assert self.probe is not None
+        _sum_into(self.extra, "w1", e1_bar.mT @ self.probe)
+        _sum_into(self.extra, "w2", _outer(along2_bar, along1))
+        _sum_into(self.extra, "w3", (s2_prime * mu_along2 * along2).sum((1, 2)).unsqueeze(-2))
+        if self.has_quad:
+            weight, scale = laplacian.sum(1).unsqueeze(-1), self.p["scale"]
+            _sum_into(self.extra, "scale", (weight * self.along_quad.square()).sum(-2, keepdim=True))
+            _sum_into(self.extra, "quad", (2 * weight * scale * self.along_quad).mT @ self.probe)
+
+    def _begin_exact(self, laplacian: Tensor) -> None:
+        mu = laplacian.unsqueeze(-1)
+        s1_second = self.act.third(self.b1, self.s1, self.s1_prime)
+        s2_prime = self.act.second(self.b2, self.s2)
+        with torch.enable_grad():
+            w1, w2 = self.w1.detach().requires_grad_(), self.w2.detach().requires_grad_()
+            s, m = _flat(self.s1).requires_grad_(), _flat(self.w3_s2_prime).requires_grad_()
+            rows = weighted_row_norms(w2, w1 @ w1.mT)(s, m)
+            found = torch.autograd.grad(rows, (s, m, w1, w2), _flat(mu).squeeze(-1))
+        s1_bar, m2_bar = found[0].reshape(self.s1.shape), found[1].reshape(self.s2.shape)
+        squared1 = self.squared1.unsqueeze(1)
+        w3 = self.w3.unsqueeze(1)
+        self.r1 = mu * squared1 * self.s1_prime
+        self.r2 = _add(self.r2, w3 * m2_bar * self.act.third(self.b2, self.s2, s2_prime))
+        self.r3 = s1_bar * self.s1_prime + mu * self.g1 * squared1 * s1_second
+        norms_bar = (mu * self.g1 * self.s1_prime).sum((1, 2)).unsqueeze(-1)
+        _sum_into(self.extra, "w1", found[2] + 2 * norms_bar * self.w1)
+        _sum_into(self.extra, "w2", found[3])
+        _sum_into(self.extra, "w3", (m2_bar * s2_prime).sum((1, 2)).unsqueeze(-2))
+        if self.has_quad:
+            weight = laplacian.sum((1, 2)).reshape(-1, 1, 1)
+            quad = self.p["quad"]
+            _sum_into(self.extra, "scale", weight * quad.square().sum(-1).unsqueeze(-2))
+            _sum_into(self.extra, "quad", 2 * weight * self.p["scale"].mT * quad)
+
+    def pull(self, at: Stages, lam: Tensor, value: Tensor | None = None) -> Tensor:
+        """Pulls a cotangent ``lam`` of the gradient back to z, beside the cotangents given to `begin`.
+
+        Args:
+            at: Which stages: an index into ``[K, S, ...]``.
+            lam: Cotangent of the gradient at these stages, ``[K, (S,) n, D]``.
+            value: A further cotangent of the value there, ``[K, (S,) n]``.
+
+        Returns:
+            The cotangent of z, of the shape of ``lam``.
+        """
+        if self.lam0 is not None:
+            lam = lam + self.lam0[at]
+        self.lam[at] = lam
+        p = self.p1[at]
+        _product(lam, self.up_t, p)
+        p1 = p[..., : self.h1]
+        if self.rp1 is not None:
+            p1 += self.rp1[at]
+        g1_bar = self.g1_bar[at]
+        torch.mul(p1, self.s1[at], out=g1_bar)
+        if self.r1 is not None:
+            g1_bar += self.r1[at]
+        x2 = self.x2[at]
+        _product(g1_bar, self.w2_t, x2)
+        if self.rp2 is not None:
+            x2 += self.rp2[at]
+        a2_bar = self.a2_bar[at]
+        torch.mul(x2, self.w3_s2_prime[at], out=a2_bar)
+        if self.r2 is not None:
+            a2_bar += self.r2[at]
+        if value is not None:
+            a2_bar.addcmul_(value.unsqueeze(-1), self.w3_s2[at])
+        inner = self.a1_bar[at]
+        a1_bar = inner[..., : self.h1]
+        torch.mul(p1, self.g1_s1_prime[at], out=a1_bar)
+        a1_bar.addcmul_(_product(a2_bar, self.w2), self.s1[at])
+        if self.r3 is not None:
+            a1_bar += self.r3[at]
+        if self.has_quad:
+            inner[..., self.h1 :] = p[..., self.h1 :] if self.rq is None else p[..., self.h1 :] + self.rq[at]
+        return _product(inner, self.down)
+
+    def gradients(self) -> Products:
+        """The cotangents of all parameters, by name, after every stage has been pulled."""
+        out = self.extra
+        delta1, delta2 = self.g1 * self.s1, self.w3_s2
+        a1_bar = self.a1_bar[..., : self.h1]
+        if self.has_quad:
+            q, pq, scale = self.x1[..., self.h1 :], self.p1[..., self.h1 :], self.p["scale"].unsqueeze(1)
+            _sum_into(out, "scale", (q * pq).sum((1, 2)).unsqueeze(-2))
+            _sum_into(out, "linear", self.lam.sum((1, 2)).unsqueeze(-2))
+            left = torch.cat([a1_bar, scale * self.a1_bar[..., self.h1 :]], -1)
+            both = _outer(left, self.z) + _outer(torch.cat([delta1, scale * q], -1), self.lam)
+            _sum_into(out, "w1", both[..., : self.h1, :])
+            _sum_into(out, "quad", both[..., self.h1 :, :])
+        else:
+            _sum_into(out, "w1", _outer(a1_bar, self.z) + _outer(delta1, self.lam))
+        h1 = self.act.value(self.x1[..., : self.h1], self.b1)
+        _sum_into(out, "w2", _outer(self.a2_bar, h1) + _outer(delta2, self.g1_bar))
+        _sum_into(out, "w3", (self.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
+        self._gradients_of_time(out, a1_bar, delta1, delta2)
+        return out
+
+    def _gradients_of_time(self, out: Products, a1_bar: Tensor, delta1: Tensor, delta2: Tensor) -> None:
+        cotangents: list[Tensor | None] = [a1_bar.sum(2), None, self.a2_bar.sum(2), None]
+        if self.tau is not None:
+            tau = self.tau.unsqueeze(-1)
+            cotangents[1], cotangents[3] = (tau * delta1).sum(2), (tau * delta2).sum(2)
+        pairs = [
+            (c, bar.sum(1, keepdim=True) if c.shape[1] == 1 else bar)
+            for c, bar in zip(self.c, cotangents, strict=True)
+            if c is not None and bar is not None and c.requires_grad
+        ]
+        names = [name for name, value in self.stack.items() if value.requires_grad]
+        if not pairs:
+            return
+        found = torch.autograd.grad(
+            [c for c, _ in pairs], [self.stack[n] for n in names], [bar for _, bar in pairs], allow_unused=True
+        )
+        for name, value in zip(names, found, strict=True):
+            if value is not None:
+                _sum_into(out, name, value)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """``[K, S, n, H]`` as ``[K, S n, H]``; three dimensions stay."""
+    return x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """``x [K, (S,) n, i] @ weight [K, i, j]``, all samples of a network in one product."""
+    if x.ndim == 3:
+        return torch.bmm(x, weight) if out is None else torch.bmm(x, weight, out=out)
+    flat = _flat(x)
+    result = torch.bmm(flat, weight)
+    result = result.reshape(*x.shape[:-1], weight.shape[-1])
+    if out is None:
+        return result
+    return out.copy_(result)
+
+
+def _outer(x: Tensor, y: Tensor) -> Tensor:
+    """The sum over stages and samples of outer products, ``[K, i, j]``."""
+    return torch.bmm(_flat(x).mT, _flat(y))
+
+
+def _dot(x: Tensor, per_stage: Tensor) -> Tensor:
+    """``x [K, S, n, H]`` times a vector of each stage ``[K, S, H]``."""
+    return (x * per_stage.unsqueeze(-2)).sum(-1)
+
+
+def _add(x: Tensor | None, y: Tensor) -> Tensor:
+    return y if x is None else x + y
+
+
+def _sum_into(total: Products, name: str, value: Tensor) -> None:
+    total[name] = total[name] + value if name in total else value
