@@ -57,3 +57,16 @@ def test_same_steps_values_and_gradients(
             b = torch.zeros(()).double() if b is None else b
             scale = float(b.abs().max()) + 1e-6
             assert float((torch.zeros_like(b) if a is None else a).sub(b).abs().max()) <= 1e-8 * scale
+
+
+def test_gradients_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver("euler"))
+    z = torch.randn(2, D).double().requires_grad_()
+
+    def second() -> Tensor:
+        (g,) = torch.autograd.grad(flow(z, [0.0, 1.0]).z[-1].sin().sum(), z, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), z)[0]
+
+    found = second()
+    monkeypatch.setattr(latent_flow, "_can_fuse", lambda *_: False)
+    torch.testing.assert_close(found, second())
