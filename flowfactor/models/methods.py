@@ -76,6 +76,8 @@ class Method:
             settings["num_frames"] = num_frames
         if self.name == "paper-code" and num_frames is not None and num_frames > 1:
             settings = {"max_steps": num_frames - 1} | settings
+        if self.name == "topographic-vae" and num_frames is not None:
+            settings = {"num_frames": num_frames} | settings
         return self.build(tuple(image_shape), num_flows, latent_dim, **settings)
 
 

@@ -272,3 +272,18 @@ def test_a_part_of_ones_own_has_to_be_handed_over(tmp_path: Path) -> None:
         PoFlow.from_pretrained(tmp_path, prior=None)
     with pytest.raises(ValueError, match="size"):
         PoFlow(parts.encoder, parts.decoder, PlaneWave(3, 1.0))
+
+
+def test_long_sequences_do_not_bring_a_capsule_round() -> None:
+    for places, frames, speed in ((4, 9, 4 / 9), (8, 5, 1.0), (8, None, 1.0)):
+        model = make("topographic-vae", latent_dim=16, capsule_dim=places, num_frames=frames)
+        rolled = model._rolled(0, torch.arange(9.0), 1)
+        torch.testing.assert_close(rolled[:, 0, 0], speed * torch.arange(9.0))
+
+
+def test_the_mean_of_a_wide_posterior_has_the_scale_of_its_draws() -> None:
+    model = make("topographic-vae", latent_dim=8)
+    q = model.encode(torch.rand(3, 1, 8, 8))
+    draws = q.rsample((4000,))
+    assert draws.shape == (4000, 3, 8) and q.batch_shape == (3,) and q.event_shape == (8,)
+    assert bool((draws.median(0).values / q.mean - 1).abs().max() < 0.5)

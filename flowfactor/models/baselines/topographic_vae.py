@@ -59,6 +59,8 @@ class TopographicVAE(Baseline):
         spread: w, in places of a capsule.
         shift: Where the learned mu starts.
         supervised: Whether each transformation rolls capsules of its own.
+        num_frames: Frames of a sequence. Where these are more than a capsule has places, it rolls by ``capsule_dim /
+            num_frames`` places a frame instead of one, so as not to come round to where it began.
         frames_per_step: How many frames of a sequence to decode in a training step, weighted so that the bound stays
             unbiased; None for all. All frames are encoded.
 
@@ -78,7 +80,7 @@ class TopographicVAE(Baseline):
     objective = "sequence"
     has_transformation = True
     _parts = ("encoder", "decoder", "scale_encoder")
-    _settings = ("num_flows", "capsule_dim", "window", "spread", "shift", "supervised", "frames_per_step")
+    _settings = ("num_flows", "capsule_dim", "window", "spread", "shift", "supervised", "num_frames", "frames_per_step")
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class TopographicVAE(Baseline):
         spread: int = 1,
         shift: float = 30.0,
         supervised: bool = False,
+        num_frames: int | None = None,
         frames_per_step: int | None = None,
     ) -> None:
         super().__init__(encoder, decoder, num_flows)
@@ -108,6 +111,8 @@ class TopographicVAE(Baseline):
             raise ValueError(f"a spread of {spread} on both sides exceeds a capsule of size {self.capsule_dim}")
         self.shift = check_positive("shift", shift) if shift else 0.0
         self.supervised = bool(supervised)
+        self.num_frames = None if num_frames is None else check_count("num_frames", num_frames)
+        self.speed = min(1.0, self.capsule_dim / (self.num_frames or 1))
         self.frames_per_step = check_frames_per_step(frames_per_step)
         self.mu = nn.Parameter(torch.tensor(self.shift))
 
@@ -231,9 +236,9 @@ class TopographicVAE(Baseline):
     def _rolled(self, control: Control, t: Tensor, batch: int) -> Tensor:
         """How far every capsule has rolled, ``[N, B, capsules]``."""
         if not self.supervised:
-            return (t - t[0])[:, None, None].expand(len(t), batch, self.capsules)
+            return self.speed * (t - t[0])[:, None, None].expand(len(t), batch, self.capsules)
         owner = torch.arange(self.capsules, device=t.device) % self.num_flows
-        return travelled(control, t, batch, self.num_flows)[..., owner]
+        return self.speed * travelled(control, t, batch, self.num_flows)[..., owner]
 
 
 class TopographicPosterior(Distribution):
@@ -258,8 +263,9 @@ class TopographicPosterior(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The latents of the means of z and u, ``[*batch, D]``."""
-        return self._latents(self._z.mean, self._u.mean)
+        """The latents of the mean of z and the mean square of u, ``[*batch, D]``."""
+        # The square of a mean near 0 says nothing of a scale: where the posterior is wide, the mean square does.
+        return self._latents(self._z.mean, (self._u.mean.square() + self._u.variance).sqrt())
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
         """Draws ``[*sample_shape, *batch, D]``, with gradients."""
