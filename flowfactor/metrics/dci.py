@@ -136,10 +136,10 @@ def dci(
 
     resamples = (0 if method == "boosting" else 10) if resamples is None else resamples
     importance, three = scores(train, test)
-    errors = resample(resampled, len(codes), resamples, generator)
+    draws = resample(resampled, len(codes), resamples, generator)
     (_, per_dimension), (_, per_factor) = _scores(importance)
     each = [
-        bootstrapped(float(three[i]), None if errors is None else errors[i], len(train) + len(test), confidence)
+        bootstrapped(float(three[i]), None if draws is None else draws[:, i], len(train) + len(test), confidence)
         for i in range(3)
     ]
     return DCI(each[0], each[1], each[2], importance, per_dimension, per_factor, method)

@@ -122,8 +122,9 @@ def latent_equivariance_error(
 
     The latent counterpart of `equivariance_error`. The denominator is how far the codes of the true frames move, so that
     neither the scale nor the size of the latent space matters: 0 is exact, and leaving the code as it is scores 1. It
-    says nothing about the decoder: read it beside the error in pixel space. The standard error is that of a ratio of
-    means (the delta method).
+    says nothing about the decoder: read it beside the error in pixel space. It asks the encoder for transformed frames:
+    one that was trained on first frames alone, as that of `FlowFactorizedVAE` is, may miss them by more than 1 where the
+    decoded frames are good. The standard error is that of a ratio of means (the delta method).
 
     Args:
         model: The model, with ``encode``, ``num_flows`` and latent paths (``flow``, or ``path(z0, t, control)``).

@@ -123,7 +123,7 @@ def resample(
         generator: Source of the draws.
 
     Returns:
-        Standard errors ``[V]``, or None without resamples.
+        The values of the resamples ``[R, V]``, or None without.
 
     Raises:
         ValueError: If ``resamples`` is negative or 1, which shows no spread.
@@ -134,23 +134,37 @@ def resample(
         return None
     device = None if generator is None else generator.device
     draws = (torch.randint(count, (count,), generator=generator, device=device).cpu() for _ in range(resamples))
-    return torch.stack([statistic(draw) for draw in draws]).std(0)
+    return torch.stack([statistic(draw) for draw in draws])
 
 
 def bootstrapped(
-    value: float, error: float | Tensor | None, count: int, confidence: float, bounds: tuple[float, float] = (0.0, 1.0)
+    value: float, resampled: Tensor | None, count: int, confidence: float, *, correct_bias: bool = False
 ) -> Estimate:
-    """An estimate with the standard bootstrap interval, value ± z standard errors, kept within bounds.
+    """An estimate in [0, 1] with the standard bootstrap interval: so many standard errors to both sides.
 
-    The percentiles of the resamples would not do here: a resample repeats samples, which inflates mutual information
-    and the accuracy of what is fitted to it, and so shifts them. Their spread is not shifted.
+    The percentiles of the resamples would not do here. A resample repeats samples, which inflates mutual information and
+    impairs what is fitted to it, and so shifts them; their spread is not shifted.
+
+    Args:
+        value: The value.
+        resampled: Its values on resamples ``[R]``, or None for no interval.
+        count: Number of samples.
+        confidence: Confidence of the interval.
+        correct_bias: Whether to put the interval round the value less its bias, as the shift of the resamples shows it
+            (Efron and Tibshirani 1993, chapter 10). For plug-in estimates; what is fitted to half as many distinct
+            samples is worse for another reason. The interval is stretched to hold the value itself.
+
+    Returns:
+        The estimate.
     """
-    z = normal_quantile(confidence)
-    if error is None:
+    normal_quantile(confidence)
+    if resampled is None:
         return Estimate(value, math.nan, math.nan, count, confidence)
-    low, high = bounds
-    half = z * float(error)
-    return Estimate(value, min(max(value - half, low), value), max(min(value + half, high), value), count, confidence)
+    # Student's, for a spread that few resamples show is itself uncertain.
+    half = student_quantile(confidence, len(resampled) - 1) * float(resampled.std())
+    centre = 2 * value - float(resampled.mean()) if correct_bias else value
+    low, high = min(max(centre - half, 0.0), value), max(min(centre + half, 1.0), value)
+    return Estimate(value, low, high, count, confidence)
 
 
 def mean_bounds(mean: Tensor, standard_error: Tensor, confidence: float = CONFIDENCE) -> tuple[Tensor, Tensor]:

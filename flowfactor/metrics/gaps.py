@@ -55,10 +55,11 @@ def mig(
 
     1 where each factor is held by one latent dimension and by no other; near 0 where codes are random, or where each
     factor is spread evenly over two dimensions (as by a rotation by 45 degrees). The information is that of histograms of
-    the codes in bins of equal width, as is the custom (Locatello et al., ICML 2019); the plug-in estimate is
-    biased upwards by about (bins - 1)(classes - 1)/2N nats, which the gap largely cancels.
+    the codes in bins of equal width, as is the custom (Locatello et al., ICML 2019).
 
-    The interval is the standard bootstrap's over samples, in fixed bins.
+    The plug-in estimate of an information is biased upwards by about (bins - 1)(classes - 1)/2N nats, most where two
+    variables are independent: so that of the gap downwards, by more than its spread where samples are few. The value
+    is the customary, uncorrected one; its interval, by the bootstrap over samples in fixed bins, is corrected.
 
     Args:
         codes: Codes ``[N, D]``, such as the means of posteriors.
@@ -91,9 +92,10 @@ def mig(
         return torch.stack([_relative_information(table) for table in tables], 1)
 
     scores = information(torch.arange(len(codes)))
-    error = resample(lambda index: gap(information(index)).mean(0, keepdim=True), len(codes), resamples, generator)
+    resampled = resample(lambda index: gap(information(index)).mean(), len(codes), resamples, generator)
     gaps = gap(scores)
-    return GapScore(bootstrapped(float(gaps.mean()), error, len(codes), confidence), gaps, scores, f"{bins} bins")
+    score = bootstrapped(float(gaps.mean()), resampled, len(codes), confidence, correct_bias=True)
+    return GapScore(score, gaps, scores, f"{bins} bins")
 
 
 def _relative_information(table: Tensor) -> Tensor:
@@ -178,9 +180,9 @@ def sap(
 
     resamples = (10 if method == "svm" else 100) if resamples is None else resamples
     scores = scores_of(torch.arange(len(codes)) if method == "regression" else _own(len(first), len(second)))
-    error = resample(lambda index: gap(scores_of(index)).mean(0, keepdim=True), len(codes), resamples, generator)
+    resampled = resample(lambda index: gap(scores_of(index)).mean(), len(codes), resamples, generator)
     gaps = gap(scores)
-    return GapScore(bootstrapped(float(gaps.mean()), error, len(codes), confidence), gaps, scores, method)
+    return GapScore(bootstrapped(float(gaps.mean()), resampled, len(codes), confidence), gaps, scores, method)
 
 
 def _own(first: int, second: int) -> Tensor:

@@ -15,9 +15,9 @@ from flowfactor.metrics.equivariance import EquivarianceError, equivariance_erro
 from flowfactor.models.baselines.base import travelled
 from flowfactor.models.checks import check_frames
 
-_RANGES = tuple(sign * half / 2 for half in range(1, 13) for sign in (-1, 1))
+_RANGES = tuple(half / 2 for half in range(-12, 13))
 _FINALISTS = 4
-_REFINEMENTS = 3
+_REFINEMENTS = 5
 
 
 class Traversal(NamedTuple):
