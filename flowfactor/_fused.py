@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flowfactor._runge_kutta import StepControl, Steps, Tableau
-from flowfactor.fields._tape import FieldTape
+from flowfactor.fields._tape import FieldTape, Found
 from flowfactor.fields.base import Evaluation
 from flowfactor.path import SolveStats
 from flowfactor.solver import Solver
@@ -91,16 +91,15 @@ class _March:
         self.taken: list[Taken] = []
         self.ys = z0.new_empty(len(plan.times), *z0.shape)
         self.ys[0] = z0
+        self.log_det = z0.new_zeros(len(plan.times), *z0.shape[:-1]) if self.steered else None
 
-    def look(self, i: int, t: float, z: Tensor, terms: Any = None, record: bool = True) -> Tensor:
+    def look(self, i: int, t: float, z: Tensor, terms: Any) -> Found:
         """Evaluates the field at a stage."""
-        record = record and self.record
-        velocity, found = self.tape.velocity(z, terms or self.tape.terms([t], z)[0], record)
-        self.steps.note(i, velocity, self.tape.divergence(found, z) if self.steered else None)
+        velocity, found = self.tape.velocity(z, terms, self.record)
+        self.steps.note(i, velocity)
         self.plan.stats.nfe += 1
-        if record:
-            self.stage_times.append(t)
-        return velocity
+        self.stage_times.append(t)
+        return found
 
     def fixed(self, z: Tensor) -> None:
         """Steps on the solver's grid."""
@@ -132,7 +131,9 @@ class _March:
         sign = 1.0 if end > t else -1.0
         control = StepControl(self.solver, table.order)
         ell = z.new_zeros(z.shape[:-1]) if self.steered else None
-        self.look(0, t, z)
+        found = self.look(0, t, z, self.tape.terms([t], z)[0])
+        if self.steered:
+            steps.note_rates(0, self.tape.divergence([found]))
         size = self._first_step(control, z, t, sign)
         landings = [end] if self.solver.method == "dopri5" else times[1:]
         first, out, attempts = 0, 1, 0
@@ -144,16 +145,20 @@ class _March:
             attempts = self._limit(attempts, t, dt, end)
             begun = len(self.stage_times)
             steps.start(dt)
-            at = z
-            for i in range(1, table.size):
+            at, looks = z, []
+            moments = [e if c == 1 else t + c * dt for c in table.c[1:].tolist()]
+            for i, (moment, terms) in enumerate(zip(moments, self.tape.terms(moments, z), strict=True), 1):
                 at = steps.stage(i, z)
-                self.look(i, e if table.c[i] == 1 else t + table.c[i] * dt, at)
+                looks.append(self.look(i, moment, at, terms))
+            if self.steered:  # nothing depends on it before the step is judged
+                steps.note_rates(1, self.tape.divergence(looks))
             ratio = self._ratio(steps.error(z, at, ell, self.solver))
             size = control.next(abs(dt), ratio)
             if ratio > 1:
                 plan.stats.rejected += 1
                 del self.stage_times[begun:]
-                self.tape.forget(begun) if self.record else None
+                if self.record:
+                    self.tape.forget(begun)
                 continue
             plan.stats.accepted += 1
             step = Taken(dt, [first, *range(begun, begun + table.size - 1)], [])
@@ -161,6 +166,8 @@ class _March:
                 weights = table.inside((times[out] - t) / dt if times[out] != e else 1.0)
                 step.outputs.append((out, weights))
                 self.ys[out] = steps.at(z, weights, dt)
+                if self.log_det is not None and ell is not None:
+                    self.log_det[out] = ell + steps.total(weights, dt)
                 out += 1
             self.taken.append(step)
             if ell is not None:
@@ -176,7 +183,7 @@ class _March:
             at = y[..., : z.shape[-1]].contiguous()
             velocity, found = self.tape.velocity(at, self.tape.terms([t + sign * float(s)], at)[0], False)
             self.plan.stats.nfe += 1
-            return sign * pack(velocity, self.tape.divergence(found, at) if self.steered else None)
+            return sign * pack(velocity, self.tape.divergence([found])[0] if self.steered else None)
 
         rate = self.steps.rates[0].reshape(z.shape[:-1]) if self.steps.rates is not None else None
         f0 = sign * pack(self.steps.k[0].reshape(z.shape), rate)
@@ -202,7 +209,7 @@ class _March:
         return attempts + 1
 
 
-def _weights(taken: Sequence[Taken], table: Tableau, outputs: int, stages: int, sign: float) -> np.ndarray:
+def _weights(taken: Sequence[Taken], table: Tableau, outputs: int, stages: int) -> np.ndarray:
     """Weights ``[T, S]`` by which the rates of the stages add up to the integrals at the outputs."""
     whole = np.zeros((len(taken), stages))
     result = np.zeros((outputs, stages))
@@ -223,19 +230,24 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, others: int, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         needed = any(ctx.needs_input_grad)
         z = z0.detach().contiguous()
-        march = _March(plan, z, needed or plan.quadratures > 0)
+        steered = plan.log_det and plan.solver.adaptive
+        later = plan.quadratures - steered  # integrals that no step waits for
+        march = _March(plan, z, needed or later > 0)
         (march.adaptive if plan.solver.adaptive else march.fixed)(z)
         ctx.plan, ctx.taken, ctx.rates = plan, march.taken, []
         ctx.save_for_backward(z0, *tensors)
         integrals = z.new_zeros(plan.quadratures, len(plan.times), *z.shape[:-1])
         if march.record:
             plan.tape.take(march.stage_times)
-        if plan.quadratures:
-            weights = _weights(march.taken, plan.table, len(plan.times), len(march.stage_times), 1.0)
+        if plan.quadratures and march.record:
+            weights = _weights(march.taken, plan.table, len(plan.times), len(march.stage_times))
             ctx.weights = torch.tensor(weights, dtype=z.dtype, device=z.device)
-            ctx.leaves, ctx.rates = _rates(plan, march.stage_times, needed)
-            for total, rate in zip(integrals, ctx.rates, strict=True):
+        if later:
+            ctx.leaves, rates, ctx.rates = _rates(plan, march.stage_times, needed, steered)
+            for total, rate in zip(integrals[steered:], [*rates, *ctx.rates], strict=True):
                 total.copy_(torch.einsum("ts,ksn->tkn", ctx.weights, rate.detach()))
+        if march.log_det is not None:
+            integrals[0] = march.log_det
         return march.ys, integrals
 
     @staticmethod
@@ -256,11 +268,18 @@ class _Solve(torch.autograd.Function):
         return (None, None, start_bar, *other_bars, *own)
 
 
-def _rates(plan: Plan, ts: list[float], needed: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The rates ``[K, S, n]`` of log-determinant and costs, the latter with their graph down to the field's outputs."""
+def _rates(
+    plan: Plan, ts: list[float], needed: bool, steered: bool
+) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+    """Rates ``[K, S, n]`` at all stages.
+
+    Returns:
+        The field's outputs, from which the graph of the costs begins; the rate of the log-determinant, where it is still
+        to be found; the rates of the costs.
+    """
     tape = plan.tape
-    out = tape.outputs(plan.want)
-    rates = [out["laplacian"]] if plan.log_det else []
+    out = tape.outputs(plan.want - {"laplacian"} if steered else plan.want)
+    log_det = [out["laplacian"]] if plan.log_det and not steered else []
     # Each a leaf of its own: the velocity of a gradient field is the gradient, and its cotangent must not count twice.
     leaves = {name: value.detach().requires_grad_(needed) for name, value in out.items()}
     z = tape.tapes[0].z.detach().requires_grad_(needed)
@@ -273,8 +292,7 @@ def _rates(plan: Plan, ts: list[float], needed: bool) -> tuple[dict[str, Tensor]
     )  # fmt: skip
     sign = 1.0 if plan.times[-1] > plan.times[0] else -1.0
     with torch.set_grad_enabled(needed):
-        rates += [sign * cost(evaluation) for cost in plan.costs.values()]
-    return leaves, rates
+        return leaves, log_det, [sign * cost(evaluation) for cost in plan.costs.values()]
 
 
 def _cotangents_of_costs(
@@ -289,7 +307,7 @@ def _cotangents_of_costs(
     cotangents: dict[str, Tensor] = {}
     if plan.log_det:
         cotangents["laplacian"] = stage_bars[0]
-    pairs = [(r, g) for r, g in zip(ctx.rates[plan.log_det :], stage_bars[plan.log_det :], strict=True)]
+    pairs = [(r, g) for r, g in zip(ctx.rates, stage_bars[plan.log_det :], strict=True)]
     pairs = [(r, g) for r, g in pairs if r.requires_grad]
     if not pairs:
         return cotangents, [None] * len(others), None

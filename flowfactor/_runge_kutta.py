@@ -141,11 +141,14 @@ class Steps:
         self.ends = torch.tensor(np.stack(rows), dtype=like.dtype, device=like.device)
         self.landed = bool(np.array_equal(table.a[-1], table.b))  # the last stage lies at the new state
 
-    def note(self, i: int, velocity: Tensor, rate: Tensor | None = None) -> None:
+    def note(self, i: int, velocity: Tensor) -> None:
         """Keeps what stage ``i`` found."""
         self.k[i] = velocity.reshape(-1)
-        if rate is not None and self.rates is not None:
-            self.rates[i] = rate.reshape(-1)
+
+    def note_rates(self, i: int, rates: Tensor) -> None:
+        """Keeps the second rates ``[S, K, n]`` of the stages from ``i``."""
+        if self.rates is not None:
+            self.rates[i : i + len(rates)] = rates.reshape(len(rates), -1)
 
     def carry(self) -> None:
         """Makes the last stage of a step the first of the next."""

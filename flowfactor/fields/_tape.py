@@ -86,9 +86,15 @@ class FieldTape:
         assert total is not None
         return total, found
 
-    def divergence(self, found: Found, z: Tensor) -> Tensor:
-        """The divergence at one stage, ``[K, n]``."""
-        return torch.zeros_like(z[..., 0]) if self.first is None else self.first.laplacian_of(found[0])
+    def divergence(self, found: Sequence[Found]) -> Tensor:
+        """The divergences at some stages ``[S, K, n]``, from what `velocity` found there."""
+        z = found[0][0][0]
+        if self.first is None:
+            return z.new_zeros(len(found), *z.shape[:-1])
+        if len(found) == 1:
+            return self.first.laplacian_of(found[0][0][3:]).unsqueeze(0)
+        several = tuple(torch.stack(x, 1) for x in zip(*(f[0][3:] for f in found), strict=True))
+        return self.first.laplacian_of(several).transpose(0, 1)
 
     def forget(self, keep: int) -> None:
         """Drops the records of all but the first ``keep`` stages."""

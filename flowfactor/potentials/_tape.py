@@ -157,8 +157,8 @@ class TwoLayerTape:
         return out, found
 
     def laplacian_of(self, found: tuple[Tensor, ...]) -> Tensor:
-        """The Laplacian ``[K, n]`` of one stage, or ``[K, S, n]`` of many, from what the gradient found."""
-        _, _, _, b1, b2, g1 = found
+        """The Laplacian ``[K, n]`` of one stage, or ``[K, S, n]`` of many, from ``b1, b2, g1``."""
+        b1, b2, g1 = found
         s1, s2 = self.act.first(b1), self.act.first(b2)
         m1, m2 = g1 * self.act.second(b1, s1), self.act.second(b2, s2) * self._wide(self.w3, b2)
         constant = None if self.constant is None else self._wide(self.constant, m1[..., 0])
@@ -211,7 +211,7 @@ class TwoLayerTape:
             assert d1 is not None and d2 is not None
             out["time"] = _dot(delta1, d1.detach()) + _dot(self.w3_s2, d2.detach())
         if "laplacian" in want:
-            out["laplacian"] = self.laplacian_of((self.z, self.x1, self.a2, self.b1, self.b2, self.g1))
+            out["laplacian"] = self.laplacian_of((self.b1, self.b2, self.g1))
         return out
 
     def _h2(self) -> Tensor:
