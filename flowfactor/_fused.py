@@ -54,6 +54,7 @@ class Plan:
     probe: Tensor | None
     real: Tensor | None  # weight of every row in a mean over the batch, where some rows repeat others
     stats: SolveStats
+    differentiable: bool  # whether gradients are on: inside a Function they never are
     again: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
 
     @property
@@ -228,7 +229,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, others: int, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        needed = any(ctx.needs_input_grad)
+        needed = plan.differentiable and any(ctx.needs_input_grad)
         z = z0.detach().contiguous()
         steered = plan.log_det and plan.solver.adaptive
         later = plan.quadratures - steered  # integrals that no step waits for

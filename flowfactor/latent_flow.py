@@ -291,7 +291,18 @@ class LatentFlow(nn.Module):
             return ys[..., : self.dim], ys[..., self.dim :].movedim(-1, 0)
 
         plan = _fused.Plan(
-            tape, table, self.solver, times, packing.log_det, packing.costs, wanted, along, rows.shares(), stats, again
+            tape,
+            table,
+            self.solver,
+            times,
+            packing.log_det,
+            packing.costs,
+            wanted,
+            along,
+            rows.shares(),
+            stats,
+            torch.is_grad_enabled(),
+            again,
         )
         begun = replace(stats)
         try:
