@@ -139,7 +139,6 @@ class Steps:
         self.a = torch.tensor(table.a, dtype=like.dtype, device=like.device)
         rows = [table.b] if table.error is None else [table.b, table.error]
         self.ends = torch.tensor(np.stack(rows), dtype=like.dtype, device=like.device)
-        self.landed = bool(np.array_equal(table.a[-1], table.b))  # the last stage lies at the new state
 
     def note(self, i: int, velocity: Tensor) -> None:
         """Keeps what stage ``i`` found."""

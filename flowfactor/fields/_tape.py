@@ -70,7 +70,7 @@ class FieldTape:
 
     def terms(self, ts: Sequence[float], like: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
         """The time terms of some stages: what `velocity` takes, one entry a stage."""
-        found = [tape.many_terms(list(ts), like) for tape in self.tapes]
+        found = [tape.terms(list(ts), like) for tape in self.tapes]
         return [list(stage) for stage in zip(*found, strict=True)]
 
     def velocity(self, z: Tensor, terms: list[tuple[Tensor, Tensor]], record: bool) -> tuple[Tensor, Found]:

@@ -121,13 +121,13 @@ class SkewGradientField(Field):
 
     def bind_skew(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """Binds the velocity J grad h alone: a function of ``z`` and ``t``."""
-        if control.weights is not None:
+        stacked = self.forms()
+        if control.weights is not None and stacked is not None:
             # J differs from flow to flow, so that flows are superposed after J has acted.
             flows = [self.bind_skew(ResolvedControl(k), batch_shape) for k in range(self.num_flows)]
             weights = control.weights
             return lambda z, t: sum_weighted([flow(z, t) for flow in flows], weights)
         bound = self.potential.bind(control, batch_shape, want=("gradient",))
-        stacked = self.forms()
         if stacked is None:
             return lambda z, t: canonical(_gradient(bound, z, t))
         layout = layout_of(control, batch_shape, self.num_flows)
@@ -141,10 +141,11 @@ class SkewGradientField(Field):
 
     def stream(self, rows: Rows) -> tuple[PotentialTape, Tensor | None] | None:
         """The tape of h with J, for a solve with a closed-form way back; None where there is none."""
-        potential = self.potential.tape(rows, frozenset(), None, None)
+        potential = self.potential.tape(rows, frozenset(), None, None) if type(self) is SkewGradientField else None
+        if potential is None:
+            return None
         forms = self.forms()
-        J = None if forms is None else rows.select({"J": forms}, self.num_flows)["J"]
-        return None if potential is None or type(self) is not SkewGradientField else (potential, J)
+        return potential, None if forms is None else rows.select({"J": forms}, self.num_flows)["J"]
 
     def tape(
         self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
@@ -218,8 +219,15 @@ class HelmholtzField(Field):
         probe: Tensor | None = None,
     ) -> BoundField:
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
-        gradient = self.irrotational.bind(control, batch_shape, want=want, divergence=divergence, probe=probe)
-        turns = [part.bind_skew(control, batch_shape) for part in self.solenoidal]  # type: ignore[operator]
+        return self.bind_parts(control, control, batch_shape, want=want, divergence=divergence, probe=probe)
+
+    def bind_parts(
+        self, gradient_control: ResolvedControl, stream_control: ResolvedControl, batch_shape: Sequence[int],
+        *, want: Iterable[str] = (), divergence: Divergence | None = None, probe: Tensor | None = None,
+    ) -> BoundField:  # fmt: skip
+        """Binds the field with a control of its own for the gradient part and for the divergence-free one."""
+        gradient = self.irrotational.bind(gradient_control, batch_shape, want=want, divergence=divergence, probe=probe)
+        turns = [part.bind_skew(stream_control, batch_shape) for part in self.solenoidal]  # type: ignore[operator]
 
         def velocity(first: Tensor, z: Tensor, t: Tensor) -> Tensor:
             for turn in turns:
@@ -240,11 +248,11 @@ class HelmholtzField(Field):
         self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
     ) -> FieldTape | None:
         """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
-        first = self.irrotational.tape(rows, want, divergence, probe)
-        streams = [part.stream(rows) for part in self.solenoidal]  # type: ignore[operator]
-        if first is None or type(self) is not HelmholtzField or any(stream is None for stream in streams):
+        first = self.irrotational.tape(rows, want, divergence, probe) if type(self) is HelmholtzField else None
+        if first is None:
             return None
-        return FieldTape(first.parts[0], streams)
+        streams = [part.stream(rows) for part in self.solenoidal]  # type: ignore[operator]
+        return None if any(stream is None for stream in streams) else FieldTape(first.parts[0], streams)
 
 
 def sum_weighted(velocities: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
 from flowfactor.control import ResolvedControl, as_weights
 from flowfactor.fields import HelmholtzField
-from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.fields.base import BoundField, Divergence, Field
 
 
 class SplitControlField(Field):
@@ -52,21 +51,4 @@ class SplitControlField(Field):
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
         weights = as_weights(control, batch_shape, self.num_flows, next(self.field.parameters()))
         first, second = (ResolvedControl(None, half) for half in weights.chunk(2, -1))
-        gradient = self.field.irrotational.bind(first, batch_shape, want=want, divergence=divergence, probe=probe)
-        turns = [part.bind_skew(second, batch_shape) for part in self.field.solenoidal]  # type: ignore[operator]
-
-        def turned(z: Tensor, t: Tensor) -> Tensor:
-            velocity = turns[0](z, t)
-            for turn in turns[1:]:
-                velocity = velocity + turn(z, t)
-            return velocity
-
-        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
-            e = gradient(z, t)
-            return replace(
-                e,
-                velocity=e.velocity + turned(z, t),
-                velocity_at=lambda z: gradient(z, t).velocity + turned(z, t),
-            )
-
-        return evaluate
+        return self.field.bind_parts(first, second, batch_shape, want=want, divergence=divergence, probe=probe)

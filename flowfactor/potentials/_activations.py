@@ -1,37 +1,67 @@
-"""Smooth activations with their first two derivatives."""
+"""Smooth activations with their first three derivatives."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Callable[[Tensor], tuple[Callable[[], Tensor], Tensor, Callable[[], Tensor]]]
-"""``a -> (value, first derivative, second derivative)``; what is not always needed comes as a thunk."""
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation by a base b(a), from which its value and all its derivatives follow.
+
+    Called with a, it gives the value, the first and the second derivative; what is not always needed comes as a thunk.
+
+    Attributes:
+        base: b of a.
+        value: The activation, of a and b.
+        first: Its first derivative s, of b.
+        second: Its second derivative s', of b and s.
+        third: Its third derivative, of b, s and s'.
+    """
+
+    base: Callable[[Tensor], Tensor]
+    value: Callable[[Tensor, Tensor], Tensor]
+    first: Callable[[Tensor], Tensor]
+    second: Callable[[Tensor, Tensor], Tensor]
+    third: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def __call__(self, a: Tensor) -> tuple[Callable[[], Tensor], Tensor, Callable[[], Tensor]]:
+        b = self.base(a)
+        s = self.first(b)
+        return lambda: self.value(a, b), s, lambda: self.second(b, s)
 
 
-def _tanh(a: Tensor) -> tuple[Callable[[], Tensor], Tensor, Callable[[], Tensor]]:
-    h = torch.tanh(a)
-    first = 1 - h * h
-    return lambda: h, first, lambda: -2 * h * first
-
-
-def _softplus(a: Tensor) -> tuple[Callable[[], Tensor], Tensor, Callable[[], Tensor]]:
-    first = torch.sigmoid(a)
-    return lambda: F.softplus(a), first, lambda: first * (1 - first)
-
-
-def _logcosh(a: Tensor) -> tuple[Callable[[], Tensor], Tensor, Callable[[], Tensor]]:
-    # The antiderivative of tanh. |a| + log1p(exp(-2|a|)) - ln 2 is stable but has no second derivative at 0 for
-    # autograd; softplus says the same without the kink.
-    first = torch.tanh(a)
-    return lambda: F.softplus(2 * a) - a - math.log(2.0), first, lambda: 1 - first * first
-
-
-ACTIVATIONS: dict[str, Activation] = {"tanh": _tanh, "softplus": _softplus, "logcosh": _logcosh}
+ACTIVATIONS = {
+    "tanh": Activation(
+        torch.tanh,
+        lambda a, b: b,
+        lambda b: 1 - b * b,
+        lambda b, s: -2 * b * s,
+        lambda b, s, s_prime: s * (4 * b * b - 2 * s),
+    ),
+    "softplus": Activation(
+        torch.sigmoid,
+        lambda a, b: F.softplus(a),
+        lambda b: b,
+        lambda b, s: s * (1 - s),
+        lambda b, s, s_prime: s_prime * (1 - 2 * s),
+    ),
+    # The antiderivative of tanh. |a| + log1p(exp(-2|a|)) - ln 2 is stable but has no second derivative at 0 for autograd;
+    # softplus says the same without the kink.
+    "logcosh": Activation(
+        torch.tanh,
+        lambda a, b: F.softplus(2 * a) - a - math.log(2.0),
+        lambda b: b,
+        lambda b, s: 1 - s * s,
+        lambda b, s, s_prime: -2 * s * s_prime,
+    ),
+}
 
 
 def activation_named(name: str) -> Activation:

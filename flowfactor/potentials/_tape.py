@@ -16,57 +16,19 @@ Shapes: K networks, n samples each; a stage has ``[K, n, .]``, the record of S s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor._layout import Stack
+from flowfactor.potentials._activations import Activation
 from flowfactor.potentials._two_layer import weighted_row_norms
 
-TimeTerms = Callable[[Stack, Tensor, bool], tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
+TimeTerms = Callable[..., tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
 Products = dict[str, Tensor]
 Stages = tuple["slice | int", ...]
-ALL: Stages = (slice(None),)
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """An activation by its base b(a): value and derivatives of the activation as functions of a and b."""
-
-    base: Callable[[Tensor], Tensor]
-    value: Callable[[Tensor, Tensor], Tensor]
-    first: Callable[[Tensor], Tensor]
-    second: Callable[[Tensor, Tensor], Tensor]
-    third: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-SLOPES = {
-    "logcosh": Slopes(
-        torch.tanh,
-        lambda a, b: F.softplus(2 * a).sub_(a).sub_(math.log(2.0)),
-        lambda b: b,
-        lambda b, s: 1 - b * b,
-        lambda b, s, s_prime: -2 * b * s_prime,
-    ),
-    "softplus": Slopes(
-        torch.sigmoid,
-        lambda a, b: F.softplus(a),
-        lambda b: b,
-        lambda b, s: b - b * b,
-        lambda b, s, s_prime: s_prime - 2 * b * s_prime,
-    ),
-    "tanh": Slopes(
-        torch.tanh,
-        lambda a, b: b,
-        lambda b: 1 - b * b,
-        lambda b, s: -2 * b * s,
-        lambda b, s, s_prime: s * (4 * b * b - 2 * s),
-    ),
-}
 
 
 class TwoLayerTape:
@@ -75,8 +37,8 @@ class TwoLayerTape:
     Args:
         stack: Parameters by name, each ``[K, ...]``; ``w1, w2, w3`` and optionally ``quad, scale, linear``. Others belong
             to the time terms.
-        activation: Name of the activation.
-        time_terms: ``(stack, times [S], with derivative) -> c1, dc1/dt, c2, dc2/dt``, each ``[K, S or 1, H]``.
+        activation: The activation.
+        time_terms: ``(stack, t=[S], derivative=bool) -> c1, dc1/dt, c2, dc2/dt``, each ``[K, S or 1, H]``.
         laplacian: ``"exact"``, ``"hutchinson"`` or None.
         probe: Hutchinson's probe ``[K, n, D]``.
         derivative: Whether the time derivative is wanted.
@@ -85,7 +47,7 @@ class TwoLayerTape:
     def __init__(
         self,
         stack: Stack,
-        activation: str,
+        activation: Activation,
         time_terms: TimeTerms,
         laplacian: str | None = None,
         probe: Tensor | None = None,
@@ -93,7 +55,7 @@ class TwoLayerTape:
     ) -> None:
         self.stack = {name: value.detach().requires_grad_(value.requires_grad) for name, value in stack.items()}
         p = {name: value.detach() for name, value in stack.items()}
-        self.p, self.act, self.laplacian, self.probe = p, SLOPES[activation], laplacian, probe
+        self.p, self.act, self.laplacian, self.probe = p, activation, laplacian, probe
         self.time_terms, self.derivative = time_terms, derivative
         self.w1, self.w2, self.w3 = p["w1"], p["w2"], p["w3"]
         self.h1 = self.w1.shape[-2]
@@ -124,14 +86,10 @@ class TwoLayerTape:
         self.rows = weighted_row_norms(self.w2, gram)
         self.constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if self.has_quad else None
 
-    def terms(self, t: float, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The time terms of one stage: ``[c1, 0]`` and ``c2``, ``[K, 1, .]``."""
-        return self.many_terms([t], like)[0]
-
-    def many_terms(self, ts: list[float], like: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The time terms of several stages, by one evaluation."""
+    def terms(self, ts: list[float], like: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The time terms ``[c1, 0]`` and ``c2`` of some stages, ``[K, 1, .]`` each, by one evaluation."""
         times = torch.tensor(ts, dtype=like.dtype, device=like.device)
-        c1, _, c2, _ = self.time_terms(self.p, times, False)
+        c1, _, c2, _ = self.time_terms(self.p, t=times, derivative=False)
         if self.has_quad:
             c1 = F.pad(c1, (0, self.up.shape[-2] - self.h1))
         c1, c2 = (c.expand(-1, len(ts), -1) for c in (c1, c2))
@@ -187,7 +145,7 @@ class TwoLayerTape:
         self.w3_s2_prime = self.act.second(self.b2, self.s2) * self.w3.unsqueeze(1)
         times = torch.tensor(ts, dtype=self.z.dtype, device=self.z.device)
         with torch.enable_grad():
-            self.c = self.time_terms(self.stack, times, self.derivative)
+            self.c = self.time_terms(self.stack, t=times, derivative=self.derivative)
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """Value, gradient, time derivative and Laplacian at all stages, as far as wanted."""
@@ -310,13 +268,12 @@ class TwoLayerTape:
             _sum_into(self.extra, "scale", weight * quad.square().sum(-1).unsqueeze(-2))
             _sum_into(self.extra, "quad", 2 * weight * self.p["scale"].mT * quad)
 
-    def pull(self, at: Stages, lam: Tensor, value: Tensor | None = None) -> Tensor:
+    def pull(self, at: Stages, lam: Tensor) -> Tensor:
         """Pulls a cotangent ``lam`` of the gradient back to z, beside the cotangents given to `begin`.
 
         Args:
             at: Which stages: an index into ``[K, S, ...]``.
             lam: Cotangent of the gradient at these stages, ``[K, (S,) n, D]``.
-            value: A further cotangent of the value there, ``[K, (S,) n]``.
 
         Returns:
             The cotangent of z, of the shape of ``lam``.
@@ -341,8 +298,6 @@ class TwoLayerTape:
         torch.mul(x2, self.w3_s2_prime[at], out=a2_bar)
         if self.r2 is not None:
             a2_bar += self.r2[at]
-        if value is not None:
-            a2_bar.addcmul_(value.unsqueeze(-1), self.w3_s2[at])
         inner = self.a1_bar[at]
         a1_bar = inner[..., : self.h1]
         torch.mul(p1, self.g1_s1_prime[at], out=a1_bar)
@@ -388,8 +343,9 @@ class TwoLayerTape:
         if not pairs:
             return
         found = torch.autograd.grad(
-            [c for c, _ in pairs], [self.stack[n] for n in names], [bar for _, bar in pairs], allow_unused=True
-        )
+            [c for c, _ in pairs], [self.stack[n] for n in names], [bar for _, bar in pairs], allow_unused=True,
+            retain_graph=True,
+        )  # fmt: skip
         for name, value in zip(names, found, strict=True):
             if value is not None:
                 _sum_into(out, name, value)

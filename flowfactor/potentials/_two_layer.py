@@ -34,13 +34,18 @@ def two_layer(
     probe: Tensor | None,
 ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     """Binds one stack of networks; ``c_i(t)`` are the linear maps ``v_i`` of the time features plus ``b_i``."""
+    return two_layer_with_terms(
+        p, activation, lambda t: time_terms(p, features, t, "time" in want), want, laplacian, probe
+    )
 
-    def time_terms(t: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        f, df = features(t, derivative="time" in want)
-        c1, c2 = f @ p["v1"].mT + p["b1"], f @ p["v2"].mT + p["b2"]
-        return c1, None if df is None else df @ p["v1"].mT, c2, None if df is None else df @ p["v2"].mT
 
-    return two_layer_with_terms(p, activation, time_terms, want, laplacian, probe)
+def time_terms(
+    p: Stack, features: TimeFeatures, t: Tensor, derivative: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """``c1, dc1/dt, c2, dc2/dt`` as linear maps of the time features; derivatives where asked for, else None."""
+    f, df = features(t, derivative=derivative)
+    c1, c2 = f @ p["v1"].mT + p["b1"], f @ p["v2"].mT + p["b2"]
+    return c1, None if df is None else df @ p["v1"].mT, c2, None if df is None else df @ p["v2"].mT
 
 
 def two_layer_with_terms(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from flowfactor.potentials._activations import activation_named
 from flowfactor.potentials._stacked import StackedPotential, check_sizes, uniform
 from flowfactor.potentials._tape import TwoLayerTape
 from flowfactor.potentials._time import TimeFeatures
-from flowfactor.potentials._two_layer import two_layer
+from flowfactor.potentials._two_layer import time_terms, two_layer
 from flowfactor.potentials.base import Laplacian, PotentialTape
 
 
@@ -97,12 +98,8 @@ class MLPPotential(StackedPotential):
         if type(self) is not MLPPotential:  # a subclass may mean something else
             return None
 
-        def time_terms(p: Stack, t: Tensor, derivative: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-            f, df = self.features(t, derivative=derivative)
-            c1, c2 = f @ p["v1"].mT + p["b1"], f @ p["v2"].mT + p["b2"]
-            return c1, None if df is None else df @ p["v1"].mT, c2, None if df is None else df @ p["v2"].mT
-
         stack = rows.select(self._stack(), self.num_flows)
-        tape = TwoLayerTape(stack, self.activation, time_terms, laplacian, probe, "time" in want)
+        terms = partial(time_terms, features=self.features)
+        tape = TwoLayerTape(stack, self._activation, terms, laplacian, probe, "time" in want)
         every = want | {"gradient"}
         return PotentialTape(tape, stack, lambda p: self._bind_stack(p, every, laplacian, probe))

@@ -75,7 +75,8 @@ class HamiltonJacobi(nn.Module):
     @property
     def many_stages(self) -> bool:
         """Whether several stages of a solve can be evaluated at once, and parameters are all that is captured."""
-        return self.force is None or isinstance(self.force, NegativeSquare)
+        known = type(self) is HamiltonJacobi  # a subclass may mean something else
+        return known and (self.force is None or type(self.force) is NegativeSquare)
 
     def __init__(self, force: Force | None = None) -> None:
         super().__init__()
@@ -108,7 +109,10 @@ class TransportCost(nn.Module):
         3.0
     """
 
-    many_stages = True
+    @property
+    def many_stages(self) -> bool:
+        """Whether several stages of a solve can be evaluated at once, and nothing is captured."""
+        return type(self) is TransportCost  # a subclass may mean something else
 
     def forward(self, evaluation: Evaluation) -> Tensor:
         """Half the squared speed, ``[*batch]``."""
