@@ -9,219 +9,102 @@ through the solver gives it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowfactor._runge_kutta import StepControl, Steps, Tableau
-from flowfactor.fields._tape import FieldTape, Found
+from flowfactor._integrate import check_fixed_steps, integrate
+from flowfactor._march import GaveUpError, March, Plan, Taken, quadrature_weights
+from flowfactor._packing import Packing, Segment
+from flowfactor._rows import Rows
+from flowfactor._runge_kutta import tableau
+from flowfactor.control import ResolvedControl
 from flowfactor.fields.base import Evaluation
 from flowfactor.path import SolveStats
 from flowfactor.solver import Solver
 
-_LOOK_EVERY = 1_000
+if TYPE_CHECKING:
+    from flowfactor.latent_flow import LatentFlow
 
 
-class GaveUpError(Exception):
-    """The solve met something that the general solver explains better."""
-
-
-@dataclass
-class Taken:
-    """One accepted step: its size, the stages it used, and the outputs that lie in it."""
-
-    dt: float
-    stages: list[int]
-    outputs: list[tuple[int, np.ndarray]]
-
-
-@dataclass
-class Plan:
-    """What one solve needs to know; see `solve`."""
-
-    tape: FieldTape
-    table: Tableau
-    solver: Solver
-    times: list[float]
-    log_det: bool
-    costs: Mapping[str, Callable[[Evaluation], Tensor]]
-    want: frozenset[str]
-    probe: Tensor | None
-    real: Tensor | None  # weight of every row in a mean over the batch, where some rows repeat others
-    stats: SolveStats
-    differentiable: bool  # whether gradients are on: inside a Function they never are
-    again: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
-
-    @property
-    def quadratures(self) -> int:
-        """Number of integrals along the path."""
-        return self.log_det + len(self.costs)
-
-
-def solve(plan: Plan, z0: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Solves from ``z0 [K, n, D]``.
+def solve_segment(
+    flow: LatentFlow, segment: Segment, acting: ResolvedControl, y: Tensor, packing: Packing, want: frozenset[str],
+    probe: Tensor | None, stats: SolveStats,
+) -> Tensor | None:  # fmt: skip
+    """Solves a stretch by closed forms both ways.
 
     Args:
-        plan: The solve.
-        z0: States.
-        others: Tensors beside the field's that the costs depend on.
+        flow: The flow.
+        segment: The stretch.
+        acting: Its control.
+        y: Packed state at its start, ``[*batch, S]``.
+        packing: How it is packed.
+        want: What the costs need of ``value`` and ``time``.
+        probe: Hutchinson's probe ``[*batch, D]``.
+        stats: Counted into.
 
     Returns:
-        States ``[T, K, n, D]`` and integrals ``[Q, T, K, n]``, the log-determinant first.
-
-    Raises:
-        GaveUpError: If the solve fails.
+        Packed states ``[T, *batch, S]``; None where the general solver has to do it, or explain why it cannot be done.
     """
-    return _Solve.apply(plan, len(others), z0, *others, *plan.tape.inputs)
+    table = tableau(flow.solver.method)
+    if table is None or not _suits(flow.solver, y, segment.times, packing):
+        return None
+    rows = Rows.of(acting, y.shape[:-1], flow.num_flows)
+    if rows is None:
+        return None
+    along = None if probe is None else rows.arrange(probe)
+    tape = flow.field.tape(rows, want, flow.divergence if packing.log_det else None, along)
+    if tape is None:
+        return None
+    check_fixed_steps(flow.solver, segment.times)
+    modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
+    # Costs may share a force, whose gradient must count once.
+    others = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
+    block = rows.arrange(y)
+    z0, start = block[..., : flow.dim], block[..., flow.dim :].detach()
+
+    def again(z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        rhs = packing.rhs(tape.rebind(tensors[len(others) :]))
+        both = torch.cat([z, start], -1)
+        ys = integrate(flow.solver, rhs, both, segment.times, steered=packing.steered, stats=SolveStats())
+        return ys[..., : flow.dim], (ys[..., flow.dim :] - start).movedim(-1, 0)
+
+    plan = Plan(
+        tape, table, flow.solver, segment.times.tolist(), packing.log_det, start, packing.costs,
+        want | ({"laplacian"} if packing.log_det else frozenset()), along, rows.shares(),
+        SolveStats(method=stats.method), stats.accepted + stats.rejected, torch.is_grad_enabled(), again,
+    )  # fmt: skip
+    try:
+        zs, integrals = _Solve.apply(plan, len(others), z0, *others, *tape.inputs)
+    except GaveUpError:
+        return None
+    stats.add(plan.stats)
+    zs = rows.restore(zs, 1)
+    if not plan.quadratures:
+        return zs
+    return torch.cat([zs, rows.restore(integrals.movedim(0, -1), 1) + y[..., flow.dim :]], -1)
 
 
-class _March:
-    """The way forward."""
-
-    def __init__(self, plan: Plan, z0: Tensor, record: bool) -> None:
-        self.plan, self.tape, self.solver = plan, plan.tape, plan.solver
-        self.record = record
-        self.steered = plan.log_det and self.solver.adaptive
-        self.steps = Steps(plan.table, z0, self.steered)
-        self.stage_times: list[float] = []
-        self.taken: list[Taken] = []
-        self.ys = z0.new_empty(len(plan.times), *z0.shape)
-        self.ys[0] = z0
-        self.log_det = z0.new_zeros(len(plan.times), *z0.shape[:-1]) if self.steered else None
-
-    def look(self, i: int, t: float, z: Tensor, terms: Any) -> Found:
-        """Evaluates the field at a stage."""
-        velocity, found = self.tape.velocity(z, terms, self.record)
-        self.steps.note(i, velocity)
-        self.plan.stats.nfe += 1
-        self.stage_times.append(t)
-        return found
-
-    def fixed(self, z: Tensor) -> None:
-        """Steps on the solver's grid."""
-        times = torch.tensor(self.plan.times, dtype=torch.float64)
-        grid, table = self.solver.grid(times).tolist(), self.plan.table
-        asked = [t + c * (e - t) for t, e in zip(grid[:-1], grid[1:], strict=True) for c in table.c.tolist()]
-        terms = iter(self.tape.terms(asked, z))
-        out = 1
-        for t, e in zip(grid[:-1], grid[1:], strict=True):
-            dt = e - t
-            self.steps.start(dt)
-            begun = len(self.stage_times)
-            for i, c in enumerate(table.c.tolist()):
-                self.look(i, t + c * dt, self.steps.stage(i, z) if i else z, next(terms))
-            z = self.steps.end(z)
-            landed = e == self.plan.times[out]
-            self.taken.append(Taken(dt, list(range(begun, begun + table.size)), [(out, table.b)] if landed else []))
-            self.plan.stats.accepted += 1
-            if landed:
-                self.ys[out] = z
-                out += 1
-        if not bool(torch.isfinite(self.ys).all()):
-            raise GaveUpError
-
-    def adaptive(self, z: Tensor) -> None:
-        """Steps of sizes chosen by the error."""
-        plan, steps, table, times = self.plan, self.steps, self.plan.table, self.plan.times
-        t, end = times[0], times[-1]
-        sign = 1.0 if end > t else -1.0
-        control = StepControl(self.solver, table.order)
-        ell = z.new_zeros(z.shape[:-1]) if self.steered else None
-        found = self.look(0, t, z, self.tape.terms([t], z)[0])
-        if self.steered:
-            steps.note_rates(0, self.tape.divergence([found]))
-        size = self._first_step(control, z, t, sign)
-        landings = [end] if self.solver.method == "dopri5" else times[1:]
-        first, out, attempts = 0, 1, 0
-        while out < len(times):
-            landing = next(x for x in landings if (x - t) * sign > 0)
-            cut = (t + sign * size - landing) * sign > 0
-            dt = landing - t if cut else sign * size
-            e = landing if cut else t + dt
-            attempts = self._limit(attempts, t, dt, end)
-            begun = len(self.stage_times)
-            steps.start(dt)
-            at, looks = z, []
-            moments = [e if c == 1 else t + c * dt for c in table.c[1:].tolist()]
-            for i, (moment, terms) in enumerate(zip(moments, self.tape.terms(moments, z), strict=True), 1):
-                at = steps.stage(i, z)
-                looks.append(self.look(i, moment, at, terms))
-            if self.steered:  # nothing depends on it before the step is judged
-                steps.note_rates(1, self.tape.divergence(looks))
-            ratio = self._ratio(steps.error(z, at, ell, self.solver))
-            size = control.next(abs(dt), ratio)
-            if ratio > 1:
-                plan.stats.rejected += 1
-                del self.stage_times[begun:]
-                if self.record:
-                    self.tape.forget(begun)
-                continue
-            plan.stats.accepted += 1
-            step = Taken(dt, [first, *range(begun, begun + table.size - 1)], [])
-            while out < len(times) and (e - times[out]) * sign >= 0:
-                weights = table.inside((times[out] - t) / dt if times[out] != e else 1.0)
-                step.outputs.append((out, weights))
-                self.ys[out] = steps.at(z, weights, dt)
-                if self.log_det is not None and ell is not None:
-                    self.log_det[out] = ell + steps.total(weights, dt)
-                out += 1
-            self.taken.append(step)
-            if ell is not None:
-                ell = ell + steps.total(table.b, dt)
-            z, t, first = at, e, begun + table.size - 2
-            steps.carry()
-
-    def _first_step(self, control: StepControl, z: Tensor, t: float, sign: float) -> float:
-        def pack(velocity: Tensor, rate: Tensor | None) -> Tensor:
-            return velocity if rate is None else torch.cat([velocity, rate.unsqueeze(-1)], -1)
-
-        def func(s: Tensor, y: Tensor) -> Tensor:
-            at = y[..., : z.shape[-1]].contiguous()
-            velocity, found = self.tape.velocity(at, self.tape.terms([t + sign * float(s)], at)[0], False)
-            self.plan.stats.nfe += 1
-            return sign * pack(velocity, self.tape.divergence([found])[0] if self.steered else None)
-
-        rate = self.steps.rates[0].reshape(z.shape[:-1]) if self.steps.rates is not None else None
-        f0 = sign * pack(self.steps.k[0].reshape(z.shape), rate)
-        y0 = pack(z, None if rate is None else torch.zeros_like(rate))
-        return control.first(func, y0, f0, lambda y: self._mean(y.square().mean(-1)).sqrt())
-
-    def _mean(self, squares: Tensor) -> Tensor:
-        if self.solver.norm == "sample":
-            return squares.amax()
-        return squares.mean() if self.plan.real is None else (squares * self.plan.real).sum()
-
-    def _ratio(self, squares: Tensor) -> float:
-        ratio = math.sqrt(float(self._mean(squares)))
-        if not math.isfinite(ratio):
-            raise GaveUpError
-        return ratio
-
-    def _limit(self, attempts: int, t: float, dt: float, end: float) -> int:
-        limit = self.solver.max_steps
-        hopeless = attempts % _LOOK_EVERY == _LOOK_EVERY - 1 and abs(end - t) > (limit - attempts) * abs(dt)
-        if attempts >= limit or t + dt == t or hopeless:
-            raise GaveUpError
-        return attempts + 1
-
-
-def _weights(taken: Sequence[Taken], table: Tableau, outputs: int, stages: int) -> np.ndarray:
-    """Weights ``[T, S]`` by which the rates of the stages add up to the integrals at the outputs."""
-    whole = np.zeros((len(taken), stages))
-    result = np.zeros((outputs, stages))
-    sofar = np.zeros(stages)
-    for row, step in zip(whole, taken, strict=True):
-        for out, inside in step.outputs:
-            result[out] = sofar
-            np.add.at(result[out], step.stages, step.dt * inside)
-        np.add.at(row, step.stages, step.dt * table.b)
-        sofar = sofar + row
-    return result
+def _suits(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> bool:
+    """Whether a solve is of the kind whose way back is written out: plain tensors, plain settings, known costs."""
+    later = packing.quadratures - (packing.log_det and solver.adaptive)
+    return (
+        solver.gradient == "direct"
+        and not solver.options
+        and not t.requires_grad
+        and y.dtype in (torch.float32, torch.float64)
+        and all(getattr(cost, "many_stages", False) for cost in packing.costs.values())
+        # Integrals that wait for the end keep every stage: without gradients, memory must not grow with the steps.
+        and (not later or torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(y.device.type)
+        # Neither torch.func's transforms nor forward derivatives reach through the way back.
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 class _Solve(torch.autograd.Function):
@@ -231,9 +114,8 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, others: int, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         needed = plan.differentiable and any(ctx.needs_input_grad)
         z = z0.detach().contiguous()
-        steered = plan.log_det and plan.solver.adaptive
-        later = plan.quadratures - steered  # integrals that no step waits for
-        march = _March(plan, z, needed or later > 0)
+        later = plan.quadratures - plan.steered  # integrals that no step waits for
+        march = March(plan, z, needed or later > 0)
         (march.adaptive if plan.solver.adaptive else march.fixed)(z)
         ctx.plan, ctx.taken, ctx.rates = plan, march.taken, []
         ctx.save_for_backward(z0, *tensors)
@@ -241,11 +123,11 @@ class _Solve(torch.autograd.Function):
         if march.record:
             plan.tape.take(march.stage_times)
         if plan.quadratures and march.record:
-            weights = _weights(march.taken, plan.table, len(plan.times), len(march.stage_times))
+            weights = quadrature_weights(march.taken, plan.table, len(plan.times), len(march.stage_times))
             ctx.weights = torch.tensor(weights, dtype=z.dtype, device=z.device)
         if later:
-            ctx.leaves, rates, ctx.rates = _rates(plan, march.stage_times, needed, steered)
-            for total, rate in zip(integrals[steered:], [*rates, *ctx.rates], strict=True):
+            ctx.leaves, rates, ctx.rates = _rates(plan, march.stage_times, needed)
+            for total, rate in zip(integrals[plan.steered :], [*rates, *ctx.rates], strict=True):
                 total.copy_(torch.einsum("ts,ksn->tkn", ctx.weights, rate.detach()))
         if march.log_det is not None:
             integrals[0] = march.log_det
@@ -269,9 +151,7 @@ class _Solve(torch.autograd.Function):
         return (None, None, start_bar, *other_bars, *own)
 
 
-def _rates(
-    plan: Plan, ts: list[float], needed: bool, steered: bool
-) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+def _rates(plan: Plan, ts: list[float], needed: bool) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
     """Rates ``[K, S, n]`` at all stages.
 
     Returns:
@@ -279,8 +159,8 @@ def _rates(
         to be found; the rates of the costs.
     """
     tape = plan.tape
-    out = tape.outputs(plan.want - {"laplacian"} if steered else plan.want)
-    log_det = [out["laplacian"]] if plan.log_det and not steered else []
+    out = tape.outputs(plan.want - {"laplacian"} if plan.steered else plan.want)
+    log_det = [out["laplacian"]] if plan.log_det and not plan.steered else []
     # Each a leaf of its own: the velocity of a gradient field is the gradient, and its cotangent must not count twice.
     leaves = {name: value.detach().requires_grad_(needed) for name, value in out.items()}
     z = tape.tapes[0].z.detach().requires_grad_(needed)

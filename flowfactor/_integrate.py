@@ -20,7 +20,7 @@ from flowfactor.solver import MULTISTEP_METHODS, SCIPY_METHOD, Solver
 RHS = Callable[[Tensor, Tensor], Tensor]
 _odeint: Any = torchdiffeq.odeint  # its annotations do not say that tensors come back as tensors
 _STEPS_AT_ONCE = 8  # steps whose graph the checkpoint mode holds at a time
-_LOOK_EVERY = 1_000  # attempted steps between two looks at whether a solve can still end within its limit
+LOOK_EVERY = 1_000  # attempted steps between two looks at whether a solve can still end within its limit
 
 
 class _StepLimitError(Exception):
@@ -86,7 +86,7 @@ class _Dynamics:
         attempts, limit = self.stats.accepted + self.stats.rejected, self.solver.max_steps
         if attempts >= limit:
             raise _StepLimitError
-        if attempts % _LOOK_EVERY == _LOOK_EVERY - 1:
+        if attempts % LOOK_EVERY == LOOK_EVERY - 1:
             hopeless = abs(self.end - float(t.detach())) > (limit - attempts) * abs(self.last[2])
             if hopeless and stiffness(self.rhs, t, y)[0] * abs(self.last[2]) > 1:
                 raise _StepLimitError
@@ -136,7 +136,7 @@ def integrate(solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, 
         ValueError: If a gradient is asked for that the method cannot give.
     """
     stats.method = solver.method
-    _check_fixed_steps(solver, t)
+    check_fixed_steps(solver, t)
     dynamics = _Dynamics(rhs, solver, stats, t)
     if not torch.is_grad_enabled():
         ys = _solve(dynamics, y0, t, steered)
@@ -233,7 +233,8 @@ def _adjoint_options(solver: Solver, t: Tensor, steered: int) -> dict[str, Any]:
     return dict(solver.options) | {"norm": adjoint_norm}
 
 
-def _check_fixed_steps(solver: Solver, t: Tensor) -> None:
+def check_fixed_steps(solver: Solver, t: Tensor) -> None:
+    """Raises FlowSolveError where a method of fixed steps would need more of them than it may take."""
     if solver.adaptive:
         return
     t = t.detach()

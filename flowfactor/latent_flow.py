@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
-from flowfactor import _fused
 from flowfactor._controlled import check_state
+from flowfactor._fused import solve_segment
 from flowfactor._integrate import integrate
-from flowfactor._rows import Rows
-from flowfactor._runge_kutta import tableau
-from flowfactor.control import Control, PieceControl, ResolvedControl, Schedule, resolve, times
-from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor._packing import Cost, Packing, segments_of
+from flowfactor.control import Control, resolve, times
+from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.path import FlowPath, SolveStats
 from flowfactor.potentials.base import Potential, rademacher_like
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform
-
-Cost = Callable[[Evaluation], Tensor]
 
 
 class LatentFlow(nn.Module):
@@ -138,7 +134,7 @@ class LatentFlow(nn.Module):
             if "potential" in getattr(cost, "needs", ()) and not self.field.has_potential:
                 raise TypeError(f"cost {name!r} needs a potential, and {type(self.field).__name__} has none")
         batch = z0.shape[:-1]
-        segments = _segments(control, t)
+        segments = segments_of(control, t)
         resolved = [resolve(s.control, batch, self.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
         stats = SolveStats(method=self.solver.method)
         if z0.numel() == 0 or len(t) == 1:
@@ -148,19 +144,16 @@ class LatentFlow(nn.Module):
             "probe" in getattr(c, "needs", ()) for c in named.values()
         )
         probe = rademacher_like(z0, generator) if needs_probe else None
-        want = {need for cost in named.values() for need in getattr(cost, "needs", ()) if need in ("value", "time")}
-        packing = _Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
+        needs = {need for cost in named.values() for need in getattr(cost, "needs", ())}
+        want = frozenset(needs & {"value", "time"})
+        packing = Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
         y, outputs = packing.start(z0), []
         for segment, acting in zip(segments, resolved, strict=True):
-            ys = self._fused(segment, acting, y, packing, want, probe, stats)
-            if ys is not None:
-                outputs.append(ys[segment.first : segment.last])
-                y = ys[-1]
-                continue
-            bound = self.field.bind(
-                acting, batch, want=want, divergence=self.divergence if log_det else None, probe=probe
-            )
-            ys = integrate(self.solver, packing.rhs(bound), y, segment.times, steered=packing.steered, stats=stats)
+            ys = solve_segment(self, segment, acting, y, packing, want, probe, stats)
+            if ys is None:
+                kind = self.divergence if log_det else None
+                bound = self.field.bind(acting, batch, want=want, divergence=kind, probe=probe)
+                ys = integrate(self.solver, packing.rhs(bound), y, segment.times, steered=packing.steered, stats=stats)
             outputs.append(ys[segment.first : segment.last])
             y = ys[-1]
         return packing.path(torch.cat(outputs) if len(outputs) > 1 else outputs[0], t.to(z0.dtype), stats)
@@ -262,60 +255,6 @@ class LatentFlow(nn.Module):
             return q0
         return TransformedDistribution(q0, [self.transform(t0, t, control).with_cache()])
 
-    def _fused(
-        self, segment: _Segment, acting: ResolvedControl, y: Tensor, packing: _Packing, want: set[str],
-        probe: Tensor | None, stats: SolveStats,
-    ) -> Tensor | None:  # fmt: skip
-        """Solves a segment by closed forms both ways, ``[T, *batch, S]``; None where the general solver has to."""
-        table = tableau(self.solver.method)
-        if table is None or not _can_fuse(self.solver, y, segment.times, packing.costs):
-            return None
-        rows = Rows.of(acting, y.shape[:-1], self.num_flows)
-        if rows is None:
-            return None
-        along = None if probe is None else rows.arrange(probe)
-        tape = self.field.tape(rows, frozenset(want), self.divergence if packing.log_det else None, along)
-        if tape is None:
-            return None
-        others = [
-            p for c in packing.costs.values() if isinstance(c, nn.Module) for p in c.parameters() if p.requires_grad
-        ]
-        wanted = frozenset(want) | ({"laplacian"} if packing.log_det else frozenset())
-        times = segment.times.tolist()
-
-        def again(z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-            start = torch.cat([z, z.new_zeros((*z.shape[:-1], packing.width - self.dim))], -1)
-            rhs = packing.rhs(tape.rebind(tensors[len(others) :]))
-            direct = replace(self.solver, gradient="direct")
-            ys = integrate(direct, rhs, start, segment.times, steered=packing.steered, stats=SolveStats())
-            return ys[..., : self.dim], ys[..., self.dim :].movedim(-1, 0)
-
-        plan = _fused.Plan(
-            tape,
-            table,
-            self.solver,
-            times,
-            packing.log_det,
-            packing.costs,
-            wanted,
-            along,
-            rows.shares(),
-            stats,
-            torch.is_grad_enabled(),
-            again,
-        )
-        begun = replace(stats)
-        try:
-            zs, integrals = _fused.solve(plan, rows.arrange(y[..., : self.dim]), others)
-        except _fused.GaveUpError:
-            stats.__dict__.update(begun.__dict__)
-            return None
-        zs = rows.restore(zs, 1)
-        if not plan.quadratures:
-            return zs
-        integrals = rows.restore(integrals.movedim(0, -1), 1)
-        return torch.cat([zs, integrals + y[..., self.dim :]], -1)
-
     def _checked(self, z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
         check_state(z0, self.dim, self)
         if not bool(torch.isfinite(z0.detach()).all()):
@@ -337,103 +276,8 @@ class LatentFlow(nn.Module):
         return t
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """A stretch of a solve under one control; ``times[first:last]`` are wanted."""
-
-    control: PieceControl
-    times: Tensor
-    first: int
-    last: int
-
-
-def _segments(control: Control, t: Tensor) -> list[_Segment]:
-    """Cuts the times of a solve at the switching times of a schedule."""
-    if not isinstance(control, Schedule):
-        return [_Segment(control, t, 0, len(t))]
-    values = t.detach().tolist()
-    pieces = control.segments(values[0], values[-1])
-    if len(values) == 1:
-        return [_Segment(control.at(values[0]), t, 0, 1)]
-    forward = values[-1] > values[0]
-    segments, begin = [], 0
-    for i, (a, b, acting) in enumerate(pieces):
-        inside = [j for j in range(begin, len(values)) if (values[j] <= b if forward else values[j] >= b)]
-        own = t[begin : begin + len(inside)]
-        begin += len(inside)
-        leads = bool(inside) and values[inside[0]] == a
-        ends = bool(inside) and values[inside[-1]] == b
-        parts = [own] if leads else [t.new_tensor([a]), own]
-        if not ends:
-            parts.append(t.new_tensor([b]))
-        first = 0 if leads else 1
-        segments.append(_Segment(acting, torch.cat(parts), first, first + len(inside)))
-        del i
-    return segments
-
-
-class _Packing:
-    """One packed state: z, then the log-determinant, then the costs, in the last dimension."""
-
-    def __init__(self, dim: int, log_det: bool, costs: dict[str, Cost], sign: float) -> None:
-        self.dim = dim
-        self.log_det = log_det
-        self.costs = costs
-        self.sign = sign
-        self.steered = dim + log_det
-        self.width = self.steered + len(costs)
-
-    def start(self, z0: Tensor) -> Tensor:
-        extra = self.log_det + len(self.costs)
-        return torch.cat([z0, z0.new_zeros((*z0.shape[:-1], extra))], -1) if extra else z0
-
-    def rhs(self, bound: BoundField) -> Callable[[Tensor, Tensor], Tensor]:
-        if self.steered == self.dim and not self.costs:
-            return lambda t, y: bound(y, t.to(y.dtype)).velocity
-
-        def packed(t: Tensor, y: Tensor) -> Tensor:
-            evaluation = bound(y[..., : self.dim], t.to(y.dtype))
-            parts = [evaluation.velocity]
-            if self.log_det:
-                assert evaluation.divergence is not None
-                parts.append(evaluation.divergence.unsqueeze(-1))
-            for name, cost in self.costs.items():
-                rate = _checked_rate(name, cost(evaluation), y.shape[:-1])
-                parts.append((rate if self.sign > 0 else -rate).unsqueeze(-1))
-            return torch.cat(parts, -1)
-
-        return packed
-
-    def path(self, ys: Tensor, t: Tensor, stats: SolveStats) -> FlowPath:
-        log_det = ys[..., self.dim] if self.log_det else None
-        costs = {name: ys[..., self.steered + i] for i, name in enumerate(self.costs)}
-        return FlowPath(t, ys[..., : self.dim], log_det, costs, stats)
-
-
-def _can_fuse(solver: Solver, y: Tensor, t: Tensor, costs: Mapping[str, Cost]) -> bool:
-    """Whether a solve is of the kind whose way back is written out: plain tensors, plain settings, known costs."""
-    return (
-        solver.gradient == "direct"
-        and not solver.options
-        and not t.requires_grad
-        and y.dtype in (torch.float32, torch.float64)
-        and all(getattr(cost, "many_stages", False) for cost in costs.values())
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(y)  # pyright: ignore[reportAttributeAccessIssue]
-        and torch.autograd.forward_ad.unpack_dual(y).tangent is None
-        and not torch.is_autocast_enabled(y.device.type)
-    )
-
-
 def _resting(z0: Tensor, t: Tensor, log_det: bool, costs: dict[str, Cost], stats: SolveStats) -> FlowPath:
     """The path of an empty batch, or of one time only: nothing moves."""
     z = z0.expand(len(t), *z0.shape)
     zero = z0.new_zeros((len(t), *z0.shape[:-1]))
     return FlowPath(t.to(z0.dtype), z, zero if log_det else None, dict.fromkeys(costs, zero), stats)
-
-
-def _checked_rate(name: str, rate: object, batch: torch.Size) -> Tensor:
-    if not isinstance(rate, Tensor) or rate.shape != batch:
-        got = list(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
-        raise ValueError(f"cost {name!r} must return one number per sample, shape {list(batch)}; got {got}")
-    return rate

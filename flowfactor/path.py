@@ -25,6 +25,11 @@ class SolveStats:
     rejected: int = 0
     method: str = ""
 
+    def add(self, other: SolveStats) -> None:
+        """Counts what another solve took."""
+        for name in ("nfe", "nfe_backward", "accepted", "rejected"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 @dataclass(frozen=True)
 class FlowPath:

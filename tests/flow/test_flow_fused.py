@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 import flowfactor as ff
-from flowfactor import latent_flow
+from flowfactor import _fused
 
 D, K = 4, 3
 
@@ -48,7 +50,7 @@ def test_same_steps_values_and_gradients(
     for times in ([0.0, 0.7, 1.5], [1.5, 0.7, 0.0]):
         monkeypatch.undo()
         path, found = run(times)
-        monkeypatch.setattr(latent_flow, "_can_fuse", lambda *_: False)
+        monkeypatch.setattr(_fused, "_suits", lambda *_: False)
         other, expected = run(times)
         assert (path.stats.nfe, path.stats.accepted) == (other.stats.nfe, other.stats.accepted)
         torch.testing.assert_close(path.z, other.z)
@@ -59,14 +61,118 @@ def test_same_steps_values_and_gradients(
             assert float((torch.zeros_like(b) if a is None else a).sub(b).abs().max()) <= 1e-8 * scale
 
 
-def test_gradients_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Sequence[Tensor]]) -> None:
+    """Holds the written-out way back against autograd."""
+    taken: list[object] = []
+    forward = _fused._Solve.forward
+    monkeypatch.setattr(_fused._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
+    found = run()
+    assert taken, "the case does not take the written-out way"
+    monkeypatch.setattr(_fused, "_suits", lambda *_: False)
+    for a, b in zip(found, run(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_gradients_of_gradients(kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = ff.LatentFlow(field(kind, "logcosh"), ff.Solver("rk4"), divergence=divergence)  # type: ignore[arg-type]
+    z = torch.randn(3, D).double().requires_grad_()
+    inputs = [z, *flow.parameters()]
+
+    def run() -> Sequence[Tensor]:
+        g = torch.Generator().manual_seed(1)
+        path = flow(z, [0.0, 1.0], torch.tensor([2, 0, 2]), log_det=True, generator=g)
+        assert path.log_det is not None
+        first = torch.autograd.grad(path.z[-1].sin().sum() + path.log_det[-1].sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), inputs, allow_unused=True)
+        return [torch.zeros(()).double() if x is None else x for x in second]
+
+    both_ways(monkeypatch, run)
+
+
+def test_a_graph_that_is_kept_can_be_walked_again() -> None:
+    flow = ff.LatentFlow(field("gradient", "logcosh"))
+    z = torch.randn(3, D).double().requires_grad_()
+    inputs = [z, *flow.parameters()]
+    costs = {"hj": ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())}
+    path = flow(z, [0.0, 1.0], 1, log_det=True, costs=costs)
+    assert path.log_det is not None
+    loss = path.z[-1].sum() + path.log_det[-1].sum() + path.costs["hj"][-1].sum()
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_costs_that_share_a_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver("rk4"))
+    force = ff.regularizers.NegativeSquare(D).double()
+    costs = {name: ff.regularizers.HamiltonJacobi(force) for name in ("one", "other")}
+    z = torch.randn(3, D).double()
+
+    def run() -> Sequence[Tensor]:
+        path = flow(z, [0.0, 1.0], costs=costs)
+        return torch.autograd.grad(path.costs["one"][-1].sum() + 2 * path.costs["other"][-1].sum(), force.parameters())
+
+    both_ways(monkeypatch, run)
+
+
+def test_a_cost_of_the_users_own_keeps_its_gradients() -> None:
+    """A subclass may capture tensors, and may take one stage at a time only."""
+    weight = torch.tensor([1.0, 2.0, 3.0]).double().requires_grad_()
+
+    class Weighted(ff.regularizers.TransportCost):
+        def forward(self, evaluation: ff.fields.Evaluation) -> Tensor:
+            assert evaluation.velocity.shape == (3, D)
+            return weight * super().forward(evaluation)
+
     flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver("euler"))
-    z = torch.randn(2, D).double().requires_grad_()
+    z = torch.randn(3, D).double()
+    path = flow(z, [0.0, 1.0], costs={"mine": Weighted()})
+    expected = 0.5 * flow.velocity(z, 0.0).square().sum(-1)
+    torch.testing.assert_close(torch.autograd.grad(path.costs["mine"][-1].sum(), weight)[0], expected)
 
-    def second() -> Tensor:
-        (g,) = torch.autograd.grad(flow(z, [0.0, 1.0]).z[-1].sin().sum(), z, create_graph=True)
-        return torch.autograd.grad(g.square().sum(), z)[0]
 
-    found = second()
-    monkeypatch.setattr(latent_flow, "_can_fuse", lambda *_: False)
-    torch.testing.assert_close(found, second())
+@pytest.mark.parametrize("norm", ["sample", "batch"])
+def test_schedules_and_groups_of_unequal_size(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated rows count once in a mean, and tolerances know what a log-determinant holds already."""
+    flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver(rtol=1e-3, atol=1e-6, norm=norm))  # type: ignore[arg-type]
+    control = ff.Schedule([(0.0, torch.tensor([1, 0, 2, 2, 0])), (0.6, 1), (1.3, torch.tensor([2, 2, 0, 0, 1]))])
+    z = torch.randn(5, D).double().requires_grad_()
+
+    def run() -> Sequence[Tensor]:
+        path = flow(z, [0.0, 0.5, 2.0], control, log_det=True)
+        assert path.log_det is not None
+        steps = torch.tensor([path.stats.nfe, path.stats.accepted, path.stats.rejected])
+        return [steps, path.z, path.log_det, *torch.autograd.grad(path.z.sum() + path.log_det.sum(), z)]
+
+    both_ways(monkeypatch, run)
+
+
+def test_the_limit_of_steps() -> None:
+    u, z = field("gradient", "logcosh"), torch.randn(2, D).double()
+    with pytest.raises(ff.FlowSolveError, match="max_steps"):
+        ff.LatentFlow(u, ff.Solver("rk4", step_size=0.1, max_steps=9))(z, [0.0, 1.0])
+    switch = ff.Schedule([(0.0, 0), (1.0, 1)])
+    taken = ff.LatentFlow(u)(z, [0.0, 2.0], switch).stats
+    attempted = taken.accepted + taken.rejected  # over the whole solve, on both sides of the switch
+    assert ff.LatentFlow(u, ff.Solver(max_steps=attempted))(z, [0.0, 2.0], switch).stats == taken
+    with pytest.raises(ff.FlowSolveError):
+        ff.LatentFlow(u, ff.Solver(max_steps=attempted - 1))(z, [0.0, 2.0], switch)
+
+
+def test_transforms_of_functions_go_the_general_way() -> None:
+    flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver("rk4"))
+    z, weights = torch.randn(2, D).double(), dict(flow.named_parameters())
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(flow, weights, (z, [0.0, 1.0])).z[-1].square().sum()
+
+    found = torch.func.grad(loss)(weights)
+    expected = torch.autograd.grad(loss(weights), list(weights.values()), allow_unused=True)
+    for a, b in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
+    along = torch.func.jvp(lambda z: flow(z, [0.0, 1.0]).z[-1], (z,), (torch.ones_like(z),))[1]
+    step = 1e-6 * torch.ones_like(z)
+    ahead, behind = (flow(z + s, [0.0, 1.0]).z[-1] for s in (step, -step))
+    torch.testing.assert_close(along, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-6)

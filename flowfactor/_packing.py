@@ -1,0 +1,96 @@
+"""How a solve is laid out: its stretches under one control each, and its one packed state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowfactor.control import Control, PieceControl, Schedule
+from flowfactor.fields.base import BoundField, Evaluation
+from flowfactor.path import FlowPath, SolveStats
+
+Cost = Callable[[Evaluation], Tensor]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a solve under one control; ``times[first:last]`` are wanted."""
+
+    control: PieceControl
+    times: Tensor
+    first: int
+    last: int
+
+
+def segments_of(control: Control, t: Tensor) -> list[Segment]:
+    """Cuts the times of a solve at the switching times of a schedule."""
+    if not isinstance(control, Schedule):
+        return [Segment(control, t, 0, len(t))]
+    values = t.detach().tolist()
+    pieces = control.segments(values[0], values[-1])
+    if len(values) == 1:
+        return [Segment(control.at(values[0]), t, 0, 1)]
+    forward = values[-1] > values[0]
+    found, begin = [], 0
+    for a, b, acting in pieces:
+        inside = [j for j in range(begin, len(values)) if (values[j] <= b if forward else values[j] >= b)]
+        own = t[begin : begin + len(inside)]
+        begin += len(inside)
+        leads = bool(inside) and values[inside[0]] == a
+        ends = bool(inside) and values[inside[-1]] == b
+        parts = [own] if leads else [t.new_tensor([a]), own]
+        if not ends:
+            parts.append(t.new_tensor([b]))
+        first = 0 if leads else 1
+        found.append(Segment(acting, torch.cat(parts), first, first + len(inside)))
+    return found
+
+
+class Packing:
+    """One packed state: z, then the log-determinant, then the costs, in the last dimension."""
+
+    def __init__(self, dim: int, log_det: bool, costs: dict[str, Cost], sign: float) -> None:
+        self.dim = dim
+        self.log_det = log_det
+        self.costs = costs
+        self.sign = sign
+        self.steered = dim + log_det
+        self.quadratures = log_det + len(costs)
+
+    def start(self, z0: Tensor) -> Tensor:
+        """The state at the start of a solve, with integrals of zero."""
+        return torch.cat([z0, z0.new_zeros((*z0.shape[:-1], self.quadratures))], -1) if self.quadratures else z0
+
+    def rhs(self, bound: BoundField) -> Callable[[Tensor, Tensor], Tensor]:
+        """The right-hand side of the packed state."""
+        if self.steered == self.dim and not self.costs:
+            return lambda t, y: bound(y, t.to(y.dtype)).velocity
+
+        def packed(t: Tensor, y: Tensor) -> Tensor:
+            evaluation = bound(y[..., : self.dim], t.to(y.dtype))
+            parts = [evaluation.velocity]
+            if self.log_det:
+                assert evaluation.divergence is not None
+                parts.append(evaluation.divergence.unsqueeze(-1))
+            for name, cost in self.costs.items():
+                rate = _checked_rate(name, cost(evaluation), y.shape[:-1])
+                parts.append((rate if self.sign > 0 else -rate).unsqueeze(-1))
+            return torch.cat(parts, -1)
+
+        return packed
+
+    def path(self, ys: Tensor, t: Tensor, stats: SolveStats) -> FlowPath:
+        """The path of packed states ``[T, *batch, S]``."""
+        log_det = ys[..., self.dim] if self.log_det else None
+        costs = {name: ys[..., self.steered + i] for i, name in enumerate(self.costs)}
+        return FlowPath(t, ys[..., : self.dim], log_det, costs, stats)
+
+
+def _checked_rate(name: str, rate: object, batch: torch.Size) -> Tensor:
+    if not isinstance(rate, Tensor) or rate.shape != batch:
+        got = list(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
+        raise ValueError(f"cost {name!r} must return one number per sample, shape {list(batch)}; got {got}")
+    return rate
