@@ -254,7 +254,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{name:<16}{value:>13.1f}{result['doing_nothing'][name]:>16.1f}")
     factor = result.get("factor_accuracy")
     if factor is not None:
-        lines.append(f"\nfactor accuracy {factor['accuracy']:.2%} after matching ({factor['count']:,} sequences)")
+        lines.append(f"\nfactor accuracy {factor['value']:.2%} after matching ({factor['count']:,} sequences)")
     bound = result.get("log_likelihood")
     if bound is not None:
         lines.append(

@@ -10,6 +10,9 @@ $$\sum_t \ln p_t(x_t|k) \ge \sum_t E_{q_t}\bigl[\ln p(x_t|z_t) - \ln q_t(z_t) + 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
@@ -115,3 +118,14 @@ def choose_frames(
     stretch = total / wanted
     position = (torch.arange(wanted, device=device).unsqueeze(-1) + offsets) * stretch
     return position.long().clamp_(max=total - 1), stretch
+
+
+def chunks(samples: int, chunk: int) -> Sequence[int]:
+    """Splits a number of samples into portions of at most ``chunk``."""
+    return [min(chunk, samples - begin) for begin in range(0, samples, chunk)]
+
+
+def log_mean_exp(log_weights: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean of exp over the first dimension of tensors that are laid end to end there."""
+    joined = torch.cat(list(log_weights))
+    return torch.logsumexp(joined, 0) - math.log(len(joined))

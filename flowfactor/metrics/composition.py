@@ -12,12 +12,19 @@ from torch import Tensor
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset, weights_schedule
 from flowfactor.metrics.equivariance import evaluating
-from flowfactor.metrics.estimates import CONFIDENCE, Estimate, mean_bounds, normal_quantile, standard_error
+from flowfactor.metrics.estimates import (
+    CONFIDENCE,
+    Estimate,
+    MeanInterval,
+    mean_bounds,
+    normal_quantile,
+    standard_error,
+)
 from flowfactor.models.checks import check_frames
 
 
 @dataclass(frozen=True)
-class ErrorCurve:
+class ErrorCurve(MeanInterval):
     """Errors along time.
 
     Attributes:
@@ -35,16 +42,6 @@ class ErrorCurve:
     doing_nothing: Tensor
     count: int
     beyond: Tensor
-
-    @property
-    def low(self) -> Tensor:
-        """Lower ends of the 95% confidence intervals, ``[T]``."""
-        return mean_bounds(self.mean, self.standard_error)[0]
-
-    @property
-    def high(self) -> Tensor:
-        """Upper ends of the 95% confidence intervals, ``[T]``."""
-        return mean_bounds(self.mean, self.standard_error)[1]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""

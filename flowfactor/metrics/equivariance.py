@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from flowfactor.control import Control
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics.estimates import mean_bounds
+from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 
 
 @dataclass(frozen=True)
-class EquivarianceError:
+class EquivarianceError(MeanInterval):
     """Equivariance errors E_k with their uncertainty.
 
     Attributes:
@@ -35,16 +35,6 @@ class EquivarianceError:
     doing_nothing: Tensor
     count: int
     flow_names: tuple[str, ...] = ()
-
-    @property
-    def low(self) -> Tensor:
-        """Lower ends of the 95% confidence intervals, ``[K]``."""
-        return mean_bounds(self.mean, self.standard_error)[0]
-
-    @property
-    def high(self) -> Tensor:
-        """Upper ends of the 95% confidence intervals, ``[K]``."""
-        return mean_bounds(self.mean, self.standard_error)[1]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""

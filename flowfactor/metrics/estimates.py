@@ -93,6 +93,23 @@ def wilson(hits: float, trials: int, *, confidence: float = CONFIDENCE, independ
     return Estimate(share, low, high, int(trials), confidence)
 
 
+class MeanInterval:
+    """The 95% confidence intervals of results that have a ``mean`` and its ``standard_error``."""
+
+    mean: Tensor
+    standard_error: Tensor
+
+    @property
+    def low(self) -> Tensor:
+        """Lower ends of the 95% confidence intervals."""
+        return mean_bounds(self.mean, self.standard_error)[0]
+
+    @property
+    def high(self) -> Tensor:
+        """Upper ends of the 95% confidence intervals."""
+        return mean_bounds(self.mean, self.standard_error)[1]
+
+
 def normal_quantile(confidence: float) -> float:
     """The z with which value ± z standard errors has a two-sided confidence; raises ValueError outside (0, 1)."""
     if not 0 < confidence < 1:

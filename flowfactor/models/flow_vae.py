@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch.distributions import Categorical, Distribution
 from flowfactor import objectives
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.checks import check_batch_control, check_frames, check_generator, check_weight
+from flowfactor.models.checks import check_batch_control, check_frames, check_generator, check_samples, check_weight
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.terms import Begin, Pieces, Terms
 from flowfactor.models.weak import (
@@ -352,8 +351,7 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         Raises:
             ValueError: If ``samples`` is not positive or an argument does not fit.
         """
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples must be a positive integer, got {samples!r}")
+        check_samples(samples)
         frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
         if k is None:
             q_k = self.infer_factor(frames)
@@ -365,14 +363,13 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         marginal = self.objective == "marginal"
         q = self.encode(frames[:, 0])
         weights: list[Tensor] = []
-        for begin in range(0, samples, chunk):
-            z0 = objectives.draw(q, (min(chunk, samples - begin),), generator)
+        for size in objectives.chunks(samples, chunk):
+            z0 = objectives.draw(q, (size,), generator)
             path = self.flow(z0, t, k, log_det=marginal, generator=generator)
             # [T+1, S, B]: frames against every sample's decoded path.
             log_p = torch.stack([self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True)])
             if marginal:
-                weights.append(log_p - objectives.marginal_log_ratio(q, self.prior, path, t, k))
+                weights.append((log_p - objectives.marginal_log_ratio(q, self.prior, path, t, k)).movedim(1, 0))
             else:
-                weights.append((log_p.sum(0) - objectives.path_log_ratio(q, self.prior, path, k)).unsqueeze(0))
-        log_w = torch.cat(weights, 1)
-        return (torch.logsumexp(log_w, 1) - math.log(samples)).sum(0)
+                weights.append((log_p.sum(0) - objectives.path_log_ratio(q, self.prior, path, k)).unsqueeze(1))
+        return objectives.log_mean_exp(weights).sum(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from flowfactor.models._sparse_parts import (
     written,
 )
 from flowfactor.models._split import SplitControlField
-from flowfactor.models.checks import check_frames, check_generator, check_weight
+from flowfactor.models.checks import check_frames, check_generator, check_samples, check_weight
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.terms import Terms
 from flowfactor.models.weak import balanced_responsibilities
@@ -379,21 +378,19 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         Raises:
             ValueError: If ``samples`` is not positive or an argument does not fit.
         """
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples must be a positive integer, got {samples!r}")
+        check_samples(samples)
         frames, t = self._checked(frames, t)
         q, q_g = self.encode(frames[:, 0]), self.infer_weights(frames)
         weights: list[Tensor] = []
-        for begin in range(0, samples, chunk):
-            size = (min(chunk, samples - begin),)
-            z0 = objectives.draw(q, size, generator)
-            drawn = q_g.sample(size, generator=generator)
+        for size in objectives.chunks(samples, chunk):
+            z0 = objectives.draw(q, (size,), generator)
+            drawn = q_g.sample((size,), generator=generator)
             control = self.schedule(drawn.weights, t)
             path = self._flow_for(control)(z0, t, control, generator=generator)
             log_p = sum(self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True))
             log_ratio = objectives.path_log_ratio(q, self.prior, path, 0)
             weights.append(log_p - log_ratio - q_g.log_prob(drawn) + self.weights_prior.log_prob(drawn))
-        return torch.logsumexp(torch.cat(weights), 0) - math.log(samples)
+        return objectives.log_mean_exp(weights)
 
     def config(self) -> dict[str, Any]:
         """How the model was made, as JSON values; parts of the user's own appear as None."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,77 +9,14 @@ from torch import Tensor
 
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset
-from flowfactor.errors import require
 from flowfactor.metrics.equivariance import evaluating, every_flow
-
-
-@dataclass(frozen=True)
-class FactorMatch:
-    """How well inferred factors agree with the true ones, after the best one-to-one matching.
-
-    Attributes:
-        accuracy: Share of sequences whose inferred flow is the one matched to their transformation.
-        standard_error: Standard error of the accuracy over sequences.
-        order: The learned flow of each true transformation, ``[K]``.
-        confusion: Sequences of each true transformation (rows) inferred as each learned flow (columns), ``[K, K]``.
-        count: Number of sequences.
-    """
-
-    accuracy: float
-    standard_error: float
-    order: Tensor
-    confusion: Tensor
-    count: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return {
-            "accuracy": self.accuracy,
-            "standard_error": self.standard_error,
-            "order": self.order.tolist(),
-            "confusion": self.confusion.tolist(),
-            "count": self.count,
-        }
-
-
-def match_factors(predicted: Tensor, true: Tensor, num_factors: int) -> FactorMatch:
-    """Matches inferred to true factors one to one so that most sequences agree (the assignment problem).
-
-    Args:
-        predicted: Inferred factors ``[N]``, integers.
-        true: True factors ``[N]``.
-        num_factors: K.
-
-    Returns:
-        The matching and its accuracy.
-
-    Raises:
-        ValueError: If the shapes differ, there are no sequences, or a factor is out of range.
-        ImportError: If SciPy is not installed.
-
-    Example:
-        >>> import torch
-        >>> match = match_factors(torch.tensor([1, 1, 0, 1]), torch.tensor([0, 0, 1, 1]), 2)
-        >>> match.accuracy, match.order.tolist()
-        (0.75, [1, 0])
-    """
-    if predicted.shape != true.shape or predicted.ndim != 1 or not len(true):
-        shapes = f"{list(predicted.shape)} and {list(true.shape)}"
-        raise ValueError(f"predicted and true must hold one factor a sequence, shape [N] with N > 0, got {shapes}")
-    predicted, true = predicted.cpu().long(), true.cpu().long()
-    for name, factors in (("predicted", predicted), ("true", true)):
-        if int(factors.min()) < 0 or int(factors.max()) >= num_factors:
-            raise ValueError(f"{name} factors must lie in [0, {num_factors}), got {factors.unique().tolist()}")
-    confusion = torch.bincount(true * num_factors + predicted, minlength=num_factors**2).reshape(num_factors, -1)
-    assign = require("scipy.optimize", extra="data").linear_sum_assignment
-    order = torch.as_tensor(assign(confusion.numpy(), maximize=True)[1])
-    accuracy = float(confusion[torch.arange(num_factors), order].sum() / len(true))
-    error = (accuracy * (1 - accuracy) / len(true)) ** 0.5
-    return FactorMatch(accuracy, error, order, confusion, len(true))
+from flowfactor.metrics.matching import FactorAccuracy, factor_accuracy
 
 
 @torch.no_grad()
-def match_flows(model: Any, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256) -> FactorMatch:
+def match_flows(
+    model: Any, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256
+) -> FactorAccuracy:
     """Infers the factor of every sequence of a data set, and matches the flows of a model to its transformations.
 
     Args:
@@ -102,7 +38,7 @@ def match_flows(model: Any, data: SequenceDataset, *, limit: int | None = None, 
         for k, batch in every_flow(data, limit, batch_size):
             predicted.append(model.infer_factor(batch["frames"]).probs.argmax(-1))
             true.append(torch.full((len(batch["frames"]),), k))
-    return match_factors(torch.cat(predicted), torch.cat(true), data.num_flows)
+    return factor_accuracy(torch.cat(predicted), torch.cat(true), data.num_flows)
 
 
 def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str, ...]:
@@ -123,7 +59,7 @@ def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str
 
 
 class Matched:
-    """A model seen with its flows in another order: flow k is the one that `FactorMatch.order` gives for k.
+    """A model seen with its flows in another order: flow k is the one that `FactorAccuracy.order` gives for k.
 
     Everything but `transform` and `log_likelihood` is the model's own.
 

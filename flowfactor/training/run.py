@@ -266,8 +266,7 @@ def evaluate(
     Returns:
         ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
         `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`);
-        for a weakly supervised model also ``factor_accuracy`` (``accuracy``, its ``standard_error``, ``order``: the flow
-        matched to each transformation, ``confusion`` and ``count``).
+        for a weakly supervised model also ``factor_accuracy`` (the figures of `flowfactor.metrics.factor_accuracy`).
     """
     device = next(model.parameters()).device
     test = test.to(device)

@@ -57,6 +57,15 @@ def test_the_matching_is_the_best_of_all() -> None:
         assert float((result.order[true] == predicted).double().mean()) == pytest.approx(best)
 
 
+def test_matching_undoes_any_numbering() -> None:
+    true = torch.randint(5, (500,), generator=torch.Generator().manual_seed(0))
+    renamed = torch.tensor([3, 0, 4, 2, 1])
+    predicted = renamed[true]
+    predicted[:50] = (predicted[:50] + 1) % 5
+    match = ff.metrics.factor_accuracy(predicted, true, 5)
+    assert float(match) == pytest.approx(0.9) and match.order.tolist() == renamed.tolist()
+
+
 def test_random_and_collapsed_factors_score_chance() -> None:
     true = torch.arange(3000) % 3
     assert float(ff.metrics.factor_accuracy(torch.randint(3, (3000,)), true, 3)) == pytest.approx(1 / 3, abs=0.04)

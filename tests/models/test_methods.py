@@ -131,6 +131,11 @@ def test_bad_input_is_told(name: str) -> None:
         model.transform(frames[:, 0], [0.0, 2.0, 1.0], 0)
     with pytest.raises(ValueError, match="samples"):
         model.log_likelihood(frames, t, given, 0)
+    if (
+        given is not None and METHODS[name].transforms
+    ):  # what an omitted k means, the models that look at it cannot know
+        with pytest.raises((TypeError, ValueError), match=r"\bk\b"):
+            model.log_likelihood(frames, t, samples=1)
 
 
 def test_unknown_methods_name_the_known_ones() -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from flowfactor import objectives
 from flowfactor._config import describe, rebuild
 from flowfactor.control import Control, Schedule, as_weights, resolve, times
-from flowfactor.models.checks import check_batch_control, check_frames, check_generator
+from flowfactor.models.checks import check_batch_control, check_frames, check_generator, check_samples
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.priors import StandardNormal
+
+Weigh = Callable[[tuple[int]], Tensor]
 
 
 class Baseline(PretrainedMixin, nn.Module):
@@ -62,6 +64,63 @@ class Baseline(PretrainedMixin, nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
         return self.decoder.mean(z)  # type: ignore[operator]
+
+    def log_likelihood(
+        self,
+        frames: Tensor,
+        t: Tensor,
+        k: Control | None = None,
+        samples: int = 64,
+        *,
+        generator: torch.Generator | None = None,
+        chunk: int = 8,
+    ) -> Tensor:
+        r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of $\ln p(x_{0..T}|k)$.
+
+        It is over the latents that the model has (`objective`): of every frame alone (``frame``), of a chain or a
+        sequence of frames, or of the first frame, which a path carries on (``path``).
+
+        Args:
+            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
+            t: Times ``[T+1]``, in frames.
+            k: Which transformation acts; models that know none check and ignore it, and need none.
+            samples: S, the number of importance samples.
+            generator: Source of the draws.
+            chunk: Samples decoded at a time, to bound memory.
+
+        Returns:
+            Bounds ``[B]``, in nats per sequence.
+
+        Raises:
+            TypeError: If k is missing and the model has a transformation.
+            ValueError: If ``samples`` is not positive or an argument does not fit.
+        """
+        check_samples(samples)
+        if k is None and self.has_transformation:
+            raise TypeError(f"a {type(self).__name__} needs k, which transformation acts in each sequence")
+        k = 0 if k is None else k
+        frames, t = self._checked(frames, t, k, generator)
+        weigh = self._importance(frames, t, k, generator)
+        bound = objectives.log_mean_exp([weigh((size,)) for size in objectives.chunks(samples, chunk)])
+        return bound if bound.ndim == 1 else bound.sum(-1)
+
+    def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
+        """What draws latents and gives their log importance weights, ``[S, B]``, or ``[S, B, T+1]`` of every frame."""
+        raise NotImplementedError
+
+    def _importance_of_paths(
+        self, frames: Tensor, path: Callable[[Tensor], Tensor], generator: torch.Generator | None
+    ) -> Weigh:
+        """`_importance` where the first latent is all that is drawn, and ``path`` gives those of all frames."""
+        q, prior = self.encode(frames[:, 0]), self.prior.at(0.0)
+
+        def weigh(size: tuple[int]) -> Tensor:
+            z0 = objectives.draw(q, size, generator)
+            # Frame by frame: x_t [B, C, H, W] against every sample's z_t [S, B, D].
+            log_p = torch.stack([self.decoder(z).log_prob(x) for z, x in zip(path(z0), frames.unbind(1), strict=True)])
+            return log_p.sum(0) + prior.log_prob(z0) - q.log_prob(z0)
+
+        return weigh
 
     def config(self) -> dict[str, Any]:
         """How the model was made, as JSON values; parts of the user's own appear as None."""
@@ -139,13 +198,6 @@ def check_times(t: Tensor) -> None:
         raise ValueError(f"t must be finite and strictly increasing or decreasing, got {t.tolist()}")
 
 
-def check_samples(samples: int) -> int:
-    """Checks the number of importance samples."""
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be a positive integer, got {samples!r}")
-    return samples
-
-
 def travelled(control: Control, t: Tensor, batch: int, num_flows: int) -> Tensor:
     """How far each flow has acted: the integral of its weight from ``t[0]`` on.
 
@@ -178,14 +230,3 @@ def travelled(control: Control, t: Tensor, batch: int, num_flows: int) -> Tensor
         pieces = control.segments(begin, end)
         total.append(total[-1] + sum(((b - a) * weights(piece) for a, b, piece in pieces), torch.zeros_like(total[0])))
     return torch.stack(total)
-
-
-def chunks(samples: int, chunk: int) -> Sequence[int]:
-    """Splits a number of samples into portions of at most ``chunk``."""
-    return [min(chunk, samples - begin) for begin in range(0, samples, chunk)]
-
-
-def log_mean_exp(log_weights: Sequence[Tensor]) -> Tensor:
-    """The logarithm of the mean of exp over the first dimension of tensors that are laid end to end there."""
-    joined = torch.cat(list(log_weights))
-    return torch.logsumexp(joined, 0) - math.log(len(joined))

@@ -14,11 +14,9 @@ from flowfactor import objectives
 from flowfactor.control import Control, Schedule
 from flowfactor.models.baselines.base import (
     Baseline,
+    Weigh,
     check_count,
     check_frames_per_step,
-    check_samples,
-    chunks,
-    log_mean_exp,
 )
 from flowfactor.models.baselines.po_flow import one_index
 from flowfactor.models.terms import Terms
@@ -244,41 +242,8 @@ class PaperCodeVAE(Baseline):
         scale = _NeverZeroed.apply(self.prior_scale, self.scale_gradient)
         return 1 / (scale[k, step - 1].square() + _FLOOR).unsqueeze(-1)  # type: ignore[index]
 
-    def log_likelihood(
-        self,
-        frames: Tensor,
-        t: Tensor,
-        k: Control,
-        samples: int = 64,
-        *,
-        generator: torch.Generator | None = None,
-        chunk: int = 8,
-    ) -> Tensor:
-        r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of $\ln p(x_{0..T}|k)$, over $z_0$.
-
-        Args:
-            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames.
-            k: Which transformation acts.
-            samples: S, the number of importance samples.
-            generator: Source of the draws.
-            chunk: Samples decoded at a time, to bound memory.
-
-        Returns:
-            Bounds ``[B]``, in nats per sequence.
-
-        Raises:
-            ValueError: If ``samples`` is not positive or an argument does not fit.
-        """
-        check_samples(samples)
-        frames, t = self._checked(frames, t, k, generator)
-        q, prior, weights = self.encode(frames[:, 0]), self.prior.at(0.0), []
-        for size in chunks(samples, chunk):
-            z0 = objectives.draw(q, (size,), generator)
-            path = self.path(z0, t, k)
-            log_p = torch.stack([self.decoder(z).log_prob(x) for z, x in zip(path, frames.unbind(1), strict=True)])
-            weights.append(log_p.sum(0) + prior.log_prob(z0) - q.log_prob(z0))
-        return log_mean_exp(weights)
+    def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
+        return self._importance_of_paths(frames, lambda z0: self.path(z0, t, k), generator)
 
 
 class _NeverZeroed(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowfactor import objectives
 from flowfactor.control import Control, Schedule
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.baselines.base import Baseline, check_samples, chunks, log_mean_exp
+from flowfactor.models.baselines.base import Baseline, Weigh
 from flowfactor.models.checks import check_weight
 from flowfactor.models.terms import Terms
 from flowfactor.potentials import Potential
@@ -186,42 +186,8 @@ class PoFlow(Baseline):
         change = torch.func.jvp(self.decode, (z,), (step,))[1]
         return change.square().mean()
 
-    def log_likelihood(
-        self,
-        frames: Tensor,
-        t: Tensor,
-        k: Control,
-        samples: int = 64,
-        *,
-        generator: torch.Generator | None = None,
-        chunk: int = 8,
-    ) -> Tensor:
-        r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of $\ln p(x_{0..T}|k)$, over $z_0$.
-
-        Args:
-            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames.
-            k: Which transformation acts.
-            samples: S, the number of importance samples.
-            generator: Source of the draws.
-            chunk: Samples decoded at a time, to bound memory.
-
-        Returns:
-            Bounds ``[B]``, in nats per sequence.
-
-        Raises:
-            ValueError: If ``samples`` is not positive or an argument does not fit.
-        """
-        check_samples(samples)
-        frames, t = self._checked(frames, t, k, generator)
-        q, prior, weights = self.encode(frames[:, 0]), self.prior.at(0.0), []
-        for size in chunks(samples, chunk):
-            z0 = objectives.draw(q, (size,), generator)
-            path = self.flow(z0, t, k).z
-            # Frame by frame: x_t [B, C, H, W] against every sample's z_t [S, B, D].
-            log_p = torch.stack([self.decoder(z).log_prob(x) for z, x in zip(path, frames.unbind(1), strict=True)])
-            weights.append(log_p.sum(0) + prior.log_prob(z0) - q.log_prob(z0))
-        return log_mean_exp(weights)
+    def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
+        return self._importance_of_paths(frames, lambda z0: self.flow(z0, t, k).z, generator)
 
 
 def wave_residual(potential: Potential, z: Tensor, t: Tensor, k: int | Tensor, speed: Tensor) -> Tensor:

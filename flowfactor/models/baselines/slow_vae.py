@@ -10,7 +10,7 @@ from torch.distributions import Distribution, Laplace
 
 from flowfactor import objectives
 from flowfactor.control import Control
-from flowfactor.models.baselines.base import check_frames_per_step, check_samples, chunks, log_mean_exp
+from flowfactor.models.baselines.base import Weigh, check_frames_per_step
 from flowfactor.models.baselines.vae import VAE, moments
 from flowfactor.models.checks import check_positive, check_weight
 from flowfactor.models.terms import Terms
@@ -120,42 +120,16 @@ class SlowVAE(VAE):
         index = begin + torch.arange(wanted, device=frames.device).unsqueeze(-1)
         return frames[torch.arange(batch, device=frames.device), index]
 
-    def log_likelihood(
-        self,
-        frames: Tensor,
-        t: Tensor,
-        k: Control = 0,
-        samples: int = 64,
-        *,
-        generator: torch.Generator | None = None,
-        chunk: int = 8,
-    ) -> Tensor:
-        r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of $\ln p(x_{0..T})$ under the chain.
-
-        Args:
-            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames.
-            k: Which transformation acts; checked and ignored.
-            samples: S, the number of importance samples of the sequence's latents.
-            generator: Source of the draws.
-            chunk: Samples decoded at a time, to bound memory.
-
-        Returns:
-            Bounds ``[B]``, in nats per sequence.
-
-        Raises:
-            ValueError: If ``samples`` is not positive or an argument does not fit.
-        """
-        check_samples(samples)
-        frames, t = self._checked(frames, t, k, generator)
+    def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
         q, start = self.encode(frames), self.prior.at(0.0)
-        weights = []
-        for size in chunks(samples, chunk):
-            z = objectives.draw(q, (size,), generator)  # [S, B, T+1, D]
+
+        def weigh(size: tuple[int]) -> Tensor:
+            z = objectives.draw(q, size, generator)  # [S, B, T+1, D]
             step = Laplace(z.new_zeros(()), z.new_tensor(1 / self.rate))
             log_p = start.log_prob(z[..., 0, :]) + step.log_prob(z.diff(dim=-2)).sum((-2, -1))
-            weights.append(log_p + (self.decoder(z).log_prob(frames) - q.log_prob(z)).sum(-1))
-        return log_mean_exp(weights)
+            return log_p + (self.decoder(z).log_prob(frames) - q.log_prob(z)).sum(-1)
+
+        return weigh
 
 
 def transition_divergence(q: Distribution, rate: float, current: slice, previous: slice) -> Tensor:

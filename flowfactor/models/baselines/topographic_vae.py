@@ -13,11 +13,9 @@ from flowfactor import objectives
 from flowfactor.control import Control
 from flowfactor.models.baselines.base import (
     Baseline,
+    Weigh,
     check_count,
     check_frames_per_step,
-    check_samples,
-    chunks,
-    log_mean_exp,
     travelled,
 )
 from flowfactor.models.checks import check_positive
@@ -195,43 +193,17 @@ class TopographicVAE(Baseline):
         zero = kl.new_zeros(())
         return Terms(kl - reconstruction, reconstruction, kl, zero, zero, reconstruction - kl)
 
-    def log_likelihood(
-        self,
-        frames: Tensor,
-        t: Tensor,
-        k: Control,
-        samples: int = 64,
-        *,
-        generator: torch.Generator | None = None,
-        chunk: int = 8,
-    ) -> Tensor:
-        r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of $\ln p(x_{0..T})$, over all z and u at once.
-
-        Args:
-            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames.
-            k: Which transformation acts; ignored without supervision.
-            samples: S, the number of importance samples of the sequence's latents.
-            generator: Source of the draws.
-            chunk: Samples decoded at a time, to bound memory.
-
-        Returns:
-            Bounds ``[B]``, in nats per sequence.
-
-        Raises:
-            ValueError: If ``samples`` is not positive or an argument does not fit.
-        """
-        check_samples(samples)
-        frames, t = self._checked(frames, t, k, generator)
+    def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
         q_z, q_u, prior = self.encoder(frames), self.scale_encoder(frames), self.prior.at(0.0)
         rolled = self._rolled(k, t, len(frames)).unsqueeze(1)
-        weights = []
-        for size in chunks(samples, chunk):
-            z, u = objectives.draw(q_z, (size,), generator), objectives.draw(q_u, (size,), generator)
+
+        def weigh(size: tuple[int]) -> Tensor:
+            z, u = objectives.draw(q_z, size, generator), objectives.draw(q_u, size, generator)
             s = self.latents(z.movedim(2, 0), u.movedim(2, 0), rolled).movedim(0, 2)  # [S, B, N, D]
             log_p = self.decoder(s).log_prob(frames) + prior.log_prob(z) + prior.log_prob(u)
-            weights.append((log_p - q_z.log_prob(z) - q_u.log_prob(u)).sum(-1))
-        return log_mean_exp(weights)
+            return (log_p - q_z.log_prob(z) - q_u.log_prob(u)).sum(-1)
+
+        return weigh
 
     def _rolled(self, control: Control, t: Tensor, batch: int) -> Tensor:
         """How far every capsule has rolled, ``[N, B, capsules]``."""

@@ -12,10 +12,8 @@ from flowfactor import objectives
 from flowfactor.control import Control
 from flowfactor.models.baselines.base import (
     Baseline,
+    Weigh,
     check_frames_per_step,
-    check_samples,
-    chunks,
-    log_mean_exp,
 )
 from flowfactor.models.checks import check_weight
 from flowfactor.models.terms import Terms
@@ -119,40 +117,14 @@ class VAE(Baseline):
         zero = kl.new_zeros(())
         return Terms(kl - reconstruction, reconstruction, kl, zero, zero, reconstruction - kl)
 
-    def log_likelihood(
-        self,
-        frames: Tensor,
-        t: Tensor,
-        k: Control = 0,
-        samples: int = 64,
-        *,
-        generator: torch.Generator | None = None,
-        chunk: int = 8,
-    ) -> Tensor:
-        r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of $\sum_t \ln p(x_t)$, frame by frame.
-
-        Args:
-            frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames.
-            k: Which transformation acts; checked and ignored.
-            samples: S, the number of importance samples of each frame.
-            generator: Source of the draws.
-            chunk: Samples decoded at a time, to bound memory.
-
-        Returns:
-            Bounds ``[B]``, in nats per sequence.
-
-        Raises:
-            ValueError: If ``samples`` is not positive or an argument does not fit.
-        """
-        check_samples(samples)
-        frames, t = self._checked(frames, t, k, generator)
+    def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
         q, prior = self.encode(frames), self.prior.at(0.0)
-        weights = []
-        for size in chunks(samples, chunk):
-            z = objectives.draw(q, (size,), generator)
-            weights.append(self.decoder(z).log_prob(frames) + prior.log_prob(z) - q.log_prob(z))
-        return log_mean_exp(weights).sum(-1)
+
+        def weigh(size: tuple[int]) -> Tensor:
+            z = objectives.draw(q, size, generator)
+            return self.decoder(z).log_prob(frames) + prior.log_prob(z) - q.log_prob(z)
+
+        return weigh
 
 
 class BetaVAE(VAE):
