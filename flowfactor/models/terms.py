@@ -30,6 +30,12 @@ class Terms:
     bound: Tensor
     kl_factor: Tensor = field(default_factory=lambda: torch.zeros(()))
 
+    @classmethod
+    def plain(cls, reconstruction: Tensor, kl: Tensor, loss: Tensor | None = None) -> Terms:
+        """The terms of a model without flow; the loss is the negative bound where it is not given."""
+        zero, bound = kl.new_zeros(()), reconstruction - kl
+        return Terms(-bound if loss is None else loss, reconstruction, kl, zero, zero, bound)
+
     def as_dict(self) -> dict[str, Tensor]:
         """The terms by name, detached."""
         return {f.name: getattr(self, f.name).detach() for f in fields(self)}

@@ -7,31 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from baseline_cases import batch, make, seeded
 from torch.distributions import Independent, Normal, kl_divergence
 
 import flowfactor as ff
-from flowfactor.models import PoFlow, TopographicVAE, build_baseline
+from flowfactor.models import PoFlow, TopographicVAE
 from flowfactor.models.baselines.paper_code import softmax_divergence
 from flowfactor.models.baselines.po_flow import wave_residual
 from flowfactor.models.baselines.topographic_vae import roll
-
-SMALL = {"encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
-
-
-def make(name: str, latent_dim: int = 4, **settings):
-    torch.manual_seed(0)
-    return build_baseline(name, (1, 8, 8), 2, latent_dim, **SMALL, **settings)
-
-
-def batch(steps: int = 4):
-    generator = torch.Generator().manual_seed(1)
-    frames = torch.rand(6, steps + 1, 1, 8, 8, generator=generator)
-    return frames, torch.arange(steps + 1), torch.tensor([0, 0, 0, 1, 1, 1])
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
 
 # TopographicVAE
 

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Laplace
 from flowfactor import objectives
 from flowfactor.control import Control
 from flowfactor.models.baselines.base import Weigh, check_frames_per_step
-from flowfactor.models.baselines.vae import VAE, moments
+from flowfactor.models.baselines.vae import VAE
 from flowfactor.models.checks import check_positive, check_weight
 from flowfactor.models.terms import Terms
 
@@ -107,10 +107,8 @@ class SlowVAE(VAE):
         return self._gathered(pairs[0], pairs[1], scale * 0.5 * (forth + back).mean())
 
     def _gathered(self, reconstruction: Tensor, normal: Tensor, transition: Tensor) -> Terms:
-        kl = normal + transition
-        zero = kl.new_zeros(())
         loss = self.beta * normal + self.gamma * transition - reconstruction
-        return Terms(loss, reconstruction, kl, zero, zero, reconstruction - kl)
+        return Terms.plain(reconstruction, normal + transition, loss)
 
     def _run(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
         """Neighbouring frames ``[n, B, C, H, W]``, from a place of each sequence's own while training."""
@@ -156,7 +154,7 @@ def transition_divergence(q: Distribution, rate: float, current: slice, previous
         >>> transition_divergence(q, 1.0, slice(1, None), slice(None, -1))   # ln 2 + 2/sqrt(pi) - ln(2 pi e) / 2
         tensor([0.4026])
     """
-    mean, std = moments(q)
+    mean, std = q.mean, q.stddev
     m = mean[current] - mean[previous]
     s = (std[current].square() + std[previous].square()).sqrt()
     distance = s * math.sqrt(2 / math.pi) * torch.exp(-0.5 * (m / s).square()) + m * torch.erf(m / s / math.sqrt(2))

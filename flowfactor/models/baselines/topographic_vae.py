@@ -189,9 +189,7 @@ class TopographicVAE(Baseline):
         index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
         sample = torch.arange(batch, device=frames.device)
         reconstruction = weight * self.decoder(s[index, sample]).log_prob(frames[sample, index]).sum(0).mean()
-        kl = (kl_z + kl_u).mean()
-        zero = kl.new_zeros(())
-        return Terms(kl - reconstruction, reconstruction, kl, zero, zero, reconstruction - kl)
+        return Terms.plain(reconstruction, (kl_z + kl_u).mean())
 
     def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
         q_z, q_u, prior = self.encoder(frames), self.scale_encoder(frames), self.prior.at(0.0)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from flowfactor import objectives
 from flowfactor.control import Control
@@ -114,8 +113,7 @@ class VAE(Baseline):
     def _terms(
         self, reconstruction: Tensor, kl: Tensor, z: Tensor, weight: float, generator: torch.Generator | None
     ) -> Terms:
-        zero = kl.new_zeros(())
-        return Terms(kl - reconstruction, reconstruction, kl, zero, zero, reconstruction - kl)
+        return Terms.plain(reconstruction, kl)
 
     def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
         q, prior = self.encode(frames), self.prior.at(0.0)
@@ -169,11 +167,4 @@ class BetaVAE(VAE):
     def _terms(
         self, reconstruction: Tensor, kl: Tensor, z: Tensor, weight: float, generator: torch.Generator | None
     ) -> Terms:
-        zero = kl.new_zeros(())
-        loss = self.beta * kl - reconstruction
-        return Terms(loss, reconstruction, kl, zero, zero, reconstruction - kl)
-
-
-def moments(q: Distribution) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a posterior of independent normals, ``[*batch, D]``."""
-    return q.mean, q.stddev
+        return Terms.plain(reconstruction, kl, self.beta * kl - reconstruction)
