@@ -6,13 +6,20 @@ potential that follows dynamic optimal transport.
 
 __version__ = "0.1.0"
 
-from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from flowfactor import encoders, fields, potentials, priors, regularizers
 from flowfactor.control import Schedule
 from flowfactor.errors import FlowSolveError
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.path import FlowPath, SolveStats
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform
+
+if TYPE_CHECKING:
+    from flowfactor import data, metrics, models, plot
 
 __all__ = [
     "FlowPath",
@@ -32,3 +39,15 @@ __all__ = [
     "priors",
     "regularizers",
 ]
+
+_ON_FIRST_USE = ("data", "metrics", "models", "plot")  # what a flow in a model of one's own does not need
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"flowfactor.{name}")
+    raise AttributeError(f"module 'flowfactor' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

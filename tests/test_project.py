@@ -69,6 +69,15 @@ def test_readme_links_lead_somewhere() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_every_part_is_there_at_once_and_loaded_on_first_use() -> None:
+    script = (
+        "import sys, flowfactor as ff; early = 'flowfactor.models' in sys.modules; "
+        "print(early, {'data', 'metrics', 'models', 'plot'} <= set(dir(ff)), ff.models.VAE.__name__, hasattr(ff, 'model'))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "True", "VAE", "False"]
+
+
 def test_import_needs_no_extra() -> None:
     script = f"import sys, flowfactor; print(*[m for m in {EXTRAS!r} if m in sys.modules])"
     run = subprocess.run(
