@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,34 @@ class Taken:
 
 
 @dataclass
+class Block:
+    """Some accepted steps one after the other; their stages are numbered from the block's start.
+
+    Attributes:
+        z: State at its start, ``[K, n, D]``; None where it has to be found by going on from an earlier block.
+        t: Time of its start.
+        reached: The number of outputs reached at its end.
+    """
+
+    z: Tensor | None
+    t: float
+    taken: list[Taken] = field(default_factory=list)
+    stage_times: list[float] = field(default_factory=list)
+    reached: int = 1
+
+    def weights(self, table: Tableau, outputs: int) -> np.ndarray:
+        """Weights ``[T, S]`` by which the rates of the stages add to the integrals at the outputs."""
+        result, sofar = np.zeros((outputs, len(self.stage_times))), np.zeros(len(self.stage_times))
+        for step in self.taken:
+            for out, inside in step.outputs:
+                result[out] = sofar
+                np.add.at(result[out], step.stages, step.dt * inside)
+            np.add.at(sofar, step.stages, step.dt * table.b)
+        result[self.reached :] = sofar
+        return result
+
+
+@dataclass
 class Plan:
     """What one solve needs to know; see `solve`."""
 
@@ -47,6 +75,7 @@ class Plan:
     probe: Tensor | None
     real: Tensor | None  # weight of every row in a mean over the batch, where some rows repeat others
     stats: SolveStats
+    told: SolveStats  # what the caller sees, for evaluations on the way back
     attempted: int  # steps of the stretches before this one
     differentiable: bool  # whether gradients are on: inside a Function they never are
     again: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
@@ -63,15 +92,27 @@ class Plan:
 
 
 class March:
-    """The way forward."""
+    """The way forward.
 
-    def __init__(self, plan: Plan, z0: Tensor, record: bool) -> None:
+    Args:
+        plan: What is solved.
+        z0: State at the start, ``[K, n, D]``.
+        record: Whether the tape keeps what every accepted stage found.
+        limit: Steps of a block; None for one block whatever its length.
+        done: Called with every block when it is complete and its record is still there.
+    """
+
+    def __init__(
+        self, plan: Plan, z0: Tensor, record: bool, limit: int | None = None,
+        done: Callable[[Block], None] = lambda block: None,
+    ) -> None:  # fmt: skip
         self.plan, self.tape, self.solver = plan, plan.tape, plan.solver
-        self.record = record
+        self.record, self.limit, self.done = record, limit, done
         self.steered = plan.steered
         self.steps = Steps(plan.table, z0, self.steered)
-        self.stage_times: list[float] = []
-        self.taken: list[Taken] = []
+        self.blocks: list[Block] = []
+        self.block = Block(z0, plan.times[0])
+        self.kept = 1  # outputs reached when a state was kept last
         self.ys = z0.new_empty(len(plan.times), *z0.shape)
         self.ys[0] = z0
         self.log_det = z0.new_zeros(len(plan.times), *z0.shape[:-1]) if self.steered else None
@@ -81,10 +122,37 @@ class March:
         velocity, found = self.tape.velocity(z, terms, self.record)
         self.steps.note(i, velocity)
         self.plan.stats.nfe += 1
-        self.stage_times.append(t)
+        self.block.stage_times.append(t)
         return found
 
-    def fixed(self, z: Tensor) -> None:
+    def run(self, z: Tensor) -> None:
+        """Takes all steps from ``z``."""
+        (self._adaptive if self.solver.adaptive else self._fixed)(z)
+        if self.block.taken:
+            self._close()
+
+    def _close(self) -> None:
+        self.done(self.block)
+        self.blocks.append(self.block)
+
+    def _took(self, step: Taken, z: Tensor, t: float, reached: int) -> None:
+        """Enters an accepted step that led to ``z`` at ``t``; begins a new block after the last step of one."""
+        block = self.block
+        block.taken.append(step)
+        block.reached = reached
+        self.plan.stats.accepted += 1
+        if self.limit is None or len(block.taken) < self.limit or reached == len(self.plan.times):
+            return
+        self._close()
+        # One state an output is kept: with many steps between two outputs the others are found again.
+        self.block = Block(z if reached > self.kept else None, t, reached=reached)
+        self.kept = reached
+        if self.record:
+            self.tape.begin_block(self.solver.adaptive)
+        if self.solver.adaptive:  # the last stage of a step is the first of the next
+            self.block.stage_times.append(t)
+
+    def _fixed(self, z: Tensor) -> None:
         """Steps on the solver's grid."""
         times = torch.tensor(self.plan.times, dtype=torch.float64)
         grid, table = self.solver.grid(times).tolist(), self.plan.table
@@ -94,20 +162,20 @@ class March:
         for t, e in zip(grid[:-1], grid[1:], strict=True):
             dt = e - t
             self.steps.start(dt)
-            begun = len(self.stage_times)
+            begun = len(self.block.stage_times)
             for i, c in enumerate(table.c.tolist()):
                 self.look(i, t + c * dt, self.steps.stage(i, z) if i else z, next(terms))
             z = self.steps.end(z)
             landed = e == self.plan.times[out]
-            self.taken.append(Taken(dt, list(range(begun, begun + table.size)), [(out, table.b)] if landed else []))
-            self.plan.stats.accepted += 1
+            step = Taken(dt, list(range(begun, begun + table.size)), [(out, table.b)] if landed else [])
             if landed:
                 self.ys[out] = z
                 out += 1
+            self._took(step, z, e, out)
         if not bool(torch.isfinite(self.ys).all()):
             raise GaveUpError
 
-    def adaptive(self, z: Tensor) -> None:
+    def _adaptive(self, z: Tensor) -> None:
         """Steps of sizes chosen by the error."""
         plan, steps, table, times = self.plan, self.steps, self.plan.table, self.plan.times
         t, end = times[0], times[-1]
@@ -120,14 +188,14 @@ class March:
             steps.note_rates(0, self.tape.divergence([found]))
         size = self._first_step(control, z, t, sign)
         landings = [end] if self.solver.method == "dopri5" else times[1:]
-        first, out, attempts = 0, 1, plan.attempted
+        out, attempts = 1, plan.attempted
         while out < len(times):
             landing = next(x for x in landings if (x - t) * sign > 0)
             cut = (t + sign * size - landing) * sign > 0
             dt = landing - t if cut else sign * size
             e = landing if cut else t + dt
             attempts = self._limit(attempts, t, dt, end)
-            begun = len(self.stage_times)
+            begun = len(self.block.stage_times)
             steps.start(dt)
             at, looks = z, []
             moments = [e if c == 1 else t + c * dt for c in table.c[1:].tolist()]
@@ -140,12 +208,11 @@ class March:
             size = control.next(abs(dt), ratio)
             if ratio > 1:
                 plan.stats.rejected += 1
-                del self.stage_times[begun:]
+                del self.block.stage_times[begun:]
                 if self.record:
                     self.tape.forget(begun)
                 continue
-            plan.stats.accepted += 1
-            step = Taken(dt, [first, *range(begun, begun + table.size - 1)], [])
+            step = Taken(dt, list(range(begun - 1, begun + table.size - 1)), [])
             while out < len(times) and (e - times[out]) * sign >= 0:
                 weights = table.inside((times[out] - t) / dt if times[out] != e else 1.0)
                 step.outputs.append((out, weights))
@@ -153,11 +220,11 @@ class March:
                 if self.log_det is not None and ell is not None:
                     self.log_det[out] = ell - before + steps.total(weights, dt)
                 out += 1
-            self.taken.append(step)
             if ell is not None:
                 ell = ell + steps.total(table.b, dt)
-            z, t, first = at, e, begun + table.size - 2
+            z, t = at, e
             steps.carry()
+            self._took(step, z, t, out)
 
     def _first_step(self, control: StepControl, z: Tensor, t: float, sign: float) -> float:
         def pack(velocity: Tensor, rate: Tensor | None) -> Tensor:
@@ -191,14 +258,3 @@ class March:
         if attempts >= limit or t + dt == t or hopeless:
             raise GaveUpError
         return attempts + 1
-
-
-def quadrature_weights(taken: Sequence[Taken], table: Tableau, outputs: int, stages: int) -> np.ndarray:
-    """Weights ``[T, S]`` by which the rates of the stages add up to the integrals at the outputs."""
-    result, sofar = np.zeros((outputs, stages)), np.zeros(stages)
-    for step in taken:
-        for out, inside in step.outputs:
-            result[out] = sofar
-            np.add.at(result[out], step.stages, step.dt * inside)
-        np.add.at(sofar, step.stages, step.dt * table.b)
-    return result

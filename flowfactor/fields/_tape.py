@@ -96,15 +96,26 @@ class FieldTape:
         several = tuple(torch.stack(x, 1) for x in zip(*(f[0][3:] for f in found), strict=True))
         return self.first.laplacian_of(several).transpose(0, 1)
 
+    def begin_block(self, shared: bool) -> None:
+        """Drops all records, but for the last one where the next step begins with it (``shared``)."""
+        for tape in self.tapes:
+            tape.records = tape.records[-1:] if shared else []
+
     def forget(self, keep: int) -> None:
         """Drops the records of all but the first ``keep`` stages."""
         for tape in self.tapes:
             del tape.records[keep:]
 
-    def take(self, ts: list[float], which: list[int] | None = None) -> None:
-        """Stacks the records of the stages ``which`` (all: None), at the times ``ts``."""
+    def take(self, ts: list[float]) -> None:
+        """Stacks the records of all stages, which were at the times ``ts``."""
         for tape in self.tapes:
-            tape.take(which, ts)
+            tape.take(ts)
+
+    def put(self, found: Sequence[Found], ts: list[float]) -> None:
+        """Makes what `velocity` found at some stages, at the times ``ts``, the record."""
+        for i, tape in enumerate(self.tapes):
+            tape.records = [stage[i] for stage in found]
+            tape.take(ts)
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """``velocity`` and what of ``value, gradient, time, laplacian`` is wanted, at all stages."""

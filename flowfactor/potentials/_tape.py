@@ -133,19 +133,26 @@ class TwoLayerTape:
         """Inserts the dimension of stages into a tensor that is the same at all of them."""
         return fixed if fixed.ndim == like.ndim else fixed.unsqueeze(1)
 
-    def take(self, which: list[int] | None, ts: list[float]) -> None:
-        """Stacks the records of the stages ``which`` (all: None), at the times ``ts``; others are dropped."""
-        records = self.records if which is None else [self.records[i] for i in which]
-        self.records = []
-        self.ts = ts
-        self.z, self.x1, self.a2, self.b1, self.b2, self.g1 = (torch.stack(x, 1) for x in zip(*records, strict=True))
+    def take(self, ts: list[float]) -> None:
+        """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""
+        self.z, self.x1, self.a2, self.b1, self.b2, self.g1 = (
+            torch.stack(x, 1) for x in zip(*self.records, strict=True)
+        )
+        self.records = self.records[-1:]
         self.s1, self.s2 = self.act.first(self.b1), self.act.first(self.b2)
         self.s1_prime = self.act.second(self.b1, self.s1)
         self.w3_s2 = self.s2 * self.w3.unsqueeze(1)
         self.w3_s2_prime = self.act.second(self.b2, self.s2) * self.w3.unsqueeze(1)
-        times = torch.tensor(ts, dtype=self.z.dtype, device=self.z.device)
-        with torch.enable_grad():
-            self.c = self.time_terms(self.stack, t=times, derivative=self.derivative)
+        self.ts, self._c = ts, None
+
+    @property
+    def c(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """The time terms of all stages, with their graph."""
+        if self._c is None:
+            times = torch.tensor(self.ts, dtype=self.z.dtype, device=self.z.device)
+            with torch.enable_grad():
+                self._c = self.time_terms(self.stack, t=times, derivative=self.derivative)
+        return self._c
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """Value, gradient, time derivative and Laplacian at all stages, as far as wanted."""
