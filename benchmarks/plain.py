@@ -39,6 +39,13 @@ class PlainPotential(nn.Module):
         network = self.third(h).squeeze(-1)
         return network + 0.5 * (self.scale * self.quad(z).square()).sum(-1) + (self.linear * z).sum(-1)
 
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """The parameters by the names that `MLPPotential` has for them."""
+        layers = {"w1": self.first, "v1": self.first_time, "w2": self.second, "v2": self.second_time, "w3": self.third}
+        weights = {name: layer.weight for name, layer in layers.items()}
+        biases = {"b1": self.first.bias, "b2": self.second.bias}
+        return weights | biases | {"quad": self.quad.weight, "scale": self.scale, "linear": self.linear}
+
 
 class PlainFlow(nn.Module):
     """dz/dt = grad u and d(log det)/dt = lap u by autograd, as torchdiffeq's right-hand side on ``[B, D + 1]``.
@@ -57,20 +64,22 @@ class PlainFlow(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         self.nfe += 1
+        keep = torch.is_grad_enabled()  # forward alone, the last derivative needs no graph
         with torch.enable_grad():
             z = y[:, :-1]
             z = z if z.requires_grad else z.requires_grad_()
             u = self.potential(z, t)
             (gradient,) = torch.autograd.grad(u.sum(), z, create_graph=True)
             if self.probe is not None:
-                (along,) = torch.autograd.grad((gradient * self.probe).sum(), z, create_graph=True)
+                (along,) = torch.autograd.grad((gradient * self.probe).sum(), z, create_graph=keep)
                 laplacian = (along * self.probe).sum(-1)
             else:
                 # All D backward passes at once: several times faster than a loop over the dimensions.
                 units = torch.eye(z.shape[1], dtype=z.dtype).unsqueeze(1).expand(-1, len(z), -1)
-                (hessian,) = torch.autograd.grad(gradient, z, units, create_graph=True, is_grads_batched=True)
+                (hessian,) = torch.autograd.grad(gradient, z, units, create_graph=keep, is_grads_batched=True)
                 laplacian = hessian.diagonal(dim1=0, dim2=2).sum(-1)
-            return torch.cat([gradient, laplacian.unsqueeze(-1)], -1)
+        rate = torch.cat([gradient, laplacian.unsqueeze(-1)], -1)
+        return rate if keep else rate.detach()
 
     def solve(self, z0: Tensor, t: Tensor, tolerance: float, *, adjoint: bool = False) -> tuple[Tensor, Tensor]:
         """Returns z ``[T, B, D]`` and log-determinants ``[T, B]``."""

@@ -69,7 +69,7 @@ class _WayBack:
         self.plan.told.nfe_backward += 1
         self.tape.put([found], [t])
         cotangents, _, z_bar = self._cotangents([t], mu.unsqueeze(2))
-        direct = self.tape.begin(cotangents)
+        direct = self.tape.begin(cotangents, weights=False)
         back = self.tape.pull((slice(None), 0), lam)
         for more in (direct, z_bar):
             if more is not None:

@@ -132,13 +132,13 @@ class FieldTape:
         out["velocity"] = velocity
         return out
 
-    def begin(self, cotangents: dict[str, Tensor]) -> Tensor | None:
+    def begin(self, cotangents: dict[str, Tensor], *, weights: bool = True) -> Tensor | None:
         """Prepares the way back (see `TwoLayerTape.begin`); a cotangent of ``velocity`` reaches every part."""
         own = dict(cotangents)
         self.of_velocity = own.pop("velocity", None)
-        direct = self.first.begin(own) if self.first is not None else None
+        direct = self.first.begin(own, weights=weights) if self.first is not None else None
         for tape in self.turned:
-            tape.begin({})
+            tape.begin({}, weights=weights)
         return direct
 
     def pull(self, at: Stages, lam: Tensor) -> Tensor:

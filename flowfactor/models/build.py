@@ -12,13 +12,15 @@ from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.potentials import ConvexPotential, MLPPotential, PaperPotential, Potential, ResNetPotential
-from flowfactor.priors import Diffusion, GaussianMixture, Prior, StandardNormal
+from flowfactor.priors import Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
 from flowfactor.solver import Solver
 
 FIELDS = ("helmholtz", "gradient", "free")
 POTENTIALS = ("mlp", "resnet", "convex", "paper")
 SUPERVISIONS = ("full", "weak")
-PRIORS = ("normal", "mixture", "diffusion", "diffusion-mixture")
+PRIORS = ("normal", "mixture", "vamp", "diffusion", "diffusion-mixture")
+
+_PSEUDO_INPUTS = 50
 
 
 def build_vae(
@@ -60,7 +62,7 @@ def build_vae(
         encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's.
         decoder: Keyword arguments of `ConvDecoder`.
         likelihood: ``"bernoulli"``, ``"gaussian"``, or a likelihood's config.
-        prior: ``"normal"``, ``"mixture"``, ``"diffusion"`` or ``"diffusion-mixture"``.
+        prior: ``"normal"``, ``"mixture"``, ``"vamp"`` (of 50 pseudo-inputs), ``"diffusion"`` or ``"diffusion-mixture"``.
         solver: Keyword arguments of `Solver`. Where None: unit Euler steps under ``path``, where any map gives a true
             bound, and unit rk4 steps under ``marginal``, whose bound needs the log-determinant of the map itself.
         divergence: ``"exact"`` or ``"hutchinson"``.
@@ -102,7 +104,7 @@ def build_vae(
         made_encoder,
         made_decoder,
         flow,
-        _prior(prior, latent_dim, num_flows, generator),
+        _prior(prior, made_encoder, image_shape, num_flows, generator),
         factor_encoder=made_factor,
         estimator=_estimator(estimator, tau, anneal_steps),
         **settings,
@@ -153,11 +155,16 @@ def _field(
     raise ValueError(f"field must be one of {FIELDS}, got {field!r}")
 
 
-def _prior(prior: str, dim: int, num_flows: int, g: torch.Generator | None) -> Prior:
+def _prior(
+    prior: str, encoder: ConvEncoder, image_shape: Sequence[int], num_flows: int, g: torch.Generator | None
+) -> Prior:
+    dim = encoder.latent_dim
     if prior == "normal":
         return StandardNormal(dim)
     if prior == "mixture":
         return GaussianMixture(dim, generator=g)
+    if prior == "vamp":
+        return VampPrior(encoder, count=_PSEUDO_INPUTS, shape=image_shape, generator=g)
     if prior == "diffusion":
         return Diffusion(StandardNormal(dim), num_flows)
     if prior == "diffusion-mixture":

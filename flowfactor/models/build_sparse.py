@@ -85,5 +85,5 @@ def build_sparse_vae(
     pairs = PairEncoder(num_flows, **shape, **chosen)
     made_field = _field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
     flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler"})), divergence)
-    made_prior = _prior(prior, latent_dim, num_flows, generator)
+    made_prior = _prior(prior, made_encoder, image_shape, num_flows, generator)
     return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)

@@ -182,11 +182,12 @@ class TwoLayerTape:
     def _h2(self) -> Tensor:
         return self.act.value(self.a2, self.b2)
 
-    def begin(self, cotangents: dict[str, Tensor]) -> Tensor | None:
+    def begin(self, cotangents: dict[str, Tensor], *, weights: bool = True) -> Tensor | None:
         """Prepares the way back for cotangents ``value, gradient, time, laplacian`` of all stages.
 
         Args:
             cotangents: By name, ``[K, S, n]`` (gradient ``[K, S, n, D]``); what is missing is zero.
+            weights: Whether `gradients` will be asked for.
 
         Returns:
             The part of the cotangent of z that `pull` does not give, ``[K, S, n, D]``, or None for zero.
@@ -203,7 +204,7 @@ class TwoLayerTape:
             self.rp2 = self.tau.unsqueeze(-1) * d2.detach().unsqueeze(-2)
         if "laplacian" in cotangents:
             mu = cotangents["laplacian"]
-            (self._begin_hutchinson if self.laplacian == "hutchinson" else self._begin_exact)(mu)
+            (self._begin_hutchinson if self.laplacian == "hutchinson" else self._begin_exact)(mu, weights)
         direct = self._begin_value(cotangents["value"]) if "value" in cotangents else None
         h2, size = self.w2.shape[-2], self.z.shape[-1]
         new = self.z.new_empty
@@ -225,7 +226,7 @@ class TwoLayerTape:
         _sum_into(self.extra, "linear", (u * self.z).sum((1, 2)).unsqueeze(-2))
         return u * self.p["linear"].unsqueeze(1)
 
-    def _begin_hutchinson(self, laplacian: Tensor) -> None:
+    def _begin_hutchinson(self, laplacian: Tensor, weights: bool) -> None:
         mu = laplacian.unsqueeze(-1)
         e1, squared1 = self.along1.unsqueeze(1), self.squared1.unsqueeze(1)
         w3 = self.w3.unsqueeze(1)
@@ -240,6 +241,8 @@ class TwoLayerTape:
         self.r1 = mu_squared * self.s1_prime
         self.r2 = _add(self.r2, w3 * mu_along2 * along2 * self.act.third(self.b2, self.s2, s2_prime))
         self.r3 = e1 * back * self.s1_prime + self.g1 * mu_squared * s1_second
+        if not weights:
+            return
         e1_bar = (2 * mu * self.g1 * self.s1_prime * e1 + self.s1 * back).sum(1)
         assert self.probe is not None
         _sum_into(self.extra, "w1", e1_bar.mT @ self.probe)
@@ -250,21 +253,26 @@ class TwoLayerTape:
             _sum_into(self.extra, "scale", (weight * self.along_quad.square()).sum(-2, keepdim=True))
             _sum_into(self.extra, "quad", (2 * weight * scale * self.along_quad).mT @ self.probe)
 
-    def _begin_exact(self, laplacian: Tensor) -> None:
+    def _begin_exact(self, laplacian: Tensor, weights: bool) -> None:
         mu = laplacian.unsqueeze(-1)
         s1_second = self.act.third(self.b1, self.s1, self.s1_prime)
         s2_prime = self.act.second(self.b2, self.s2)
         with torch.enable_grad():
-            w1, w2 = self.w1.detach().requires_grad_(), self.w2.detach().requires_grad_()
             s, m = _flat(self.s1).requires_grad_(), _flat(self.w3_s2_prime).requires_grad_()
-            rows = weighted_row_norms(w2, w1 @ w1.mT)(s, m)
-            found = torch.autograd.grad(rows, (s, m, w1, w2), _flat(mu).squeeze(-1))
+            if weights:
+                w1, w2 = self.w1.detach().requires_grad_(), self.w2.detach().requires_grad_()
+                rows, wanted = weighted_row_norms(w2, w1 @ w1.mT)(s, m), (s, m, w1, w2)
+            else:
+                rows, wanted = self.rows(s, m), (s, m)
+            found = torch.autograd.grad(rows, wanted, _flat(mu).squeeze(-1))
         s1_bar, m2_bar = found[0].reshape(self.s1.shape), found[1].reshape(self.s2.shape)
         squared1 = self.squared1.unsqueeze(1)
         w3 = self.w3.unsqueeze(1)
         self.r1 = mu * squared1 * self.s1_prime
         self.r2 = _add(self.r2, w3 * m2_bar * self.act.third(self.b2, self.s2, s2_prime))
         self.r3 = s1_bar * self.s1_prime + mu * self.g1 * squared1 * s1_second
+        if not weights:
+            return
         norms_bar = (mu * self.g1 * self.s1_prime).sum((1, 2)).unsqueeze(-1)
         _sum_into(self.extra, "w1", found[2] + 2 * norms_bar * self.w1)
         _sum_into(self.extra, "w2", found[3])

@@ -9,30 +9,64 @@ from typing import TYPE_CHECKING, Any
 
 from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config
 from flowfactor.training.schedule import Schedule
+from flowfactor.training.variants import (
+    ABLATION_GROUPS,
+    ABLATIONS,
+    BENCHMARKS,
+    Variant,
+    choose_variants,
+    configure,
+    get_variant,
+)
 
 if TYPE_CHECKING:
+    from flowfactor.training.benchmark import Benchmark, plan_benchmark
     from flowfactor.training.data import SequenceData
+    from flowfactor.training.evaluation import EvaluationConfig, evaluate, measure
     from flowfactor.training.module import FlowModule
-    from flowfactor.training.run import evaluate, load_run, prepare, train
+    from flowfactor.training.report import write_report
+    from flowfactor.training.run import load_run, prepare, train
 
 __all__ = [
+    "ABLATIONS",
+    "ABLATION_GROUPS",
+    "BENCHMARKS",
+    "Benchmark",
     "Config",
     "DataConfig",
+    "EvaluationConfig",
     "FlowModule",
     "Schedule",
     "SequenceData",
     "TrainConfig",
+    "Variant",
+    "choose_variants",
+    "configure",
     "evaluate",
+    "get_variant",
     "list_presets",
     "load_config",
     "load_run",
+    "measure",
+    "plan_benchmark",
     "prepare",
     "train",
+    "write_report",
 ]
 
-_HOMES = {"FlowModule": "module", "SequenceData": "data"} | dict.fromkeys(
-    ("evaluate", "load_run", "prepare", "train"), "run"
-)
+_HOMES = {
+    "Benchmark": "benchmark",
+    "EvaluationConfig": "evaluation",
+    "FlowModule": "module",
+    "SequenceData": "data",
+    "evaluate": "evaluation",
+    "load_run": "run",
+    "measure": "evaluation",
+    "plan_benchmark": "benchmark",
+    "prepare": "run",
+    "train": "run",
+    "write_report": "report",
+}
 
 
 def __getattr__(name: str) -> Any:

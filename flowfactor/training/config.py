@@ -5,87 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flowfactor.errors import require
-
-if TYPE_CHECKING:
-    from flowfactor.data import SequenceDataset
+from flowfactor.training.datasets import DataConfig
 
 PRESETS = Path(__file__).parent.parent / "configs"
 """Folder of the presets."""
 
 Settings = TypeVar("Settings")
-
-
-@dataclass
-class DataConfig:
-    """Which data set of sequences to train on.
-
-    Args:
-        name: ``mnist``, ``digits``, ``scenes``, or ``sequences`` (your own folder of pictures).
-        root: Folder of the data, where it has one: MNIST's four files, or your own sequences.
-        steps: Steps T of a sequence: T + 1 frames. Ignored by ``sequences``, which are as long as they are.
-        download: Fetch MNIST if it is missing.
-        limit: Use only the first so many elements of the training split.
-        options: Further arguments of the data set's class, such as ``{colour: blue}``.
-
-    Example:
-        >>> len(DataConfig("digits").dataset("test"))
-        297
-    """
-
-    name: Literal["mnist", "digits", "scenes", "sequences"] = "mnist"
-    root: str | None = None
-    steps: int = 8
-    download: bool = False
-    limit: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def dataset(self, split: Literal["train", "test"] = "train") -> SequenceDataset:
-        """Opens the data set.
-
-        Your own sequences are split by position: every tenth is for testing.
-
-        Args:
-            split: ``"train"`` or ``"test"``.
-
-        Returns:
-            The data set.
-
-        Raises:
-            FileNotFoundError: If files are missing.
-            ValueError: If a setting does not fit.
-        """
-        from flowfactor import data
-
-        made: SequenceDataset
-        if self.name == "mnist":
-            made = data.MNIST(self.root, split, steps=self.steps, download=self.download, **self.options)
-        elif self.name == "digits":
-            made = data.Digits(split, steps=self.steps, **self.options)
-        elif self.name == "scenes":
-            made = data.Scenes(split=split, steps=self.steps, **self.options)
-        elif self.name == "sequences":
-            made = self._own(split)
-        else:
-            raise ValueError(f"data.name is 'mnist', 'digits', 'scenes' or 'sequences', got {self.name!r}")
-        if self.limit is not None and split == "train":
-            if self.limit < 1:
-                raise ValueError(f"data.limit must be at least 1, got {self.limit}")
-            made = made.subset(list(range(min(self.limit, len(made)))))
-        return made
-
-    def _own(self, split: str) -> SequenceDataset:
-        from flowfactor.data import Sequences
-
-        if self.root is None:
-            raise ValueError("data.name 'sequences' needs data.root: the folder <class>/<sequence>/<frame>.png")
-        every = Sequences(self.root, **self.options)
-        if every.num_flows == 0:
-            raise ValueError(f"{self.root} has no classes: training needs to know what acts in each sequence")
-        test = [index % 10 == 9 for index in range(len(every))]
-        return every.subset(test if split == "test" else [not chosen for chosen in test])
 
 
 @dataclass

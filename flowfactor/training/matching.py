@@ -9,13 +9,18 @@ from torch import Tensor
 
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics.equivariance import evaluating, every_flow
+from flowfactor.metrics.equivariance import evaluating, every_flow, latent_path
 from flowfactor.metrics.matching import FactorAccuracy, factor_accuracy
 
 
 @torch.no_grad()
 def match_flows(
-    model: Any, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256
+    model: Any,
+    data: SequenceDataset,
+    *,
+    limit: int | None = None,
+    batch_size: int = 256,
+    order: Tensor | None = None,
 ) -> FactorAccuracy:
     """Infers the factor of every sequence of a data set, and matches the flows of a model to its transformations.
 
@@ -24,6 +29,7 @@ def match_flows(
         data: Sequences of known transformations; take the test split.
         limit: Sequences of each transformation; None for all.
         batch_size: Sequences per batch.
+        order: The model's flow of each transformation, ``[K]``, where it is known already; its accuracy is then measured.
 
     Returns:
         The matching and its accuracy.
@@ -38,7 +44,7 @@ def match_flows(
         for k, batch in every_flow(data, limit, batch_size):
             predicted.append(model.infer_factor(batch["frames"]).probs.argmax(-1))
             true.append(torch.full((len(batch["frames"]),), k))
-    return factor_accuracy(torch.cat(predicted), torch.cat(true), data.num_flows)
+    return factor_accuracy(torch.cat(predicted), torch.cat(true), data.num_flows, order=order)
 
 
 def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str, ...]:
@@ -61,7 +67,7 @@ def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str
 class Matched:
     """A model seen with its flows in another order: flow k is the one that `FactorAccuracy.order` gives for k.
 
-    Everything but `transform` and `log_likelihood` is the model's own.
+    Everything but `transform`, `path` and `log_likelihood` is the model's own.
 
     Args:
         model: The model.
@@ -84,6 +90,10 @@ class Matched:
         if control.is_floating_point():
             return control[..., self.order.argsort().to(control.device)]
         return self.order.to(control.device)[control]
+
+    def path(self, z0: Tensor, t: Any, control: Control = 0) -> Tensor:
+        """Carries latents ``[B, D]`` along the flows in this order: ``[T, B, D]``."""
+        return latent_path(self.model, z0, t, self._own(control))
 
     def transform(self, x0: Tensor, t: Any, control: Control = 0) -> Tensor:
         """Transforms images by the flows in this order, as the model's own ``transform`` does."""

@@ -22,12 +22,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import require
-from flowfactor.metrics import equivariance_error, log_likelihood
-from flowfactor.models import build_model, load_pretrained
+from flowfactor.models import METHODS, build_model, get_method, load_pretrained
 from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
 from flowfactor.training.config import Config, load_config
 from flowfactor.training.data import SequenceData
-from flowfactor.training.matching import Matched, match_flows
+from flowfactor.training.evaluation import evaluate
 from flowfactor.training.module import FlowModule
 from flowfactor.training.schedule import Schedule
 
@@ -63,8 +62,11 @@ class Run:
     folder: Path
     resume: bool
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, *, measure: bool = True) -> dict[str, Any]:
         """Trains, saves, evaluates, and writes the result.
+
+        Args:
+            measure: Whether to evaluate; without, the result holds what is known of the training alone.
 
         Returns:
             The result, as in ``result.json``.
@@ -104,10 +106,11 @@ class Run:
         if not trainer.is_global_zero:
             return result
         self.model.save_pretrained(self.folder / MODEL)
-        if not stop.stopped:
+        if measure and not stop.stopped:
             result |= evaluate(
                 self.model,
                 self.test,
+                train=self.data.dataset,
                 limit=train.evaluate_limit,
                 likelihood_limit=train.likelihood_limit,
                 samples=train.likelihood_samples,
@@ -181,14 +184,45 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     _schedule(config)
     train, test = config.data.dataset("train"), config.data.dataset("test")
     data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
-    shape: dict[str, Any] = {
-        "image_shape": train.image_shape, "num_flows": train.num_flows, "num_frames": train.num_steps + 1
-    }  # fmt: skip
     if resume:
-        _check_resumable(config, folder, shape)
+        _check_resumable(config, folder, train)
+    return Run(config, make_model(config, train), data, test, folder, resume)
+
+
+def make_model(config: Config, data: SequenceDataset) -> Any:
+    """Builds the model of a configuration for the data that it is to be trained on.
+
+    Seeds PyTorch's global generator with the configuration's seed.
+
+    Args:
+        config: The settings.
+        data: The training split, which gives the picture's shape and the numbers of transformations and frames.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the method is unknown, a setting is out of range, or sizes or transformations are not the data's.
+        TypeError: If the model takes no such setting.
+    """
+    shape = {"image_shape": tuple(data.image_shape), "num_flows": data.num_flows, "num_frames": data.num_steps + 1}
+    settings = dict(config.model)
+    for name, value in shape.items():
+        given = settings.pop(name, value)
+        if (tuple(given) if isinstance(given, list) else given) != value:
+            raise ValueError(
+                f"model.{name} is {given}, but the data set {config.data.name} has {value} (transformations: "
+                f"{', '.join(data.flow_names)}): leave it out, or choose others by data.flows and data.steps"
+            )
+    fixed = data.fixed_k
+    if fixed is not None and bool((fixed < 0).any()) and get_method(config.method).labels != "inferred":
+        given = [name for name, method in METHODS.items() if method.labels == "inferred"]
+        raise ValueError(
+            f"in the sequences of {config.data.name} no single transformation acts, so there is no k to give to the "
+            f"method {config.method!r}: train by one that infers what acts ({', '.join(given)})"
+        )
     torch.manual_seed(config.seed)
-    model = build_model(config.method, **shape, **config.model)
-    return Run(config, model, data, test, folder, resume)
+    return build_model(config.method, **shape, **settings)
 
 
 def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -241,55 +275,6 @@ def load_run(folder: str | Path) -> tuple[Any, Config]:
     return load_pretrained(folder / MODEL), load_config(folder / CONFIG)
 
 
-def evaluate(
-    model: Any,
-    test: SequenceDataset,
-    *,
-    limit: int | None = None,
-    likelihood_limit: int | None = None,
-    samples: int = 64,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measures a model on test sequences.
-
-    The flows of a weakly supervised model are matched to the true transformations first, one to one and so that most
-    sequences are inferred right; its other figures are then those of the matched flows.
-
-    Args:
-        model: The model.
-        test: The test split.
-        limit: Sequences of each transformation for the equivariance error and the matching; None for all.
-        likelihood_limit: Sequences for the likelihood; None for all, 0 to leave it out.
-        samples: Samples of its importance-weighted bound.
-        seed: Seed of its draws.
-
-    Returns:
-        ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
-        `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`);
-        for a weakly supervised model also ``factor_accuracy`` (the figures of `flowfactor.metrics.factor_accuracy`).
-    """
-    device = next(model.parameters()).device
-    test = test.to(device)
-    result: dict[str, Any] = {}
-    measured: Any = model
-    if getattr(model, "supervision", "full") != "full":
-        match = match_flows(model, test, limit=limit)
-        result["factor_accuracy"] = match.as_dict()
-        measured = Matched(model.eval(), match.order)
-    error = equivariance_error(measured, test, limit=limit)
-    result |= {
-        "equivariance_error": dict(zip(test.flow_names, error.mean.tolist(), strict=True)),
-        "doing_nothing": dict(zip(test.flow_names, error.doing_nothing.tolist(), strict=True)),
-        "equivariance": error.as_dict(),
-    }
-    if likelihood_limit != 0:
-        per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
-        generator = torch.Generator(device).manual_seed(seed)
-        bound = log_likelihood(measured, test, samples=samples, limit=per_flow, generator=generator)
-        result["log_likelihood"] = bound.as_dict()
-    return result
-
-
 def versions() -> dict[str, str]:
     """Gives the versions of what a result depends on."""
     return {
@@ -327,7 +312,7 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise FileNotFoundError(f"there is nothing to resume: {folder} holds no {CHECKPOINT}")
 
 
-def _check_resumable(config: Config, folder: Path, shape: dict[str, Any]) -> None:
+def _check_resumable(config: Config, folder: Path, data: SequenceDataset) -> None:
     """Checks that what the checkpoint's state belongs to is the same; length and logging may change."""
     before = load_config(folder / CONFIG)
     for name in ("method", "data", "seed"):
@@ -335,7 +320,7 @@ def _check_resumable(config: Config, folder: Path, shape: dict[str, Any]) -> Non
             raise ValueError(
                 f"the run in {folder} has {name} {getattr(before, name)}, not {getattr(config, name)}: make them agree"
             )
-    made = [build_model(config.method, **shape, **settings).config() for settings in (before.model, config.model)]
+    made = [make_model(settings, data).config() for settings in (before, config)]
     if made[0] != made[1]:
         raise ValueError(f"the run in {folder} has model {before.model}, not {config.model}: make them agree")
 
