@@ -2,7 +2,7 @@
 
 torchdiffeq keeps the k of a step in the last dimension and its times in tensors. For the small states of latent flows that
 costs more than the field. Here the k are rows, so that each combination of them is one matrix product, and times are
-numbers; which steps are tried and taken is decided by torchdiffeq's own functions from the same error estimate.
+numbers; which steps are tried and taken is decided by torchdiffeq's rules from the same error estimate.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
 from flowfactor.solver import Solver
+
+
+_SAFETY, _MOST, _LEAST = 0.9, 10.0, 0.2  # torchdiffeq's defaults: share of the next step aimed at, and its bounds
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,6 @@ class StepControl:
 
     def __init__(self, solver: Solver, order: int) -> None:
         self.rtol, self.atol, self.order = solver.rtol, solver.atol, order
-        self._factors = [torch.tensor(x, dtype=torch.float64) for x in (0.9, 10.0, 0.2)]  # torchdiffeq's defaults
 
     def first(self, func: object, y0: Tensor, f0: Tensor, norm: object) -> float:
         """The first step for dy/ds = func(s, y) from s = 0 (Hairer et al., II.4)."""
@@ -117,9 +119,10 @@ class StepControl:
 
     def next(self, step: float, ratio: float) -> float:
         """The next step after one of the size ``step`` whose error is ``ratio`` times the tolerance."""
-        last, error = torch.tensor(step, dtype=torch.float64), torch.tensor(ratio, dtype=torch.float64)
-        safety, most, least = self._factors
-        return float(misc._optimal_step_size(last, error, safety, most, least, self.order))
+        if ratio == 0:
+            return step * _MOST
+        least = 1.0 if ratio < 1 else _LEAST
+        return step * min(_MOST, max(_SAFETY / ratio ** (1 / self.order), least))
 
 
 class Steps:

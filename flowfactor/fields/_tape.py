@@ -91,10 +91,7 @@ class FieldTape:
         z = found[0][0][0]
         if self.first is None:
             return z.new_zeros(len(found), *z.shape[:-1])
-        if len(found) == 1:
-            return self.first.laplacian_of(found[0][0][3:]).unsqueeze(0)
-        several = tuple(torch.stack(x, 1) for x in zip(*(f[0][3:] for f in found), strict=True))
-        return self.first.laplacian_of(several).transpose(0, 1)
+        return self.first.laplacians([f[0] for f in found]).transpose(0, 1)
 
     def begin_block(self, shared: bool) -> None:
         """Drops all records, but for the last one where the next step begins with it (``shared``)."""

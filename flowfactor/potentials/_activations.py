@@ -20,6 +20,7 @@ class Activation:
     Attributes:
         base: b of a.
         value: The activation, of a and b.
+        quick: The same where no derivatives are taken of it.
         first: Its first derivative s, of b.
         second: Its second derivative s', of b and s.
         third: Its third derivative, of b, s and s'.
@@ -27,6 +28,7 @@ class Activation:
 
     base: Callable[[Tensor], Tensor]
     value: Callable[[Tensor, Tensor], Tensor]
+    quick: Callable[[Tensor, Tensor], Tensor]
     first: Callable[[Tensor], Tensor]
     second: Callable[[Tensor, Tensor], Tensor]
     third: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,12 +43,14 @@ ACTIVATIONS = {
     "tanh": Activation(
         torch.tanh,
         lambda a, b: b,
+        lambda a, b: b,
         lambda b: 1 - b * b,
         lambda b, s: -2 * b * s,
         lambda b, s, s_prime: s * (4 * b * b - 2 * s),
     ),
     "softplus": Activation(
         torch.sigmoid,
+        lambda a, b: F.softplus(a),
         lambda a, b: F.softplus(a),
         lambda b: b,
         lambda b, s: s * (1 - s),
@@ -57,6 +61,7 @@ ACTIVATIONS = {
     "logcosh": Activation(
         torch.tanh,
         lambda a, b: F.softplus(2 * a) - a - math.log(2.0),
+        lambda a, b: a.abs().sub_(torch.log1p(b.abs())),
         lambda b: b,
         lambda b, s: 1 - s * s,
         lambda b, s, s_prime: -2 * s * s_prime,

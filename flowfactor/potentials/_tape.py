@@ -16,7 +16,7 @@ Shapes: K networks, n samples each; a stage has ``[K, n, .]``, the record of S s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,8 @@ class TwoLayerTape:
         stack: Parameters by name, each ``[K, ...]``; ``w1, w2, w3`` and optionally ``quad, scale, linear``. Others belong
             to the time terms.
         activation: The activation.
-        time_terms: ``(stack, t=[S], derivative=bool) -> c1, dc1/dt, c2, dc2/dt``, each ``[K, S or 1, H]``.
+        time_terms: ``(stack, t=[S], derivative=bool) -> c1, dc1/dt, c2, dc2/dt``, each ``[K, S or 1, H]``; a derivative
+            is None where it is zero.
         laplacian: ``"exact"``, ``"hutchinson"`` or None.
         probe: Hutchinson's probe ``[K, n, D]``.
         derivative: Whether the time derivative is wanted.
@@ -100,7 +101,7 @@ class TwoLayerTape:
         x1 = torch.baddbmm(terms[0], z, self.up_t)
         a1 = x1[..., : self.h1]
         b1 = self.act.base(a1)
-        a2 = torch.baddbmm(terms[1], self.act.value(a1, b1), self.w2_t)
+        a2 = torch.baddbmm(terms[1], self.act.quick(a1, b1), self.w2_t)
         b2 = self.act.base(a2)
         g1 = torch.bmm(self.act.first(b2), self.w3_w2)
         delta1 = g1 * self.act.first(b1)
@@ -113,6 +114,10 @@ class TwoLayerTape:
         if record:
             self.records.append(found)
         return out, found
+
+    def laplacians(self, found: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        """The Laplacians ``[K, S, n]`` of some stages, from what `gradient` found there."""
+        return self.laplacian_of(tuple(torch.stack(x, 1) for x in zip(*(f[3:6] for f in found), strict=True)))
 
     def laplacian_of(self, found: tuple[Tensor, ...]) -> Tensor:
         """The Laplacian ``[K, n]`` of one stage, or ``[K, S, n]`` of many, from ``b1, b2, g1``."""
@@ -173,14 +178,16 @@ class TwoLayerTape:
                 out["gradient"] += self.p["linear"].unsqueeze(1)
         if "time" in want:
             _, d1, _, d2 = self.c
-            assert d1 is not None and d2 is not None
-            out["time"] = _dot(delta1, d1.detach()) + _dot(self.w3_s2, d2.detach())
+            assert d2 is not None
+            out["time"] = _dot(self.w3_s2, d2.detach())
+            if d1 is not None:
+                out["time"] += _dot(delta1, d1.detach())
         if "laplacian" in want:
             out["laplacian"] = self.laplacian_of((self.b1, self.b2, self.g1))
         return out
 
     def _h2(self) -> Tensor:
-        return self.act.value(self.a2, self.b2)
+        return self.act.quick(self.a2, self.b2)
 
     def begin(self, cotangents: dict[str, Tensor], *, weights: bool = True) -> Tensor | None:
         """Prepares the way back for cotangents ``value, gradient, time, laplacian`` of all stages.
@@ -199,8 +206,8 @@ class TwoLayerTape:
         self.tau = cotangents.get("time")
         if self.tau is not None:
             _, d1, _, d2 = self.c
-            assert d1 is not None and d2 is not None
-            self.rp1 = self.tau.unsqueeze(-1) * d1.detach().unsqueeze(-2)
+            assert d2 is not None
+            self.rp1 = None if d1 is None else self.tau.unsqueeze(-1) * d1.detach().unsqueeze(-2)
             self.rp2 = self.tau.unsqueeze(-1) * d2.detach().unsqueeze(-2)
         if "laplacian" in cotangents:
             mu = cotangents["laplacian"]
@@ -283,12 +290,13 @@ class TwoLayerTape:
             _sum_into(self.extra, "scale", weight * quad.square().sum(-1).unsqueeze(-2))
             _sum_into(self.extra, "quad", 2 * weight * self.p["scale"].mT * quad)
 
-    def pull(self, at: Stages, lam: Tensor) -> Tensor:
+    def pull(self, at: Stages, lam: Tensor, value: Tensor | None = None) -> Tensor:
         """Pulls a cotangent ``lam`` of the gradient back to z, beside the cotangents given to `begin`.
 
         Args:
             at: Which stages: an index into ``[K, S, ...]``.
             lam: Cotangent of the gradient at these stages, ``[K, (S,) n, D]``.
+            value: A cotangent of the value beside it, ``[K, (S,) n, 1]``; its part in the gradient of w3 is the caller's.
 
         Returns:
             The cotangent of z, of the shape of ``lam``.
@@ -313,6 +321,8 @@ class TwoLayerTape:
         torch.mul(x2, self.w3_s2_prime[at], out=a2_bar)
         if self.r2 is not None:
             a2_bar += self.r2[at]
+        if value is not None:
+            a2_bar.addcmul_(value, self.w3_s2[at])
         inner = self.a1_bar[at]
         a1_bar = inner[..., : self.h1]
         torch.mul(p1, self.g1_s1_prime[at], out=a1_bar)
@@ -338,7 +348,7 @@ class TwoLayerTape:
             _sum_into(out, "quad", both[..., self.h1 :, :])
         else:
             _sum_into(out, "w1", _outer(a1_bar, self.z) + _outer(delta1, self.lam))
-        h1 = self.act.value(self.x1[..., : self.h1], self.b1)
+        h1 = self.act.quick(self.x1[..., : self.h1], self.b1)
         _sum_into(out, "w2", _outer(self.a2_bar, h1) + _outer(delta2, self.g1_bar))
         _sum_into(out, "w3", (self.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
         self._gradients_of_time(out, a1_bar, delta1, delta2)

@@ -56,7 +56,7 @@ def two_layer_with_terms(
     laplacian: str | None,
     probe: Tensor | None,
 ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-    """Binds one stack of networks whose time terms ``c1, dc1/dt, c2, dc2/dt`` the caller supplies."""
+    """Binds one stack of networks whose time terms ``c1, dc1/dt, c2, dc2/dt`` the caller supplies; None is zero."""
     w1, w2, w3 = p["w1"], p["w2"], p["w3"]
     w1_t, w2_t = w1.mT, w2.mT
     skip = p.get("skip")
@@ -87,8 +87,10 @@ def two_layer_with_terms(
                 gradient = gradient + (p["scale"] * quad) @ p["quad"] + p["linear"]
             out["gradient"] = gradient
         if "time" in want:
-            assert c1_dot is not None and c2_dot is not None
-            out["time"] = (delta1 * c1_dot).sum(-1) + (delta2 * c2_dot).sum(-1)
+            assert c2_dot is not None
+            out["time"] = (delta2 * c2_dot).sum(-1)
+            if c1_dot is not None:
+                out["time"] = out["time"] + (delta1 * c1_dot).sum(-1)
         if curvature is not None:
             out["laplacian"] = curvature(s1, g1 * s1_prime(), w3 * s2_prime())
         return out

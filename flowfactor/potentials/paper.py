@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfactor._layout import Stack
+from flowfactor._rows import Rows
 from flowfactor.potentials._activations import activation_named
 from flowfactor.potentials._stacked import StackedPotential, uniform
+from flowfactor.potentials._tanh_tape import OuterTanhTape
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials._two_layer import two_layer_with_terms
-from flowfactor.potentials.base import Laplacian
+from flowfactor.potentials.base import Laplacian, PotentialTape
 
 
 class PaperPotential(StackedPotential):
@@ -70,22 +72,38 @@ class PaperPotential(StackedPotential):
     def _stack(self) -> Stack:
         return dict(self.named_parameters(recurse=False))
 
+    def _time_terms(
+        self, stack: Stack, *, t: Tensor, derivative: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        f, df = self.features(t, derivative=derivative)
+        a = f @ stack["p"].mT + stack["p_bias"]
+        embedding = F.gelu(a) @ stack["q"].mT + stack["q_bias"]
+        c2 = embedding @ stack["w2"].mT + stack["b2"]
+        if df is None:
+            return stack["b1"], None, c2, None
+        a_dot = _gelu_prime(a) * (df @ stack["p"].mT)
+        return stack["b1"], None, c2, a_dot @ stack["q"].mT @ stack["w2"].mT
+
+    def tape(
+        self, rows: Rows, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> PotentialTape | None:
+        """Binds the potential for a solve with a closed-form way back (see `Potential.tape`)."""
+        if type(self) is not PaperPotential:  # a subclass may mean something else
+            return None
+        stack = rows.select(self._stack(), self.num_flows)
+        tape = OuterTanhTape(stack, self._activation, self._time_terms, laplacian, probe, "time" in want)
+        every = want | {"gradient"}
+        return PotentialTape(tape, stack, lambda p: self._bind_stack(p, every, laplacian, probe))
+
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
     ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-        def time_terms(t: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-            f, df = self.features(t, derivative="time" in want)
-            a = f @ stack["p"].mT + stack["p_bias"]
-            embedding = F.gelu(a) @ stack["q"].mT + stack["q_bias"]
-            c2 = embedding @ stack["w2"].mT + stack["b2"]
-            if df is None:
-                return stack["b1"], None, c2, None
-            a_dot = _gelu_prime(a) * (df @ stack["p"].mT)
-            return stack["b1"], torch.zeros_like(stack["b1"]), c2, a_dot @ stack["q"].mT @ stack["w2"].mT
+        def terms(t: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+            return self._time_terms(stack, t=t, derivative="time" in want)
 
         # The outer tanh needs the inner value, and for the Laplacian the inner gradient too.
         inner_want = want | {"value"} | ({"gradient"} if "laplacian" in want else frozenset())
-        inner = two_layer_with_terms(stack, self._activation, time_terms, inner_want, laplacian, probe)
+        inner = two_layer_with_terms(stack, self._activation, terms, inner_want, laplacian, probe)
 
         def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
             v = inner(z, t)

@@ -14,12 +14,25 @@ from flowfactor import _fused
 D, K = 4, 3
 
 
+class Value(torch.nn.Module):
+    """The value of the potential as a cost that takes many stages at once."""
+
+    needs = ("potential", "value")
+    many_stages = True
+
+    def forward(self, evaluation: ff.fields.Evaluation) -> Tensor:
+        assert evaluation.value is not None
+        return evaluation.value
+
+
 def field(kind: str, activation: str) -> ff.fields.Field | ff.potentials.Potential:
     def make() -> ff.potentials.MLPPotential:
         return ff.potentials.MLPPotential(
             D, K, (6, 5), rank=2, time_features=4, init_scale=1.5, activation=activation
         ).double()
 
+    if kind == "paper":
+        return ff.potentials.PaperPotential(D, K).double()
     if kind == "gradient":
         return make()
     return ff.fields.HelmholtzField(make(), make(), skew=kind).double()
@@ -32,9 +45,25 @@ def field(kind: str, activation: str) -> ff.fields.Field | ff.potentials.Potenti
 def test_same_steps_values_and_gradients(
     activation: str, method: str, kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flow = ff.LatentFlow(field(kind, activation), ff.Solver(method), divergence=divergence)  # type: ignore[arg-type]
+    same_steps_values_and_gradients(field(kind, activation), ff.Solver(method), divergence, monkeypatch)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_the_papers_potential(gradient: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = ff.Solver("rk4", gradient=gradient)  # type: ignore[arg-type]
+    same_steps_values_and_gradients(field("paper", ""), solver, divergence, monkeypatch)
+
+
+def same_steps_values_and_gradients(
+    field: ff.fields.Field | ff.potentials.Potential,
+    solver: ff.Solver,
+    divergence: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow = ff.LatentFlow(field, solver, divergence=divergence)  # type: ignore[arg-type]
     hj = ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())
-    costs = {"hj": hj, "action": ff.regularizers.TransportCost()}
+    costs = {"hj": hj, "action": ff.regularizers.TransportCost(), "value": Value()}
     index = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
     z0 = torch.randn(5, D).double().requires_grad_()
     inputs = [z0, *flow.parameters(), *hj.parameters()]
