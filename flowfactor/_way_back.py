@@ -44,7 +44,7 @@ def rates_of(plan: Plan, ts: list[float], *, log_det: bool, graph: bool) -> Rate
         return Rates({}, found, [])
     # Each a leaf of its own: the velocity of a gradient field is the gradient, and its cotangent must not count twice.
     leaves = {name: value.detach().requires_grad_(graph) for name, value in out.items()}
-    z = tape.tapes[0].z.detach().requires_grad_(graph)
+    z = tape.z.detach().requires_grad_(graph)
     leaves["z"] = z
     t = torch.tensor(ts, dtype=z.dtype, device=z.device).reshape(1, -1, 1).expand(z.shape[:-1])
     probe = None if plan.probe is None else plan.probe.unsqueeze(1).expand(z.shape)
@@ -187,8 +187,7 @@ def _walk_back(
     """
     tape, table = plan.tape, plan.table
     q, shape = table.size, ys_bar.shape[1:]
-    first_stage = tape.tapes[0].z
-    lam = torch.zeros_like(first_stage)
+    lam = torch.zeros_like(tape.z)
     shared = plan.solver.adaptive  # a step begins with the last stage of its predecessor
     carried = None
 

@@ -115,7 +115,10 @@ class LatentFlow(nn.Module):
             control: Which flow acts: an int, an index per sample ``[*batch]``, weights ``[*batch, K]`` or a `Schedule`.
             log_det: Whether to carry the log-determinant.
             costs: Running costs by name: callables that map an `Evaluation` to a number per sample ``[*batch]``. They
-                are integrated along the path and do not steer the step size.
+                are integrated along the path and do not steer the step size. A cost with the attribute
+                ``many_stages = True`` promises two things, for which closed-form solves reward it with speed: it takes
+                evaluations of several stages at once (``[K, S, n, D]`` in place of ``[*batch, D]``), and what it
+                captures are parameters of its own (it is a module) or nothing.
             generator: Source of Hutchinson's probe.
 
         Returns:

@@ -31,9 +31,16 @@ class FieldTape:
         self, potential: PotentialTape | None, streams: Sequence[tuple[PotentialTape, Tensor | None]] = ()
     ) -> None:
         self.parts = [*([] if potential is None else [potential]), *(part for part, _ in streams)]
-        self.first: TwoLayerTape | None = None if potential is None else potential.tape
-        self.tapes: list[TwoLayerTape] = [part.tape for part in self.parts]
-        self.turned = [part.tape for part, _ in streams]
+        self.has_potential = potential is not None
+        self.shared = _alike(self.parts)
+        if self.shared:  # one tape for all, whose groups are those of the first part, then those of the next
+            names = self.parts[0].stack
+            every = {name: torch.cat([part.stack[name].detach() for part in self.parts]) for name in names}
+            learns = {name: any(part.stack[name].requires_grad for part in self.parts) for name in names}
+            stack = {name: value.requires_grad_(learns[name]) for name, value in every.items()}
+            self.tapes: list[TwoLayerTape] = [self.parts[0].build(stack)]
+        else:
+            self.tapes = [part.build(part.stack) for part in self.parts]
         self.names = [[name for name, value in part.stack.items() if value.requires_grad] for part in self.parts]
         forms = [form for _, form in streams]
         self.forms = [None if form is None else form.detach() for form in forms]
@@ -41,6 +48,24 @@ class FieldTape:
         #: The tensors that gradients have to reach.
         self.inputs = [part.stack[n] for part, names in zip(self.parts, self.names, strict=True) for n in names]
         self.inputs += [form for form in forms if form is not None and form.requires_grad]
+
+    @property
+    def z(self) -> Tensor:
+        """The states of all stages that were taken, ``[K, S, n, D]``."""
+        return self._split(self.tapes[0].z)[0]
+
+    def _split(self, x: Tensor) -> Sequence[Tensor]:
+        """What belongs to each part, of something that a tape gave."""
+        return x.chunk(len(self.parts)) if self.shared else [x]
+
+    def _sum(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The velocity from the gradient of every part."""
+        turned = gradients[self.has_potential :]
+        parts = [*gradients[: self.has_potential], *(_turn(g, J) for g, J in zip(turned, self.forms, strict=True))]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
 
     def rebind(self, inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Evaluation]:
         """The same field by autograd, as a function of tensors in place of `inputs`."""
@@ -52,15 +77,15 @@ class FieldTape:
 
         def velocity_of(z: Tensor, t: Tensor) -> tuple[dict[str, Tensor], Tensor]:
             found = [function(z, t) for function in functions]
-            turned = found if self.first is None else found[1:]
+            turned = found[self.has_potential :]
             parts = [_turn(f["gradient"], form) for f, form in zip(turned, forms, strict=True)]
-            own = {} if self.first is None else found[0]
-            total = parts if self.first is None else [own["gradient"], *parts]
+            own = found[0] if self.has_potential else {}
+            total = [own["gradient"], *parts] if self.has_potential else parts
             return own, sum(total[1:], total[0])
 
         def evaluate(z: Tensor, t: Tensor) -> Evaluation:
             own, velocity = velocity_of(z, t)
-            divergence = torch.zeros_like(z[..., 0]) if self.first is None else own.get("laplacian")
+            divergence = own.get("laplacian") if self.has_potential else torch.zeros_like(z[..., 0])
             return Evaluation(
                 z, t, velocity, divergence, own.get("value"), own.get("gradient"), own.get("time"),
                 velocity_at=lambda z: velocity_of(z, t)[1],
@@ -75,23 +100,22 @@ class FieldTape:
 
     def velocity(self, z: Tensor, terms: list[tuple[Tensor, Tensor]], record: bool) -> tuple[Tensor, Found]:
         """The velocity at one stage, and what was found on the way."""
+        if self.shared:
+            z = torch.cat([z] * len(self.parts))
+        gradients: list[Tensor] = []
         found: Found = []
-        total: Tensor | None = None
-        for i, (tape, term) in enumerate(zip(self.tapes, terms, strict=True)):
+        for tape, term in zip(self.tapes, terms, strict=True):
             g, noted = tape.gradient(z, term, record)
+            gradients += self._split(g)
             found.append(noted)
-            if tape is not self.first:
-                g = _turn(g, self.forms[i - (self.first is not None)])
-            total = g if total is None else total + g
-        assert total is not None
-        return total, found
+        return self._sum(gradients), found
 
     def divergence(self, found: Sequence[Found]) -> Tensor:
         """The divergences at some stages ``[S, K, n]``, from what `velocity` found there."""
-        z = found[0][0][0]
-        if self.first is None:
+        if not self.has_potential:
+            z = self._split(found[0][0][0])[0]
             return z.new_zeros(len(found), *z.shape[:-1])
-        return self.first.laplacians([f[0] for f in found]).transpose(0, 1)
+        return self.tapes[0].laplacians([f[0] for f in found]).transpose(0, 1)
 
     def begin_block(self, shared: bool) -> None:
         """Drops all records, but for the last one where the next step begins with it (``shared``)."""
@@ -116,52 +140,71 @@ class FieldTape:
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """``velocity`` and what of ``value, gradient, time, laplacian`` is wanted, at all stages."""
-        out: dict[str, Tensor] = {}
-        if self.first is not None:
-            out = self.first.outputs(want | {"gradient"})
-            velocity = out["gradient"]
-        else:
-            velocity = torch.zeros_like(self.turned[0].z)
+        found = [self.tapes[0].outputs((want if self.has_potential else frozenset()) | {"gradient"})]
+        found += [tape.outputs(frozenset({"gradient"})) for tape in self.tapes[1:]]
+        out = {name: self._split(x)[0] for name, x in found[0].items()}
+        out["velocity"] = self._sum([g for x in found for g in self._split(x["gradient"])])
+        if not self.has_potential:
+            del out["gradient"]
             if "laplacian" in want:
-                out["laplacian"] = velocity.new_zeros(velocity.shape[:-1])
-        for tape, form in zip(self.turned, self.forms, strict=True):
-            velocity = velocity + _turn(tape.outputs(frozenset({"gradient"}))["gradient"], form)
-        out["velocity"] = velocity
+                out["laplacian"] = torch.zeros_like(out["velocity"][..., 0])
         return out
 
     def begin(self, cotangents: dict[str, Tensor], *, weights: bool = True) -> Tensor | None:
         """Prepares the way back (see `TwoLayerTape.begin`); a cotangent of ``velocity`` reaches every part."""
         own = dict(cotangents)
         self.of_velocity = own.pop("velocity", None)
-        direct = self.first.begin(own, weights=weights) if self.first is not None else None
-        for tape in self.turned:
+        if not self.has_potential:
+            own = {}
+        if self.shared:
+            others = len(self.parts) - 1
+            own = {name: torch.cat([x, x.new_zeros(others * len(x), *x.shape[1:])]) for name, x in own.items()}
+        direct = self.tapes[0].begin(own, weights=weights)
+        for tape in self.tapes[1:]:
             tape.begin({}, weights=weights)
-        return direct
+        return None if direct is None else self._split(direct)[0]
 
     def pull(self, at: Stages, lam: Tensor) -> Tensor:
         """The cotangent of z for a cotangent ``lam`` of the velocity, beside those given to `begin`."""
         if self.of_velocity is not None:
             lam = lam + self.of_velocity[at]
-        total: Tensor | None = None if self.first is None else self.first.pull(at, lam)
-        for tape, form in zip(self.turned, self.forms, strict=True):
-            back = tape.pull(at, _turn_back(lam, form))
-            total = back if total is None else total + back
+        lams = [*([lam] if self.has_potential else []), *(_turn_back(lam, form) for form in self.forms)]
+        if self.shared:
+            lams = [torch.cat(lams)]
+        total: Tensor | None = None
+        for tape, cotangent in zip(self.tapes, lams, strict=True):
+            for back in self._split(tape.pull(at, cotangent)):
+                total = back if total is None else total + back
         assert total is not None
         return total
 
     def gradients(self, lam: Tensor) -> list[Tensor | None]:
         """The gradients of `inputs`, after every stage has been pulled with ``lam [K, S, n, D]``."""
-        out: list[Tensor | None] = []
-        for tape, names in zip(self.tapes, self.names, strict=True):
-            found = tape.gradients()
-            out += [found.get(name) for name in names]
-        if any(self.learned) and self.of_velocity is not None:
-            lam = lam + self.of_velocity
-        for tape, learned in zip(self.turned, self.learned, strict=True):
-            if learned:
-                g = tape.outputs(frozenset({"gradient"}))["gradient"]
-                out.append(torch.bmm(lam.flatten(1, 2).mT, g.flatten(1, 2)))
+        found = [tape.gradients() for tape in self.tapes]
+        if self.shared:
+            pieces = {name: self._split(x) for name, x in found[0].items()}
+            found = [{name: x[i] for name, x in pieces.items()} for i in range(len(self.parts))]
+        out: list[Tensor | None] = [own.get(n) for own, names in zip(found, self.names, strict=True) for n in names]
+        if any(self.learned):
+            lam = lam if self.of_velocity is None else lam + self.of_velocity
+            found = [tape.outputs(frozenset({"gradient"}))["gradient"] for tape in self.tapes]
+            gradients = [g for x in found for g in self._split(x)]
+            for g, learned in zip(gradients[self.has_potential :], self.learned, strict=True):
+                if learned:
+                    out.append(torch.bmm(lam.flatten(1, 2).mT, g.flatten(1, 2)))
         return out
+
+
+def _alike(parts: Sequence[PotentialTape]) -> bool:
+    """Whether the parts can share one tape."""
+    first = parts[0]
+    shapes = {name: value.shape for name, value in first.stack.items()}
+    return len(parts) > 1 and all(
+        part.kind is not None
+        and part.kind == first.kind
+        and {name: value.shape for name, value in part.stack.items()} == shapes
+        for part in parts
+    )
 
 
 def _turn(g: Tensor, form: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ class TimeFeatures(nn.Module):
         super().__init__()
         if size < 2 or size % 2:
             raise ValueError(f"time_features must be an even number of at least 2, got {size}")
+        self.max_period = max_period
         exponents = torch.linspace(0.0, 1.0, size // 2) if size > 2 else torch.zeros(1)
         self.register_buffer("frequencies", torch.exp(-math.log(max_period) * exponents), persistent=False)
 

@@ -98,8 +98,15 @@ class MLPPotential(StackedPotential):
         if type(self) is not MLPPotential:  # a subclass may mean something else
             return None
 
-        stack = rows.select(self._stack(), self.num_flows)
-        terms = partial(time_terms, features=self.features)
-        tape = TwoLayerTape(stack, self._activation, terms, laplacian, probe, "time" in want)
+        def build(stack: Stack) -> TwoLayerTape:
+            terms = partial(time_terms, features=self.features)
+            return TwoLayerTape(stack, self._activation, terms, laplacian, probe, "time" in want)
+
         every = want | {"gradient"}
-        return PotentialTape(tape, stack, lambda p: self._bind_stack(p, every, laplacian, probe))
+        kind = (MLPPotential, self.activation, self.features.max_period)
+        return PotentialTape(
+            build,
+            rows.select(self._stack(), self.num_flows),
+            kind if laplacian is None else None,  # a shared tape would take the Laplacian of the others too
+            lambda p: self._bind_stack(p, every, laplacian, probe),
+        )

@@ -90,10 +90,12 @@ class PaperPotential(StackedPotential):
         """Binds the potential for a solve with a closed-form way back (see `Potential.tape`)."""
         if type(self) is not PaperPotential:  # a subclass may mean something else
             return None
-        stack = rows.select(self._stack(), self.num_flows)
-        tape = OuterTanhTape(stack, self._activation, self._time_terms, laplacian, probe, "time" in want)
-        every = want | {"gradient"}
-        return PotentialTape(tape, stack, lambda p: self._bind_stack(p, every, laplacian, probe))
+
+        def build(stack: Stack) -> OuterTanhTape:
+            return OuterTanhTape(stack, self._activation, self._time_terms, laplacian, probe, "time" in want)
+
+        every, stack = want | {"gradient"}, rows.select(self._stack(), self.num_flows)
+        return PotentialTape(build, stack, None, lambda p: self._bind_stack(p, every, laplacian, probe))
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

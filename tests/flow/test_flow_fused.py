@@ -205,3 +205,61 @@ def test_transforms_of_functions_go_the_general_way() -> None:
     step = 1e-6 * torch.ones_like(z)
     ahead, behind = (flow(z + s, [0.0, 1.0]).z[-1] for s in (step, -step))
     torch.testing.assert_close(along, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "paper"])
+@pytest.mark.parametrize("times", [[0.0, 0.3, 4.0, 4.2], [4.0, 0.0]])
+def test_checkpoint_takes_and_replays_the_steps_of_direct(method: str, kind: str, times: list[float]) -> None:
+    """Many steps between two outputs, so that states at which a piece begins have to be found again."""
+    made = field(kind, "logcosh")
+    hj = ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())
+    z = torch.randn(5, D).double().requires_grad_()
+    inputs = [z, *made.parameters(), *hj.parameters()]
+
+    def run(gradient: str) -> tuple[ff.FlowPath, Sequence[Tensor]]:
+        step = 0.1 if method == "rk4" else None
+        solver = ff.Solver(method, 1e-8, 1e-8, gradient=gradient, step_size=step)  # type: ignore[arg-type]
+        flow = ff.LatentFlow(made, solver, divergence="hutchinson")
+        g = torch.Generator().manual_seed(1)
+        path = flow(z, times, torch.tensor([1, 0, 2, 2, 0]), log_det=True, costs={"hj": hj}, generator=g)
+        assert path.log_det is not None
+        loss = path.z.sin().sum() + path.log_det.sum() + path.costs["hj"].square().sum()
+        return path, torch.autograd.grad(loss, inputs)
+
+    (path, found), (expected, gradients) = run("checkpoint"), run("direct")
+    assert path.stats.accepted == expected.stats.accepted > 16, "the case needs more than two pieces"
+    assert path.stats.nfe_backward >= path.stats.nfe / 2
+    torch.testing.assert_close(path.z, expected.z, rtol=0, atol=0)
+    torch.testing.assert_close(path.log_det, expected.log_det)
+    torch.testing.assert_close(path.costs["hj"], expected.costs["hj"])
+    for a, b in zip(found, gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "paper"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_the_adjoint_equation_has_the_gradient_of_the_solution(method: str, kind: str, divergence: str) -> None:
+    made = field(kind, "logcosh")
+    hj = ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())
+    z = torch.randn(5, D).double().requires_grad_()
+    inputs = [z, *made.parameters(), *hj.parameters()]
+    step = 0.02 if method == "rk4" else None
+
+    def run(gradient: str, scale: float = 1.0) -> Sequence[Tensor]:
+        solver = ff.Solver(method, 1e-9, 1e-9, gradient=gradient, step_size=step)  # type: ignore[arg-type]
+        flow = ff.LatentFlow(made, solver, divergence=divergence)  # type: ignore[arg-type]
+        g = torch.Generator().manual_seed(1)
+        control = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
+        path = flow(z, [0.0, 0.3, 1.0], control, log_det=True, costs={"hj": hj}, generator=g)
+        assert path.log_det is not None
+        loss = path.z.sin().sum() + path.log_det.sum() + path.costs["hj"].sum()
+        found = torch.autograd.grad(scale * loss, inputs)
+        assert (path.stats.nfe_backward > 0) == (gradient == "adjoint")
+        return found
+
+    expected = run("direct")
+    for scale in (1.0, 1e-6):  # as accurate, whatever the scale of the loss
+        for a, b in zip(run("adjoint", scale), expected, strict=True):
+            assert float((a / scale - b).abs().max()) <= 1e-4 * float(b.abs().max())

@@ -69,6 +69,32 @@ def test_memory_does_not_grow_with_the_steps(gradient: ff.solver.Gradient) -> No
     assert peak_many <= peak_few * 1.3
 
 
+def _measure_closed_form(gradient: ff.solver.Gradient, steps: int) -> tuple[int, int]:
+    """The same for a potential with a way back of its own, where what is kept are plain tensors."""
+    torch.manual_seed(0)
+    potential = ff.potentials.MLPPotential(4, hidden=(64, 64))
+    flow = ff.LatentFlow(potential, ff.Solver("rk4", step_size=1.0 / steps, gradient=gradient))
+    z0 = torch.randn(32, 4, requires_grad=True)
+    with _Peak() as forward:
+        path = flow(z0, [0.0, 1.0], log_det=True, costs={"action": ff.regularizers.TransportCost()})
+        assert path.log_det is not None
+        loss = path.z[-1].square().sum() + path.log_det.sum() + path.costs["action"].sum()
+    kept = forward.now
+    with _Peak() as backward:
+        loss.backward()
+    assert z0.grad is not None
+    return kept, max(forward.peak, kept + backward.peak)
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "checkpoint"])
+def test_memory_of_closed_forms_does_not_grow_with_the_steps(gradient: ff.solver.Gradient) -> None:
+    kept_few, peak_few = _measure_closed_form(gradient, 24)
+    kept_many, peak_many = _measure_closed_form(gradient, 96)
+    assert kept_many <= kept_few * 1.05
+    assert peak_many <= peak_few * 1.3
+    assert _measure_closed_form("direct", 96)[0] > 5 * kept_many
+
+
 def test_the_direct_mode_does_grow() -> None:
     """So that the measure above can fail."""
     kept_few, _ = _measure("direct", 20)
