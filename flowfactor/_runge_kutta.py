@@ -19,7 +19,6 @@ from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
 from flowfactor.solver import Solver
 
-
 _SAFETY, _MOST, _LEAST = 0.9, 10.0, 0.2  # torchdiffeq's defaults: share of the next step aimed at, and its bounds
 
 

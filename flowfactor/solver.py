@@ -31,8 +31,8 @@ class Solver:
         atol: Absolute tolerance of a step.
         gradient: How gradients come back. ``"direct"`` backpropagates through the solver's operations; ``"adjoint"``
             solves the continuous adjoint equation backwards in time, with memory that does not grow with the steps and
-            gradients correct to the tolerance (Chen et al., NeurIPS 2018, algorithm 1); ``"checkpoint"`` keeps one
-            state a frame and solves each interval again on the way back, with direct's gradient.
+            gradients correct to the tolerance (Chen et al., NeurIPS 2018, algorithm 1); ``"checkpoint"`` keeps at most
+            one state an output and takes the steps between them again on the way back, with direct's gradient.
         norm: ``"sample"``: the step error is the worst sample's root mean square, so that a sample's accuracy does not
             depend on what it is batched with. ``"batch"``: the root mean square over the whole batch.
         step_size: Longest step of the fixed-step methods, in frames; None takes one step from each output time to the

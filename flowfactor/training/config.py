@@ -21,8 +21,10 @@ class TrainConfig:
     """How to train.
 
     Args:
-        minutes: Length of the training in minutes of wall time; resumed runs go on counting.
+        minutes: Length of the training in minutes; resumed runs go on counting.
         steps: Length of the training in steps. With both, whichever is reached first.
+        clock: What minutes are minutes of: ``wall`` time, or ``processor`` time (that of all threads, divided by their
+            number), which other programs on the machine do not shorten; for trainings on the CPU.
         batch_size: Sequences per step.
         stratified: Equal shares of all transformations in every batch.
         learning_rate: Peak learning rate.
@@ -56,6 +58,7 @@ class TrainConfig:
 
     minutes: float | None = None
     steps: int | None = None
+    clock: Literal["wall", "processor"] = "wall"
     batch_size: int = 96
     stratified: bool = True
     learning_rate: float = 1e-3
@@ -85,6 +88,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"train.{name} must be above 0, got {value!r}")
+        if self.clock not in ("wall", "processor"):
+            raise ValueError(f"train.clock is 'wall' or 'processor', got {self.clock!r}")
         for name in ("likelihood_limit", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)!r}")

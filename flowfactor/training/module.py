@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -28,6 +28,11 @@ class FlowModule(pl.LightningModule):
         betas: Decay rates of AdamW's two averages.
         weight_decay: AdamW's weight decay; at 0 it is Adam.
         seed: Seed of the draws of the training (each process adds its rank).
+        clock: What minutes are minutes of: ``"wall"`` time, or ``"processor"`` time, that of this process shared out among
+            PyTorch's threads, which other programs on the machine do not shorten.
+
+    Raises:
+        ValueError: If there is no such clock.
 
     Example:
         >>> from torch import nn
@@ -45,8 +50,12 @@ class FlowModule(pl.LightningModule):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         seed: int = 0,
+        clock: Literal["wall", "processor"] = "wall",
     ) -> None:
         super().__init__()
+        if clock not in ("wall", "processor"):
+            raise ValueError(f"the clock is 'wall' or 'processor', got {clock!r}")
+        self.clock = clock
         self.model, self.schedule = model, schedule
         self.learning_rate, self.betas, self.weight_decay, self.seed = learning_rate, betas, weight_decay, seed
         self.latest: dict[str, float] = {}
@@ -59,7 +68,7 @@ class FlowModule(pl.LightningModule):
     @property
     def elapsed(self) -> float:
         """Seconds of training so far, those before a checkpoint included."""
-        return self._before + (0.0 if self._begun is None else time.monotonic() - self._begun)
+        return self._before + (0.0 if self._begun is None else self._now() - self._begun)
 
     @property
     def progress(self) -> float:
@@ -88,7 +97,7 @@ class FlowModule(pl.LightningModule):
         else:
             generator.set_state(self._draws[min(self.global_rank, len(self._draws) - 1)])
         self.generator = generator
-        self._begun = time.monotonic()
+        self._begun = self._now()
         self._mark = (self.global_step, self._begun)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -131,6 +140,10 @@ class FlowModule(pl.LightningModule):
         self._before, self._draws = state["elapsed"], [draws.cpu() for draws in state["draws"]]
         torch.set_rng_state(state["rng"].cpu())
 
+    def _now(self) -> float:
+        """Seconds on the clock."""
+        return time.monotonic() if self.clock == "wall" else time.process_time() / torch.get_num_threads()
+
     def _agreed_elapsed(self) -> float:
         """Gives the elapsed time on which all processes agree, so that all stop at the same step."""
         if self.trainer.world_size == 1 or self.schedule.minutes is None:
@@ -138,7 +151,7 @@ class FlowModule(pl.LightningModule):
         return self.trainer.strategy.broadcast(self.elapsed)
 
     def _log(self, terms: dict[str, Any], step: int, batch_size: int) -> None:
-        now = time.monotonic()
+        now = self._now()
         speed = (step - self._mark[0]) / max(now - self._mark[1], 1e-9)
         self._mark = (step, now)
         self.latest = {name: float(value) for name, value in terms.items()}

@@ -89,6 +89,7 @@ class Run:
             betas=train.betas,
             weight_decay=train.weight_decay,
             seed=config.seed,
+            clock=train.clock,
         )
         stop = GracefulStop()
         with _quiet():

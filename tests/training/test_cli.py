@@ -12,6 +12,7 @@ from flowfactor import __version__, data
 from flowfactor.cli import main, parse_train
 from flowfactor.models import build_vae
 from flowfactor.training import Config, list_presets, load_config
+from flowfactor.training.run import make_model
 
 TINY = [
     *("--data.steps", "2", "--data.limit", "12", "--model.latent_dim", "4", "--model.hidden", "[8,8]"),
@@ -28,7 +29,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_there_are_the_presets() -> None:
-    shipped = {"demo", "mnist-paper", "mnist-small", "mnist-weak", "scenes", "scenes-weak"}
+    shipped = {"demo", "mnist-paper", "mnist-small", "scenes", "shapes3d"}
+    shipped |= {f"{data}-{kind}" for data in ("mnist", "scenes") for kind in ("weak", "sparse")}
     assert shipped <= set(list_presets()) and list_presets() == sorted(list_presets())
 
 
@@ -43,13 +45,11 @@ def test_every_preset_builds_a_model_that_can_be_trained(preset: str) -> None:
     else:
         dataset = data.Digits(steps=config.data.steps)
     assert dataset.num_flows <= config.train.batch_size <= 128
-    weak = config.model.get("supervision") == "weak"
-    shape = {"image_shape": dataset.image_shape, "num_flows": dataset.num_flows}
-    shape |= {"num_frames": dataset.num_steps + 1} if weak else {}
-    model = build_vae(**shape, **config.model)
-    assert model.config() == build_vae(**shape, **read.model).config()
+    model = make_model(config, dataset)
+    assert model.config() == make_model(read, dataset).config()
     batch = dataset.batch(list(range(dataset.num_flows)), list(range(dataset.num_flows)))
-    loss = model(batch["frames"], batch["t"], None if weak else batch["k"]).loss
+    given = getattr(model, "supervision", "full") == "full"
+    loss = model(batch["frames"], batch["t"], batch["k"] if given else None).loss
     loss.backward()
     assert torch.isfinite(loss)
 
@@ -107,6 +107,7 @@ def test_a_file_is_as_good_as_a_preset(tmp_path: Path) -> None:
         (["evaluate", "nowhere"], "not the folder of a run"),
         (["traverse", "nowhere"], "must end in .png and lie in a folder that exists"),
         (["demo", "--minutes", "-1"], "train.minutes must be above 0"),
+        (["train", "demo", "--train.clock", "sand"], "clock"),
         (["fly"], "invalid choice"),
         ([], "required"),
     ],
@@ -125,7 +126,9 @@ def test_missing_data_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["evaluate", "-h"], ["traverse", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["evaluate", "-h"], ["traverse", "-h"], ["benchmark", "-h"]]
+)
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(arguments)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from flowfactor.cli import parse_train
+from flowfactor.cli import main, parse_train
+from flowfactor.metrics import equivariance_error
 from flowfactor.models import METHODS
 from flowfactor.training import Config, load_config, load_run, prepare, train
 
@@ -33,8 +35,23 @@ def test_a_run_of_every_method(method: str, tmp_path: Path) -> None:
     result = train(settings(method, tmp_path))
     assert result["finished"] and result["config"]["method"] == method
     assert all(value > 0 for value in result["equivariance_error"].values()) and "per_frame" in result["log_likelihood"]
+    # Models without transformations have the best latent dimensions searched.
+    assert ("traversals" in result["equivariance"]) == (not METHODS[method].transforms)
     model, config = load_run(tmp_path)
     assert config.method == method and type(model) is type(prepare(settings(method, tmp_path / "new")).model)
+
+
+def test_a_run_without_transformations_is_measured_again_as_at_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(settings("vae", tmp_path, evaluate_limit=4))
+    assert main(["evaluate", str(tmp_path), "--limit", "4", "--samples", "0"]) == 0
+    capsys.readouterr()
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    assert again["equivariance"] == result["equivariance"]
+    model, config = load_run(tmp_path)
+    still = equivariance_error(model, config.data.dataset("test"), limit=4).mean
+    assert still.tolist() != result["equivariance"]["mean"]
 
 
 def test_factor_vae_is_resumed_with_both_its_players(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""``flowfactor benchmark``: methods compared on a data set, over seeds, with equal budgets."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from flowfactor.cli.errors import USER_ERRORS, fail
+from flowfactor.cli.train import parse_train
+from flowfactor.training.config import list_presets
+from flowfactor.training.variants import ABLATION_GROUPS, ABLATIONS, BENCHMARKS
+
+_DESCRIPTION = """Compare methods on a data set, over seeds, with an equal budget for every run, and report.
+
+examples:
+  flowfactor benchmark digits --methods ours free vae --steps 500
+  flowfactor benchmark mnist --seeds 0 1 2 --minutes 5 --workers 2 --data.root ~/mnist
+  flowfactor benchmark scenes --ablations field pde --minutes 5 --workers 2
+  flowfactor benchmark report runs/benchmark-mnist
+
+Begun anew, it goes on where it was: finished runs are kept and interrupted trainings resumed. Any key of the preset's
+data, model and train can be overridden, as in flowfactor train, and so can how much is measured (--evaluate.KEY)."""
+
+
+def benchmark_parser() -> argparse.ArgumentParser:
+    """Makes the parser of ``flowfactor benchmark``."""
+    from flowfactor.models import METHODS
+    from flowfactor.training.evaluation import EvaluationConfig
+
+    parser = argparse.ArgumentParser(
+        prog="flowfactor benchmark",
+        usage="flowfactor benchmark DATA [options] [--KEY VALUE ...]\n       flowfactor benchmark report DIR",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    presets = ", ".join([*BENCHMARKS, *(name for name in list_presets() if name not in BENCHMARKS)])
+    parser.add_argument("data", metavar="DATA", help=f"{presets}, or a YAML file; or report, to write a report anew")
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="folder of the benchmark to report on")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help=f"methods ({', '.join(METHODS)}) and ablations ({', '.join(ABLATIONS)}); all methods by default",
+    )
+    parser.add_argument(
+        "--ablations",
+        nargs="*",
+        metavar="GROUP",
+        help=f"add the ablations of these groups ({', '.join(ABLATION_GROUPS)}), or of all of them",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds (default: 0 1 2)")
+    parser.add_argument("--steps", type=int, help="budget of every run in steps")
+    parser.add_argument("--minutes", type=float, help="budget of every run in minutes of training")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--threads", type=int, help="threads of all workers together (default: the number of cores)")
+    parser.add_argument("--output", help="folder of the benchmark (default: runs/benchmark-DATA)")
+    for entry in fields(EvaluationConfig):
+        parser.add_argument(f"--evaluate.{entry.name}", type=int, default=entry.default, metavar="N")
+    return parser
+
+
+def run_benchmark(arguments: Sequence[str]) -> int:
+    """Runs a benchmark, or reports on one.
+
+    Args:
+        arguments: What stands behind ``flowfactor benchmark``.
+
+    Returns:
+        The exit code: 0, 1 where runs failed, or 130 after an interruption.
+    """
+    parsed, overrides = benchmark_parser().parse_known_args(arguments)
+    try:
+        if parsed.data == "report":
+            if parsed.folder is None or overrides:
+                raise ValueError("report takes the folder of a benchmark, and nothing else")
+            return _report(parsed.folder)
+        plan = _planned(parsed, overrides, shlex.join(["flowfactor", "benchmark", *arguments]))
+    except USER_ERRORS as error:
+        fail("benchmark", error)
+    print(
+        f"{len(plan.runs)} runs, {max(plan.workers, 1)} at a time, {plan.threads} threads each: {plan.folder}",
+        flush=True,
+    )
+    try:
+        finished = plan.run(lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print("interrupted. The same command goes on with it", flush=True)
+        return 130
+    _report(plan.folder)
+    return 0 if finished else 1
+
+
+def _planned(parsed: argparse.Namespace, overrides: list[str], command: str) -> Any:
+    from flowfactor.training import EvaluationConfig, choose_variants, plan_benchmark
+
+    if parsed.folder is not None:
+        raise ValueError(f"unexpected {parsed.folder!r} behind {parsed.data!r}")
+    wrong = [a for a in overrides if a.startswith("-") and not a.startswith(("--data.", "--model.", "--train."))]
+    if wrong:
+        raise ValueError(f"unknown option {wrong[0]}: see flowfactor benchmark --help")
+    for budget in ("--train.steps", "--train.minutes", "--train.threads"):
+        if any(argument.split("=")[0] == budget for argument in overrides):
+            raise ValueError(f"{budget} is the same for all runs: give --{budget.removeprefix('--train.')}")
+    variants = choose_variants(parsed.methods, parsed.ablations)
+    named = [entry.name for entry in fields(EvaluationConfig)]
+    evaluation = EvaluationConfig(**{name: getattr(parsed, f"evaluate.{name}") for name in named})
+    base, _, _ = parse_train([BENCHMARKS.get(parsed.data, parsed.data), *overrides])
+    return plan_benchmark(
+        base,
+        variants,
+        parsed.output or f"runs/benchmark-{Path(parsed.data).stem}",
+        seeds=parsed.seeds,
+        steps=parsed.steps,
+        minutes=parsed.minutes,
+        workers=parsed.workers,
+        threads=parsed.threads,
+        evaluation=evaluation,
+        command=command,
+    )
+
+
+def _report(folder: str | Path) -> int:
+    from flowfactor.training import write_report
+
+    report, figure = write_report(folder)
+    print(report.read_text(encoding="utf-8"))
+    print(f"written to {report}" + ("" if figure is None else f" and {figure}"))
+    return 0

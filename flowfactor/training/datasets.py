@@ -1,0 +1,142 @@
+"""Data sets by name, as a configuration asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from flowfactor.data import SequenceDataset
+
+DataName = Literal[
+    "mnist",
+    "digits",
+    "scenes",
+    "shapes3d",
+    "dsprites",
+    "falcor3d",
+    "isaac3d",
+    "smallnorb",
+    "mnist-combined",
+    "scenes-combined",
+    "sequences",
+]
+DATA_NAMES: tuple[str, ...] = get_args(DataName)
+"""Every data set that a configuration can name."""
+
+_GRIDS: Mapping[str, str] = {
+    "scenes": "Scenes", "shapes3d": "Shapes3D", "dsprites": "DSprites", "falcor3d": "Falcor3D", "isaac3d": "Isaac3D",
+    "smallnorb": "SmallNORB",
+}  # fmt: skip
+_ON_DISK = ("mnist", "mnist-combined", "shapes3d", "dsprites", "falcor3d", "isaac3d", "smallnorb")
+_FETCHED = ("mnist", "mnist-combined", "shapes3d", "dsprites", "smallnorb")
+
+
+@dataclass
+class DataConfig:
+    """Which data set of sequences to train on.
+
+    Args:
+        name: ``mnist``, ``digits``, ``scenes``, ``shapes3d``, ``dsprites``, ``falcor3d``, ``isaac3d``, ``smallnorb``;
+            ``mnist-combined`` or ``scenes-combined``, in whose training sequences transformations act together or one
+            after another, and in whose test sequences they act alone; or ``sequences`` (your own folder of pictures).
+        root: Folder or file of the data, where it has one.
+        steps: Steps T of a sequence: T + 1 frames. Ignored by ``sequences``, which are as long as they are.
+        flows: Names of the transformations, in the order of k: of `flowfactor.data.paper_transforms` for ``mnist`` and
+            ``digits``, of the factors that move for the others; null takes the data set's usual ones.
+        download: Fetch the data if they are missing, where the data set knows from where.
+        limit: Use only the first so many elements of the training split.
+        options: Further arguments of the data set's class, such as ``{colour: blue}``.
+
+    Example:
+        >>> len(DataConfig("digits").dataset("test"))
+        297
+        >>> DataConfig("digits", flows=["rotation", "perspective"]).dataset("test").flow_names
+        ('rotation', 'perspective')
+    """
+
+    name: DataName = "mnist"
+    root: str | None = None
+    steps: int = 8
+    flows: list[str] | None = None
+    download: bool = False
+    limit: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def dataset(self, split: Literal["train", "test"] = "train") -> SequenceDataset:
+        """Opens the data set.
+
+        Your own sequences are split by position: every tenth is for testing.
+
+        Args:
+            split: ``"train"`` or ``"test"``.
+
+        Returns:
+            The data set.
+
+        Raises:
+            FileNotFoundError: If files are missing.
+            ValueError: If a file is damaged or of another format, or a setting does not fit.
+            TypeError: If the data set takes no such option.
+        """
+        if self.name not in DATA_NAMES:
+            raise ValueError(f"data.name is one of {', '.join(DATA_NAMES)}, got {self.name!r}")
+        if self.download and self.name not in _FETCHED:
+            raise ValueError(f"data.download fetches {', '.join(_FETCHED)}; {self.name} it cannot: leave it out")
+        made = self._own(split) if self.name == "sequences" else self._known(split)
+        if self.limit is not None and split == "train":
+            if self.limit < 1:
+                raise ValueError(f"data.limit must be at least 1, got {self.limit}")
+            made = made.subset(list(range(min(self.limit, len(made)))))
+        return made
+
+    def _known(self, split: Literal["train", "test"]) -> SequenceDataset:
+        from flowfactor import data
+
+        base = self.name.removesuffix("-combined")
+        settings: dict[str, Any] = dict(self.options)
+        # What makes the training sequences of the combined sets, and would mean nothing to the plain ones.
+        mixing = {
+            name: settings.pop(name) for name in ("modes", "strength", "seed", "count") if self._mixes(name, settings)
+        }
+        settings["steps"] = self.steps
+        if self.name in _ON_DISK and self.root is not None:
+            settings["root"] = self.root
+        if self.download:
+            settings["download"] = True
+        if base in _GRIDS:
+            if self.flows is not None:
+                settings["vary"] = tuple(self.flows)
+            grid = getattr(data, _GRIDS[base])(split=split, **settings)
+            return data.CombinedScenes(grid, **mixing) if self._combined(split) else grid
+        if self.flows is not None:
+            settings["transforms"] = data.paper_transforms(self.steps, self.flows)
+        plain = (data.MNIST if base == "mnist" else data.Digits)(split=split, **settings)
+        if not self._combined(split):
+            return plain
+        return data.CombinedImages(
+            plain.images,
+            plain.transforms,
+            self.steps,
+            colour=settings.get("colour", "red"),
+            labels=plain.labels,
+            **mixing,
+        )
+
+    def _combined(self, split: str) -> bool:
+        return self.name.endswith("-combined") and split == "train"
+
+    def _mixes(self, name: str, settings: Mapping[str, Any]) -> bool:
+        return self.name.endswith("-combined") and name in settings
+
+    def _own(self, split: str) -> SequenceDataset:
+        from flowfactor.data import Sequences
+
+        if self.root is None:
+            raise ValueError("data.name 'sequences' needs data.root: the folder <class>/<sequence>/<frame>.png")
+        every = Sequences(self.root, **self.options)
+        if every.num_flows == 0:
+            raise ValueError(f"{self.root} has no classes: training needs to know what acts in each sequence")
+        test = [index % 10 == 9 for index in range(len(every))]
+        return every.subset(test if split == "test" else [not chosen for chosen in test])

@@ -1,0 +1,281 @@
+"""What is measured of a trained model: the same for every method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfactor.data import FactorSequences, SequenceDataset
+from flowfactor.errors import FlowSolveError
+from flowfactor.metrics import (
+    Traversal,
+    TraversalModel,
+    dci,
+    equivariance_error,
+    latent_equivariance_error,
+    latent_traversal_error,
+    log_likelihood,
+    mig,
+    sap,
+    vp_score,
+)
+from flowfactor.training.matching import Matched, match_flows
+
+_VP_REPEATS, _VP_STEPS = 2, 100
+
+
+def knows_transformations(model: Any) -> bool:
+    """Whether a model says by itself how a transformation moves a latent."""
+    return getattr(model, "has_transformation", True)
+
+
+def evaluate(
+    model: Any,
+    test: SequenceDataset,
+    *,
+    train: SequenceDataset | None = None,
+    limit: int | None = None,
+    likelihood_limit: int | None = None,
+    samples: int = 64,
+    search_images: int = 32,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measures a model on test sequences.
+
+    The flows of a model that infers k are matched to the true transformations first, one to one and so that most
+    sequences are inferred right; its other figures are then those of the matched flows. For a model without
+    transformations the best single latent dimension and range of each is searched on training data, as in Song et al.
+    (2023, section 4.1); see `flowfactor.metrics.latent_traversal_error`.
+
+    Args:
+        model: The model.
+        test: The test split.
+        train: The training split, for that search. Where None, such a model is measured as leaving latents as they are.
+        limit: Sequences of each transformation for the equivariance error and the matching; None for all.
+        likelihood_limit: Sequences for the likelihood; None for all, 0 to leave it out.
+        samples: Samples of its importance-weighted bound.
+        search_images: Training images of each transformation for the search.
+        seed: Seed of its draws.
+
+    Returns:
+        ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
+        `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`);
+        for a model that infers k also ``factor_accuracy`` (the figures of `flowfactor.metrics.factor_accuracy`).
+    """
+    device = next(model.parameters()).device
+    test = test.to(device)
+    result: dict[str, Any] = {}
+    measured: Any = model
+    if getattr(model, "supervision", "full") != "full":
+        match = match_flows(model, test, limit=limit)
+        result["factor_accuracy"] = match.as_dict()
+        measured = Matched(model.eval(), match.order)
+    if train is not None and not knows_transformations(model):
+        error = latent_traversal_error(model, train.to(device), test, images=search_images, limit=limit)
+    else:
+        error = equivariance_error(measured, test, limit=limit)
+    result |= {
+        "equivariance_error": dict(zip(test.flow_names, error.mean.tolist(), strict=True)),
+        "doing_nothing": dict(zip(test.flow_names, error.doing_nothing.tolist(), strict=True)),
+        "equivariance": error.as_dict(),
+    }
+    if likelihood_limit != 0:
+        per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
+        generator = torch.Generator(device).manual_seed(seed)
+        bound = log_likelihood(measured, test, samples=samples, limit=per_flow, generator=generator)
+        result["log_likelihood"] = bound.as_dict()
+    return result
+
+
+@dataclass
+class EvaluationConfig:
+    """How much to measure in a benchmark; the same for every method.
+
+    Args:
+        images: Test images for the equivariance errors and the factor accuracy, under every transformation.
+        likelihood_images: Test images for the likelihood, under every transformation; 0 leaves it out.
+        likelihood_samples: Samples of its importance-weighted bound.
+        latent_images: Test images for the latent equivariance error, under every transformation; 0 leaves it out.
+        search_images: Training images of each transformation: to search the best latent dimension of models without
+            transformations on, and to match the flows of models that infer k on (ten times as many).
+        factor_samples: Test pictures for the disentanglement metrics, where the data have factor labels; 0 leaves them
+            out.
+        vp_images: Test images for the VP score; 0 leaves it out.
+        resamples: Bootstrap resamples behind the intervals of the disentanglement metrics.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> EvaluationConfig(images=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: evaluate.images must be at least 1, got 0
+    """
+
+    images: int = 1000
+    likelihood_images: int = 64
+    likelihood_samples: int = 16
+    latent_images: int = 200
+    search_images: int = 16
+    factor_samples: int = 2000
+    vp_images: int = 300
+    resamples: int = 5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 1 if name in ("images", "likelihood_samples", "search_images") else 0
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"evaluate.{name} must be at least {least}, got {value!r}")
+        if self.resamples == 1:
+            raise ValueError("evaluate.resamples must be 0 or at least 2: a single one shows no spread")
+
+
+def measure(
+    model: Any, train: SequenceDataset, test: SequenceDataset, settings: EvaluationConfig, seed: int = 0
+) -> dict[str, Any]:
+    """Measures a model for a benchmark: every figure with its number of samples and its interval.
+
+    As `evaluate`, with more figures. Flows of models that infer k are matched on training sequences here, so that the
+    accuracy is that of a matching which has seen no test sequence.
+
+    Args:
+        model: The model.
+        train: The training split, for the search and the matching alone.
+        test: The test split.
+        settings: How much to measure.
+        seed: Seed of all draws.
+
+    Returns:
+        The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``factor_accuracy``, ``mig``, ``dci``,
+        ``sap`` and ``vp``. What a model or data set does not have holds ``{"missing": reason}`` instead.
+    """
+    device = next(model.parameters()).device
+    train, test = train.to(device), test.to(device)
+    model.eval()
+    figures: dict[str, Any] = {}
+    measured: Any = model
+    if getattr(model, "supervision", "full") == "full":
+        figures["factor_accuracy"] = {"missing": "k is given to this method, or unused by it"}
+    else:
+        order = match_flows(model, _single(train, test), limit=10 * settings.search_images).order
+        figures["factor_accuracy"] = match_flows(model, test, limit=settings.images, order=order).as_dict()
+        measured = Matched(model, order)
+    if knows_transformations(model):
+        figures["equivariance"] = equivariance_error(measured, test, limit=settings.images).as_dict()
+    else:
+        error = latent_traversal_error(
+            model, _single(train, test), test, images=settings.search_images, limit=settings.images
+        )
+        figures["equivariance"] = error.as_dict()
+        measured = TraversalModel(model, [Traversal(*found) for found in error.traversals], _span(test))
+    figures["likelihood"] = _likelihood(model, measured, test, settings, seed)
+    figures["latent_equivariance"] = _tried(
+        settings.latent_images,
+        lambda: latent_equivariance_error(measured, test, limit=settings.latent_images).as_dict(),
+    )
+    figures["vp"] = _vp(measured, test, settings, seed)
+    figures |= _disentanglement(model, test, settings, seed)
+    return figures
+
+
+def _single(train: SequenceDataset, test: SequenceDataset) -> SequenceDataset:
+    """The training sequences, or, where no transformation acts alone in these, the test sequences."""
+    fixed = train.fixed_k
+    return test if fixed is not None and bool((fixed < 0).all()) else train
+
+
+def _span(data: SequenceDataset) -> float:
+    return float((data.t[-1] - data.t[0]).abs())
+
+
+def _tried(wanted: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A figure, or the reason why there is none."""
+    if not wanted:
+        return {"missing": "not asked for"}
+    try:
+        return work()
+    except (ValueError, TypeError, ImportError, FlowSolveError) as error:
+        return {"missing": str(error)}
+
+
+def _likelihood(
+    model: Any, measured: Any, test: SequenceDataset, settings: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    if not hasattr(model, "log_likelihood"):
+        return {"missing": "the model has no log_likelihood"}
+
+    def work() -> dict[str, Any]:
+        source = measured if isinstance(measured, Matched) else model
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+        flow = getattr(model, "flow", None)
+        divergence = getattr(flow, "divergence", None)
+        if flow is not None:
+            flow.divergence = "exact"  # an estimate within the logarithm of the bound would bias it
+        try:
+            bound = log_likelihood(
+                source,
+                test,
+                samples=settings.likelihood_samples,
+                limit=settings.likelihood_images,
+                generator=generator,
+            )
+        finally:
+            if flow is not None:
+                flow.divergence = divergence
+        if not math.isfinite(bound.per_frame):
+            raise ValueError(f"the bound is {bound.per_frame}")
+        return bound.as_dict()
+
+    return _tried(settings.likelihood_images, work)
+
+
+def _vp(measured: Any, test: SequenceDataset, settings: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """The VP score from test images; those of a grid of factors are drawn, since neighbours differ by one factor only."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def work() -> dict[str, Any]:
+        index = torch.randperm(len(test), generator=generator)[: settings.vp_images]
+        images = torch.cat([test.batch(part)["frames"][:, 0] for part in index.split(100)])
+        return vp_score(measured, images, test.t, repeats=_VP_REPEATS, steps=_VP_STEPS, generator=generator).as_dict()
+
+    return _tried(settings.vp_images, work)
+
+
+def _disentanglement(model: Any, test: SequenceDataset, settings: EvaluationConfig, seed: int) -> dict[str, Any]:
+    names = ("mig", "dci", "sap")
+    if not isinstance(test, FactorSequences):
+        return {name: {"missing": "the data set has no factor labels"} for name in names}
+    if not settings.factor_samples:
+        return {name: {"missing": "not asked for"} for name in names}
+    codes, labels, kept = _codes(model, test, settings.factor_samples, seed)
+    draws = [torch.Generator().manual_seed(seed + offset) for offset in range(3)]
+    count = settings.resamples
+    measures: tuple[Callable[[], Any], ...] = (
+        lambda: mig(codes, labels, resamples=count, generator=draws[0]),
+        lambda: dci(codes, labels, method="fast", resamples=count, generator=draws[1]),
+        lambda: sap(codes, labels, resamples=count, generator=draws[2]),
+    )
+    return {
+        name: _tried(1, lambda work=work: work().as_dict() | {"factors": kept})
+        for name, work in zip(names, measures, strict=True)
+    }
+
+
+@torch.no_grad()
+def _codes(model: Any, test: FactorSequences, count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Posterior means of test pictures, and the states and names of the factors that are not constant in the split."""
+    generator = torch.Generator().manual_seed(seed)
+    codes, labels = [], []
+    for size in [500] * (count // 500) + ([count % 500] if count % 500 else []):
+        images, states = test.factor_samples(size, generator)
+        codes.append(model.encode(images).mean)
+        labels.append(states)
+    label = torch.cat(labels)
+    moving = [f for f in range(label.shape[1]) if len(label[:, f].unique()) > 1]
+    return torch.cat(codes), label[:, moving], [test.factor_names[f] for f in moving]

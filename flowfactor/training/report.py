@@ -1,0 +1,327 @@
+"""The report of a benchmark: tables, what they say, and a figure, from the runs' files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from flowfactor.errors import require
+from flowfactor.training.evaluation import EvaluationConfig
+from flowfactor.training.tables import Column, Run, by_variant, spread, table
+from flowfactor.training.worker import ERROR, FIGURES, SETTINGS
+
+REPORT, FIGURE = "report.md", "report.png"
+"""Names in the folder of a benchmark."""
+
+_OURS = "ours"
+_BOUNDS = {
+    "path": "path: z_0 is the one latent",
+    "marginal": "marginal: sum of the frames' own bounds",
+    "frame": "frame: every frame alone",
+    "chain": "chain: a latent for each frame, tied to the one before",
+    "sequence": "sequence: latents of all frames at once",
+}
+
+
+def load_runs(folder: str | Path) -> tuple[list[Run], dict[str, str]]:
+    """Reads the runs of a benchmark.
+
+    Args:
+        folder: Its folder.
+
+    Returns:
+        The finished runs, and why each of the others is not, by its folder's name.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If a file is damaged.
+    """
+    folder = Path(folder).expanduser()
+    places = sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))
+    if not places:
+        raise FileNotFoundError(f"{folder} is not the folder of a benchmark: no folder in it holds {SETTINGS}")
+    runs, others = [], {}
+    for place in places:
+        if not (place / FIGURES).is_file():
+            error = place / ERROR
+            others[place.name] = error.read_text(encoding="utf-8").strip() if error.is_file() else "not finished"
+            continue
+        try:
+            runs.append(json.loads((place / FIGURES).read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place / FIGURES} is damaged: {error}. Delete it to have it made again.") from error
+    order = _order()
+    runs.sort(key=lambda run: (order.index(run["variant"]) if run["variant"] in order else len(order), run["seed"]))
+    return runs, others
+
+
+def _order() -> list[str]:
+    from flowfactor.models import METHODS
+    from flowfactor.training.variants import ABLATIONS
+
+    return [*METHODS, *ABLATIONS]
+
+
+def write_report(folder: str | Path) -> tuple[Path, Path | None]:
+    """Writes the report of a benchmark, ``report.md``, and its figure, ``report.png``.
+
+    Args:
+        folder: Folder of the benchmark.
+
+    Returns:
+        The report, and the figure, or None where matplotlib is not installed; the report then says so.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If a file is damaged.
+    """
+    from flowfactor.training.run import write_text
+
+    folder = Path(folder).expanduser()
+    runs, others = load_runs(folder)
+    figure: Path | None = None
+    note = "no run is finished yet, so there is no figure"
+    if runs:
+        try:
+            figure = _draw(runs, folder / FIGURE)
+        except ImportError as error:
+            note = f"No figure: {error}"
+    picture = f"![Equivariance errors; a dot is a seed]({FIGURE})" if figure is not None else note
+    write_text(folder / REPORT, markdown(runs, others, picture))
+    return folder / REPORT, figure
+
+
+def markdown(runs: Sequence[Run], others: dict[str, str] | None = None, picture: str = "") -> str:
+    """Writes the report of runs as Markdown.
+
+    Args:
+        runs: The finished runs.
+        others: Why the others are not finished, by name.
+        picture: A line that shows the figure.
+
+    Returns:
+        The text.
+    """
+    parts = [f"# Benchmark: {', '.join(dict.fromkeys(_data_name(run) for run in runs)) or 'no finished run'}"]
+    for group in _by_data(runs).values():
+        first = group[0]
+        parts.append(f"## {_data_name(first)}, T = {first['config']['data']['steps']}, {_budget(first)} a run")
+        parts.append(table(group, _errors(group), reference=True))
+        parts.append(_lowest(group))
+        parts.append("### Other figures")
+        parts.append(table(group, _figures()))
+        parts.append(_disentanglement(group))
+    if picture:
+        parts.append(picture)
+    parts.append(_explained(runs))
+    if others:
+        parts.append("## Not finished\n\n" + "\n".join(f"- {name}: {why}" for name, why in others.items()))
+    parts.append(_made(runs))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _data_name(run: Run) -> str:
+    return run["config"]["data"]["name"]
+
+
+def _budget(run: Run) -> str:
+    budget = run["budget"]
+    each = ((budget["steps"], "steps"), (budget["minutes"], "minutes" if budget["minutes"] != 1 else "minute"))
+    length = " or ".join(f"{value:g} {unit}" for value, unit in each if value is not None)
+    processor = budget["minutes"] is not None and run["config"]["train"]["clock"] == "processor"
+    return f"{length} of processor time" if processor else length
+
+
+def _by_data(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs whose figures can be compared: of the same sequences, evaluated alike, with the same budget."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        data = {name: value for name, value in run["config"]["data"].items() if name not in ("root", "download")}
+        key = json.dumps([data, run["flows"], run["evaluate"], run["budget"]], sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+def _errors(runs: Sequence[Run]) -> list[Column]:
+    def column(k: int, name: str) -> Column:
+        return Column(f"E_k {name}", lambda run: run["figures"]["equivariance"]["mean"][k], -1)
+
+    return [column(k, name) for k, name in enumerate(runs[0]["flows"])]
+
+
+def _figures() -> list[Column]:
+    def latent(run: Run) -> float | None:
+        values = run["figures"]["latent_equivariance"].get("mean")
+        return None if values is None or None in values else mean(values)
+
+    return [
+        Column("ln p(x) per frame, at least", _of("likelihood", "per_frame"), 1, ".2f"),
+        Column("factor accuracy", _of("factor_accuracy", "value"), 1, ".2%"),
+        Column("latent E_k, relative", latent, -1, ".3f"),
+        Column("VP score", _of("vp", "value"), 1, ".2%"),
+        Column("steps", lambda run: run["steps_made"], 0, ",.0f"),
+        Column("seconds", lambda run: run["seconds"], 0, ",.0f"),
+        Column("parameters", lambda run: run["parameters"], 0, ",.0f"),
+    ]
+
+
+def _of(figure: str, *path: str) -> Callable[[Run], float | None]:
+    def get(run: Run) -> float | None:
+        value: Any = run["figures"][figure]
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    return get
+
+
+def _lowest(runs: Sequence[Run]) -> str:
+    """Says which method has the lowest error on each transformation, by how much, and how ours does."""
+    groups, lines = by_variant(runs), []
+    for k, name in enumerate(runs[0]["flows"]):
+        means = {
+            variant: made.mean
+            for variant, group in groups.items()
+            if (made := spread(group, lambda run, k=k: run["figures"]["equivariance"]["mean"][k])) is not None
+        }
+        ranked = sorted(means, key=lambda variant: means[variant])
+        if not ranked:
+            continue
+        text = f"- {name}: the lowest E_k is that of `{ranked[0]}` ({means[ranked[0]]:.1f})"
+        if len(ranked) > 1:
+            text += f", followed by `{ranked[1]}` ({means[ranked[1]]:.1f})"
+        if _OURS in ranked[1:]:
+            more = means[_OURS] / means[ranked[0]] - 1
+            text += f"; `{_OURS}` comes {_ordinal(ranked.index(_OURS) + 1)}, {more:.0%} above the lowest"
+        lines.append(text + ".")
+    return "\n".join(lines)
+
+
+def _ordinal(number: int) -> str:
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if 10 <= number % 100 <= 20 else endings.get(number % 10, 'th')}"
+
+
+def _disentanglement(runs: Sequence[Run]) -> str:
+    columns = [
+        Column("MIG", _of("mig", "value"), 1, ".3f"),
+        Column("DCI disentanglement", _of("dci", "disentanglement", "value"), 1, ".3f"),
+        Column("DCI completeness", _of("dci", "completeness", "value"), 1, ".3f"),
+        Column("DCI informativeness", _of("dci", "informativeness", "value"), 1, ".3f"),
+        Column("SAP", _of("sap", "value"), 1, ".3f"),
+    ]
+    if not any(column.get(run) is not None for run in runs for column in columns):
+        return ""
+    return "### Disentanglement of single latent dimensions\n\n" + table(runs, columns)
+
+
+def _explained(runs: Sequence[Run]) -> str:
+    """What the figures are, how many samples stand behind them, and what is missing where."""
+    if not runs:
+        return ""
+    evaluate = EvaluationConfig(**runs[0]["evaluate"])
+    figures = runs[0]["figures"]
+    lines = [
+        "## What the figures are",
+        "Figures are means over seeds ± their standard deviation over seeds; the best mean of a column is in bold. All are "
+        "of test data. Intervals over test samples stand in each run's `benchmark.json`.",
+        f"- E_k: the equivariance error, summed over frames, pixels and channels, over {figures['equivariance']['count']:,} "
+        'test images under every transformation; "doing nothing" predicts that every frame equals the first. For methods '
+        "without transformations it is that of the best single latent dimension and range, searched on "
+        f"{evaluate.search_images} training images a transformation.",
+    ]
+    bounds = {run["variant"]: run["figures"]["likelihood"] for run in runs}
+    kinds = sorted({made["objective"] for made in bounds.values() if "objective" in made})
+    if kinds:
+        counted = next(made for made in bounds.values() if "objective" in made)
+        families = sorted({made["likelihood"] for made in bounds.values() if "likelihood" in made})
+        lines.append(
+            f"- ln p(x): the importance-weighted bound, {counted['samples']} samples, {counted['count']:,} test sequences, "
+            f"{' and '.join(families)} likelihood, in nats. Every one is of whole sequences, and divided by their frames. "
+            "What the models take for latent differs: "
+            + "; ".join(f"{_BOUNDS.get(kind, kind)} ({_who(bounds, kind)})" for kind in kinds)
+            + ". Methods that are given k bound ln p(x|k); so do those that infer it under the flow that was matched."
+        )
+        if len(families) > 1:
+            lines.append("- Bounds under different likelihoods cannot be compared, in spite of the bold one.")
+    lines += [
+        "- Latent E_k: distance between flowed and encoded latents, mean over transformations, relative to leaving the "
+        "latent as it is.",
+        "- VP score: accuracy of a small classifier that is trained on a tenth of the pairs [x_0, x_T] to tell k.",
+    ]
+    lines += [f"- {text}" for text in _missing(runs)]
+    return lines[0] + "\n\n" + lines[1] + "\n\n" + "\n".join(lines[2:])
+
+
+def _who(bounds: dict[str, Any], kind: str) -> str:
+    return ", ".join(f"`{name}`" for name, made in bounds.items() if made.get("objective") == kind)
+
+
+def _missing(runs: Sequence[Run]) -> list[str]:
+    """The reasons why figures are missing, each with what it concerns, and whom."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for figure, made in run["figures"].items():
+            if "missing" in made and figure != "factor_accuracy":
+                names = reasons.setdefault((figure, made["missing"]), [])
+                if run["variant"] not in names:
+                    names.append(run["variant"])
+    joined: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (figure, reason), names in reasons.items():
+        joined.setdefault((reason, tuple(names)), []).append(figure.replace("_", " "))
+    every = len(by_variant(runs))
+    lines = []
+    for (reason, names), figures in joined.items():
+        whom = "any method" if len(names) == every else ", ".join(f"`{name}`" for name in names)
+        lines.append(f"No {', '.join(figures)} of {whom}: {reason}.")
+    return lines
+
+
+def _made(runs: Sequence[Run]) -> str:
+    """The commands, machines and versions behind the figures."""
+    if not runs:
+        return ""
+    commands = dict.fromkeys(run["command"] for run in runs if run["command"])
+    titles = {run["variant"]: run["title"] for run in runs}
+    lines = (
+        ["## How it was made", "```console\n" + "\n".join(commands) + "\n```"] if commands else ["## How it was made"]
+    )
+    for run in {json.dumps([run["machine"], run["versions"]], sort_keys=True): run for run in runs}.values():
+        machine, versions = run["machine"], run["versions"]
+        with_ = f", {machine['accelerator']}" if machine.get("accelerator") else ""
+        named = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "machine")
+        lines.append(
+            f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads a run{with_}, "
+            f"{machine['system']}; {named}."
+        )
+    lines.append("\n".join(f"- `{name}`: {title}" for name, title in titles.items()))
+    return "\n\n".join(lines)
+
+
+def _draw(runs: Sequence[Run], path: Path) -> Path:
+    """Draws the errors of the largest group: a panel a transformation, a row a variant, a dot a seed, a bar the mean."""
+    require("matplotlib", extra="plot")
+    from matplotlib.figure import Figure
+
+    from flowfactor.plot import save
+
+    group = max(_by_data(runs).values(), key=len)
+    variants, flows = by_variant(group), group[0]["flows"]
+    still = group[0]["figures"]["equivariance"]["doing_nothing"]
+    figure = Figure(figsize=(3.2 * len(flows) + 1, 0.32 * len(variants) + 1.2), layout="constrained")
+    panels = figure.subplots(1, len(flows), sharey=True, squeeze=False)[0]
+    for k, (panel, flow) in enumerate(zip(panels, flows, strict=True)):
+        for row, made in enumerate(variants.values()):
+            over = spread(made, lambda run, k=k: run["figures"]["equivariance"]["mean"][k])
+            if over is not None:
+                panel.barh(row, over.mean, color="#9db7d5", height=0.7)
+                panel.plot(over.values, [row] * len(over.values), "o", color="#1f3b5c", markersize=3)
+        panel.axvline(still[k], color="#888888", linestyle=":", linewidth=1)
+        panel.set_title(f"E_k {flow}", fontsize=9)
+        panel.tick_params(labelsize=8)
+    panels[0].set_yticks(range(len(variants)), list(variants))
+    panels[0].invert_yaxis()
+    return save(figure, path)

@@ -1,0 +1,124 @@
+"""One run of a benchmark: trains, measures, and writes down what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowfactor.training.config import Config
+from flowfactor.training.evaluation import EvaluationConfig, measure
+from flowfactor.training.run import CHECKPOINT, RESULT, load_run, prepare, versions, write_text
+
+SETTINGS, FIGURES, ERROR, LOG = "settings.json", "benchmark.json", "error.txt", "log.txt"
+"""Names in the folder of a benchmark's run, beside those of any run."""
+
+INTERRUPTED = 130
+
+
+def execute(folder: str | Path) -> dict[str, Any] | None:
+    """Does what ``settings.json`` in a run's folder asks for: from where an earlier attempt left it.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        What ``benchmark.json`` now holds, or None where the training was interrupted; it can then be resumed.
+    """
+    folder = Path(folder)
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    (folder / ERROR).unlink(missing_ok=True)
+    config = Config.from_dict(settings["config"] | {"output": str(folder)})
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    result = _finished_training(folder)
+    if result is None:
+        resume = (folder / CHECKPOINT).is_file()
+        run = prepare(config, resume=resume, overwrite=not resume)
+        result = run.fit(measure=False)
+        if not result["finished"]:
+            return None
+        model, train, test = run.model, run.data.dataset, run.test
+    else:
+        model, _ = load_run(folder)
+        train, test = config.data.dataset("train"), config.data.dataset("test")
+    begun = time.monotonic()
+    figures = measure(model, train, test, EvaluationConfig(**settings["evaluate"]), seed=config.seed)
+    made = {
+        **settings,
+        "flows": list(test.flow_names),
+        "steps_made": result["steps"],
+        "seconds": result["seconds"],
+        "parameters": result["parameters"],
+        "terms": {name: _plain(value) for name, value in result["terms"].items()},
+        "figures": _plain(figures),
+        "evaluation_seconds": round(time.monotonic() - begun, 3),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_text(folder / FIGURES, json.dumps(made, indent=2) + "\n")
+    return made
+
+
+def _finished_training(folder: Path) -> dict[str, Any] | None:
+    """The result of a training that ended before it could be measured, or None."""
+    if not (folder / RESULT).is_file():
+        return None
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return result if result["finished"] else None
+
+
+def _plain(value: Any) -> Any:
+    """The same with None for what is not finite: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        return None
+    return value
+
+
+def machine() -> dict[str, Any]:
+    """Describes the machine that a figure comes from."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Executes the run in the folder that is the one argument; an error is written down, and ends it with code 1.
+
+    Args:
+        arguments: The arguments; the program's own where None.
+
+    Returns:
+        The exit code: 0, 1 after an error, 130 after an interruption.
+    """
+    (folder,) = sys.argv[1:] if arguments is None else arguments
+    try:
+        return INTERRUPTED if execute(folder) is None else 0
+    except Exception as error:
+        traceback.print_exc()
+        write_text(Path(folder) / ERROR, f"{type(error).__name__}: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
