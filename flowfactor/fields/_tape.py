@@ -7,6 +7,7 @@ A field tape works on states ``[K, n, D]`` that are sorted by flow (see `flowfac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,19 +33,23 @@ class FieldTape:
     ) -> None:
         self.parts = [*([] if potential is None else [potential]), *(part for part, _ in streams)]
         self.has_potential = potential is not None
+        forms = [form for _, form in streams]
+        self.forms = [None if form is None else form.detach() for form in forms]
+        self.learned = [form is not None and form.requires_grad for form in forms]
         self.shared = _alike(self.parts)
+        self.tapes: list[TwoLayerTape]
         if self.shared:  # one tape for all, whose groups are those of the first part, then those of the next
             names = self.parts[0].stack
             every = {name: torch.cat([part.stack[name].detach() for part in self.parts]) for name in names}
             learns = {name: any(part.stack[name].requires_grad for part in self.parts) for name in names}
             stack = {name: value.requires_grad_(learns[name]) for name, value in every.items()}
-            self.tapes: list[TwoLayerTape] = [self.parts[0].build(stack)]
+            self.tapes = [self.parts[0].build(stack, self._turn_all(_turn), self._turn_all(_turn_back))]
         else:
-            self.tapes = [part.build(part.stack) for part in self.parts]
+            own = [self.parts[0].build(self.parts[0].stack)] if self.has_potential else []
+            turned = self.parts[self.has_potential :]
+            pairs = zip(turned, self.forms, strict=True)
+            self.tapes = own + [p.build(p.stack, partial(_turn, form=J), partial(_turn_back, form=J)) for p, J in pairs]
         self.names = [[name for name, value in part.stack.items() if value.requires_grad] for part in self.parts]
-        forms = [form for _, form in streams]
-        self.forms = [None if form is None else form.detach() for form in forms]
-        self.learned = [form is not None and form.requires_grad for form in forms]
         #: The tensors that gradients have to reach.
         self.inputs = [part.stack[n] for part, names in zip(self.parts, self.names, strict=True) for n in names]
         self.inputs += [form for form in forms if form is not None and form.requires_grad]
@@ -58,13 +63,22 @@ class FieldTape:
         """What belongs to each part, of something that a tape gave."""
         return x.chunk(len(self.parts)) if self.shared else [x]
 
-    def _sum(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The velocity from the gradient of every part."""
-        turned = gradients[self.has_potential :]
-        parts = [*gradients[: self.has_potential], *(_turn(g, J) for g, J in zip(turned, self.forms, strict=True))]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
+    def _turn_all(self, turn: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[Tensor], Tensor]:
+        def turned(x: Tensor) -> Tensor:
+            pieces = x.chunk(len(self.parts))
+            rest = zip(pieces[self.has_potential :], self.forms, strict=True)
+            return torch.cat([*pieces[: self.has_potential], *(turn(piece, form) for piece, form in rest)])
+
+        return turned
+
+    def _sum(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The sum over all parts of what each tape gave."""
+        if self.shared:
+            x = pieces[0]
+            return x.reshape(len(self.parts), -1, *x.shape[1:]).sum(0)
+        total = pieces[0]
+        for piece in pieces[1:]:
+            total = total + piece
         return total
 
     def rebind(self, inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Evaluation]:
@@ -102,13 +116,8 @@ class FieldTape:
         """The velocity at one stage, and what was found on the way."""
         if self.shared:
             z = torch.cat([z] * len(self.parts))
-        gradients: list[Tensor] = []
-        found: Found = []
-        for tape, term in zip(self.tapes, terms, strict=True):
-            g, noted = tape.gradient(z, term, record)
-            gradients += self._split(g)
-            found.append(noted)
-        return self._sum(gradients), found
+        found = [tape.gradient(z, term, record) for tape, term in zip(self.tapes, terms, strict=True)]
+        return self._sum([velocity for velocity, _ in found]), [noted for _, noted in found]
 
     def divergence(self, found: Sequence[Found]) -> Tensor:
         """The divergences at some stages ``[S, K, n]``, from what `velocity` found there."""
@@ -143,7 +152,7 @@ class FieldTape:
         found = [self.tapes[0].outputs((want if self.has_potential else frozenset()) | {"gradient"})]
         found += [tape.outputs(frozenset({"gradient"})) for tape in self.tapes[1:]]
         out = {name: self._split(x)[0] for name, x in found[0].items()}
-        out["velocity"] = self._sum([g for x in found for g in self._split(x["gradient"])])
+        out["velocity"] = self._sum([x["gradient"] for x in found])
         if not self.has_potential:
             del out["gradient"]
             if "laplacian" in want:
@@ -168,15 +177,9 @@ class FieldTape:
         """The cotangent of z for a cotangent ``lam`` of the velocity, beside those given to `begin`."""
         if self.of_velocity is not None:
             lam = lam + self.of_velocity[at]
-        lams = [*([lam] if self.has_potential else []), *(_turn_back(lam, form) for form in self.forms)]
         if self.shared:
-            lams = [torch.cat(lams)]
-        total: Tensor | None = None
-        for tape, cotangent in zip(self.tapes, lams, strict=True):
-            for back in self._split(tape.pull(at, cotangent)):
-                total = back if total is None else total + back
-        assert total is not None
-        return total
+            lam = torch.cat([lam] * len(self.parts))
+        return self._sum([tape.pull(at, lam) for tape in self.tapes])
 
     def gradients(self, lam: Tensor) -> list[Tensor | None]:
         """The gradients of `inputs`, after every stage has been pulled with ``lam [K, S, n, D]``."""
@@ -187,8 +190,7 @@ class FieldTape:
         out: list[Tensor | None] = [own.get(n) for own, names in zip(found, self.names, strict=True) for n in names]
         if any(self.learned):
             lam = lam if self.of_velocity is None else lam + self.of_velocity
-            found = [tape.outputs(frozenset({"gradient"}))["gradient"] for tape in self.tapes]
-            gradients = [g for x in found for g in self._split(x)]
+            gradients = [g for tape in self.tapes for g in self._split(tape.plain_gradient())]
             for g, learned in zip(gradients[self.has_potential :], self.learned, strict=True):
                 if learned:
                     out.append(torch.bmm(lam.flatten(1, 2).mT, g.flatten(1, 2)))

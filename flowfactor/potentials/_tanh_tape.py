@@ -34,7 +34,7 @@ class OuterTanhTape(TwoLayerTape):
 
     def laplacians(self, found: Sequence[tuple[Tensor, ...]]) -> Tensor:
         inner = super().laplacians(found)
-        g, phi = (torch.stack(x, 1) for x in zip(*(f[6:] for f in found), strict=True))
+        g, phi = (torch.stack(x, 1) for x in zip(*(f[7:] for f in found), strict=True))
         first = 1 - phi * phi
         return self._outer_laplacian(inner, self._along(g), first, -2 * phi * first)
 
@@ -51,8 +51,8 @@ class OuterTanhTape(TwoLayerTape):
 
     def take(self, ts: list[float]) -> None:
         records = self.records
-        self.g, self.phi = (torch.stack(x, 1) for x in zip(*(r[6:] for r in records), strict=True))
-        self.records = [r[:6] for r in records]
+        self.g, self.phi = (torch.stack(x, 1) for x in zip(*(r[7:] for r in records), strict=True))
+        self.records = [r[:7] for r in records]
         super().take(ts)
         self.records = records[-1:]
         self.first = 1 - self.phi * self.phi
@@ -64,6 +64,9 @@ class OuterTanhTape(TwoLayerTape):
         if name not in self._inner:
             self._inner |= super().outputs(frozenset({name}))
         return self._inner[name]
+
+    def plain_gradient(self) -> Tensor:
+        return self.first * super().plain_gradient()
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}

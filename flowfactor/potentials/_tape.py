@@ -28,6 +28,7 @@ from flowfactor.potentials._two_layer import weighted_row_norms
 
 TimeTerms = Callable[..., tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
 Products = dict[str, Tensor]
+Turn = Callable[[Tensor], Tensor]
 Stages = tuple["slice | int", ...]
 
 
@@ -43,6 +44,8 @@ class TwoLayerTape:
         laplacian: ``"exact"``, ``"hutchinson"`` or None.
         probe: Hutchinson's probe ``[K, n, D]``.
         derivative: Whether the time derivative is wanted.
+        turn: A linear map J of rows ``[K, ..., D]``, for a velocity J grad u; `gradient` and `pull` are then about J grad u.
+        turn_back: The transposed map.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class TwoLayerTape:
         laplacian: str | None = None,
         probe: Tensor | None = None,
         derivative: bool = False,
+        turn: Turn | None = None,
+        turn_back: Turn | None = None,
     ) -> None:
         self.stack = {name: value.detach().requires_grad_(value.requires_grad) for name, value in stack.items()}
         p = {name: value.detach() for name, value in stack.items()}
@@ -65,6 +70,11 @@ class TwoLayerTape:
         self.up = torch.cat([self.w1, p["quad"]], -2) if self.has_quad else self.w1
         self.down = torch.cat([self.w1, p["scale"].mT * p["quad"]], -2) if self.has_quad else self.w1
         self.up_t = self.up.mT.contiguous()
+        self.turn_back = turn_back
+        self.lam_up, self.out, self.bias = self.up_t, self.down, p["linear"] if self.has_quad else None
+        if turn is not None:  # J acts on the weights, once a solve
+            self.lam_up, self.out = turn(self.up).mT.contiguous(), turn(self.down)
+            self.bias = turn(p["linear"]) if self.has_quad else None
         self.w2_t = self.w2.mT.contiguous()
         self.w3_w2 = self.w3.mT * self.w2
         if laplacian is not None:
@@ -97,20 +107,22 @@ class TwoLayerTape:
         return [(c1[:, s : s + 1], c2[:, s : s + 1]) for s in range(len(ts))]
 
     def gradient(self, z: Tensor, terms: tuple[Tensor, Tensor], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The gradient of u at one stage ``[K, n, D]``, and what was found on the way."""
+        """The gradient of u (J grad u) at one stage ``[K, n, D]``, and what was found on the way."""
         x1 = torch.baddbmm(terms[0], z, self.up_t)
         a1 = x1[..., : self.h1]
         b1 = self.act.base(a1)
-        a2 = torch.baddbmm(terms[1], self.act.quick(a1, b1), self.w2_t)
+        h1 = self.act.quick(a1, b1)
+        a2 = torch.baddbmm(terms[1], h1, self.w2_t)
         b2 = self.act.base(a2)
         g1 = torch.bmm(self.act.first(b2), self.w3_w2)
         delta1 = g1 * self.act.first(b1)
         if self.has_quad:
             inner = torch.cat([delta1, x1[..., self.h1 :]], -1)
-            out = torch.baddbmm(self.p["linear"], inner, self.down)
+            assert self.bias is not None
+            out = torch.baddbmm(self.bias, inner, self.out)
         else:
-            out = torch.bmm(delta1, self.w1)
-        found = (z, x1, a2, b1, b2, g1)
+            out = torch.bmm(delta1, self.out)
+        found = (z, x1, a2, b1, b2, g1, h1)
         if record:
             self.records.append(found)
         return out, found
@@ -140,7 +152,7 @@ class TwoLayerTape:
 
     def take(self, ts: list[float]) -> None:
         """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""
-        self.z, self.x1, self.a2, self.b1, self.b2, self.g1 = (
+        self.z, self.x1, self.a2, self.b1, self.b2, self.g1, self.h1_value = (
             torch.stack(x, 1) for x in zip(*self.records, strict=True)
         )
         self.records = self.records[-1:]
@@ -159,8 +171,16 @@ class TwoLayerTape:
                 self._c = self.time_terms(self.stack, t=times, derivative=self.derivative)
         return self._c
 
+    def plain_gradient(self) -> Tensor:
+        """The gradient of u at all stages, before J."""
+        delta1 = self.g1 * self.s1
+        if not self.has_quad:
+            return _product(delta1, self.down)
+        inner = torch.cat([delta1, self.x1[..., self.h1 :]], -1)
+        return _product(inner, self.down) + self.p["linear"].unsqueeze(1)
+
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
-        """Value, gradient, time derivative and Laplacian at all stages, as far as wanted."""
+        """Value, gradient (J grad u), time derivative and Laplacian at all stages, as far as wanted."""
         out: dict[str, Tensor] = {}
         w3 = self.w3.unsqueeze(1)
         delta1 = self.g1 * self.s1
@@ -173,9 +193,9 @@ class TwoLayerTape:
             out["value"] = value
         if "gradient" in want:
             inner = torch.cat([delta1, q], -1) if self.has_quad else delta1
-            out["gradient"] = _product(inner, self.down)
-            if self.has_quad:
-                out["gradient"] += self.p["linear"].unsqueeze(1)
+            out["gradient"] = _product(inner, self.out)
+            if self.bias is not None:
+                out["gradient"] += self.bias.unsqueeze(1)
         if "time" in want:
             _, d1, _, d2 = self.c
             assert d2 is not None
@@ -305,7 +325,7 @@ class TwoLayerTape:
             lam = lam + self.lam0[at]
         self.lam[at] = lam
         p = self.p1[at]
-        _product(lam, self.up_t, p)
+        _product(lam, self.lam_up, p)
         p1 = p[..., : self.h1]
         if self.rp1 is not None:
             p1 += self.rp1[at]
@@ -336,20 +356,20 @@ class TwoLayerTape:
     def gradients(self) -> Products:
         """The cotangents of all parameters, by name, after every stage has been pulled."""
         out = self.extra
+        lam = self.lam if self.turn_back is None else self.turn_back(self.lam)
         delta1, delta2 = self.g1 * self.s1, self.w3_s2
         a1_bar = self.a1_bar[..., : self.h1]
         if self.has_quad:
             q, pq, scale = self.x1[..., self.h1 :], self.p1[..., self.h1 :], self.p["scale"].unsqueeze(1)
             _sum_into(out, "scale", (q * pq).sum((1, 2)).unsqueeze(-2))
-            _sum_into(out, "linear", self.lam.sum((1, 2)).unsqueeze(-2))
+            _sum_into(out, "linear", lam.sum((1, 2)).unsqueeze(-2))
             left = torch.cat([a1_bar, scale * self.a1_bar[..., self.h1 :]], -1)
-            both = _outer(left, self.z) + _outer(torch.cat([delta1, scale * q], -1), self.lam)
+            both = _outer(left, self.z) + _outer(torch.cat([delta1, scale * q], -1), lam)
             _sum_into(out, "w1", both[..., : self.h1, :])
             _sum_into(out, "quad", both[..., self.h1 :, :])
         else:
-            _sum_into(out, "w1", _outer(a1_bar, self.z) + _outer(delta1, self.lam))
-        h1 = self.act.quick(self.x1[..., : self.h1], self.b1)
-        _sum_into(out, "w2", _outer(self.a2_bar, h1) + _outer(delta2, self.g1_bar))
+            _sum_into(out, "w1", _outer(a1_bar, self.z) + _outer(delta1, lam))
+        _sum_into(out, "w2", _outer(self.a2_bar, self.h1_value) + _outer(delta2, self.g1_bar))
         _sum_into(out, "w3", (self.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
         self._gradients_of_time(out, a1_bar, delta1, delta2)
         return out

@@ -200,13 +200,14 @@ class PotentialTape:
     """A potential bound for one solve with a closed-form way back (see `flowfactor.potentials._tape`).
 
     Attributes:
-        build: Makes what records the stages, of parameters such as ``stack``.
+        build: Makes what records the stages, of parameters such as ``stack`` and a map J of the gradient with its
+            transpose, each None for the identity.
         stack: The parameters ``[groups, ...]`` that act.
         kind: Potentials of one kind, with parameters of the same shapes, can share a tape; None for those that cannot.
         rebind: The same potential by autograd, as a function of such parameters.
     """
 
-    build: Callable[[dict[str, Tensor]], Any]
+    build: Callable[..., Any]
     stack: dict[str, Tensor]
     kind: tuple[Any, ...] | None
     rebind: Callable[[dict[str, Tensor]], Callable[[Tensor, Tensor], dict[str, Tensor]]]

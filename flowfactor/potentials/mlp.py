@@ -12,7 +12,7 @@ from flowfactor._layout import Stack
 from flowfactor._rows import Rows
 from flowfactor.potentials._activations import activation_named
 from flowfactor.potentials._stacked import StackedPotential, check_sizes, uniform
-from flowfactor.potentials._tape import TwoLayerTape
+from flowfactor.potentials._tape import Turn, TwoLayerTape
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials._two_layer import time_terms, two_layer
 from flowfactor.potentials.base import Laplacian, PotentialTape
@@ -98,9 +98,9 @@ class MLPPotential(StackedPotential):
         if type(self) is not MLPPotential:  # a subclass may mean something else
             return None
 
-        def build(stack: Stack) -> TwoLayerTape:
+        def build(stack: Stack, *turns: Turn | None) -> TwoLayerTape:
             terms = partial(time_terms, features=self.features)
-            return TwoLayerTape(stack, self._activation, terms, laplacian, probe, "time" in want)
+            return TwoLayerTape(stack, self._activation, terms, laplacian, probe, "time" in want, *turns)
 
         every = want | {"gradient"}
         kind = (MLPPotential, self.activation, self.features.max_period)

@@ -14,6 +14,7 @@ from flowfactor._rows import Rows
 from flowfactor.potentials._activations import activation_named
 from flowfactor.potentials._stacked import StackedPotential, uniform
 from flowfactor.potentials._tanh_tape import OuterTanhTape
+from flowfactor.potentials._tape import Turn
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials._two_layer import two_layer_with_terms
 from flowfactor.potentials.base import Laplacian, PotentialTape
@@ -91,8 +92,8 @@ class PaperPotential(StackedPotential):
         if type(self) is not PaperPotential:  # a subclass may mean something else
             return None
 
-        def build(stack: Stack) -> OuterTanhTape:
-            return OuterTanhTape(stack, self._activation, self._time_terms, laplacian, probe, "time" in want)
+        def build(stack: Stack, *turns: Turn | None) -> OuterTanhTape:
+            return OuterTanhTape(stack, self._activation, self._time_terms, laplacian, probe, "time" in want, *turns)
 
         every, stack = want | {"gradient"}, rows.select(self._stack(), self.num_flows)
         return PotentialTape(build, stack, None, lambda p: self._bind_stack(p, every, laplacian, probe))
