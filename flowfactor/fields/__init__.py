@@ -3,6 +3,7 @@
 from flowfactor.fields.base import Evaluation, Field
 from flowfactor.fields.free import FreeField, from_module
 from flowfactor.fields.potential_fields import GradientField, HelmholtzField, SkewGradientField
+from flowfactor.fields.solenoidal import SolenoidalField
 
 __all__ = [
     "Evaluation",
@@ -11,5 +12,6 @@ __all__ = [
     "GradientField",
     "HelmholtzField",
     "SkewGradientField",
+    "SolenoidalField",
     "from_module",
 ]

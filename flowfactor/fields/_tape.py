@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from flowfactor.potentials._tape import Stages, TwoLayerTape
 from flowfactor.potentials.base import PotentialTape
 
 Found = list[tuple[Tensor, ...]]
+Form: TypeAlias = "Tensor | str | None"
+"""J: matrices ``[K, D, D]``, ``"canonical"`` for the canonical pairing, or None where the part is a velocity already."""
 
 
 class FieldTape:
@@ -25,17 +28,15 @@ class FieldTape:
 
     Args:
         potential: The tape of u; None for none.
-        streams: The tape of every h_i with its J ``[K, D, D]`` (None for the canonical pairing).
+        streams: The tape of every h_i with its J.
     """
 
-    def __init__(
-        self, potential: PotentialTape | None, streams: Sequence[tuple[PotentialTape, Tensor | None]] = ()
-    ) -> None:
+    def __init__(self, potential: PotentialTape | None, streams: Sequence[tuple[PotentialTape, Form]] = ()) -> None:
         self.parts = [*([] if potential is None else [potential]), *(part for part, _ in streams)]
         self.has_potential = potential is not None
         forms = [form for _, form in streams]
-        self.forms = [None if form is None else form.detach() for form in forms]
-        self.learned = [form is not None and form.requires_grad for form in forms]
+        self.forms = [form.detach() if isinstance(form, Tensor) else form for form in forms]
+        self.learned = [isinstance(form, Tensor) and form.requires_grad for form in forms]
         self.shared = _alike(self.parts)
         self.tapes: list[TwoLayerTape]
         if self.shared:  # one tape for all, whose groups are those of the first part, then those of the next
@@ -52,7 +53,7 @@ class FieldTape:
         self.names = [[name for name, value in part.stack.items() if value.requires_grad] for part in self.parts]
         #: The tensors that gradients have to reach.
         self.inputs = [part.stack[n] for part, names in zip(self.parts, self.names, strict=True) for n in names]
-        self.inputs += [form for form in forms if form is not None and form.requires_grad]
+        self.inputs += [form for form in forms if isinstance(form, Tensor) and form.requires_grad]
 
     @property
     def z(self) -> Tensor:
@@ -63,7 +64,7 @@ class FieldTape:
         """What belongs to each part, of something that a tape gave."""
         return x.chunk(len(self.parts)) if self.shared else [x]
 
-    def _turn_all(self, turn: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[Tensor], Tensor]:
+    def _turn_all(self, turn: Callable[[Tensor, Form], Tensor]) -> Callable[[Tensor], Tensor]:
         def turned(x: Tensor) -> Tensor:
             pieces = x.chunk(len(self.parts))
             rest = zip(pieces[self.has_potential :], self.forms, strict=True)
@@ -209,13 +210,13 @@ def _alike(parts: Sequence[PotentialTape]) -> bool:
     )
 
 
-def _turn(g: Tensor, form: Tensor | None) -> Tensor:
-    if form is None:
-        return canonical(g)
+def _turn(g: Tensor, form: Form) -> Tensor:
+    if not isinstance(form, Tensor):
+        return g if form is None else canonical(g)
     return g @ (form.mT if g.ndim == 3 else form.mT.unsqueeze(1))
 
 
-def _turn_back(lam: Tensor, form: Tensor | None) -> Tensor:
-    if form is None:
-        return canonical(lam).neg_()
+def _turn_back(lam: Tensor, form: Form) -> Tensor:
+    if not isinstance(form, Tensor):
+        return lam if form is None else canonical(lam).neg_()
     return lam @ (form if lam.ndim == 3 else form.unsqueeze(1))

@@ -12,8 +12,9 @@ from flowfactor._layout import layout_of
 from flowfactor._rows import Rows
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._skew import SkewForms, canonical
-from flowfactor.fields._tape import FieldTape
+from flowfactor.fields._tape import FieldTape, Form
 from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.fields.solenoidal import SolenoidalField
 from flowfactor.potentials.base import Potential, PotentialTape
 
 
@@ -111,7 +112,7 @@ class SkewGradientField(Field):
         probe: Tensor | None = None,
     ) -> BoundField:
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
-        turn = self.bind_skew(control, batch_shape)
+        turn = self.bind_velocity(control, batch_shape)
 
         def evaluate(z: Tensor, t: Tensor) -> Evaluation:
             zero = torch.zeros_like(z[..., 0]) if divergence else None
@@ -119,12 +120,12 @@ class SkewGradientField(Field):
 
         return evaluate
 
-    def bind_skew(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    def bind_velocity(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """Binds the velocity J grad h alone: a function of ``z`` and ``t``."""
         stacked = self.forms()
         if control.weights is not None and stacked is not None:
             # J differs from flow to flow, so that flows are superposed after J has acted.
-            flows = [self.bind_skew(ResolvedControl(k), batch_shape) for k in range(self.num_flows)]
+            flows = [self.bind_velocity(ResolvedControl(k), batch_shape) for k in range(self.num_flows)]
             weights = control.weights
             return lambda z, t: sum_weighted([flow(z, t) for flow in flows], weights)
         bound = self.potential.bind(control, batch_shape, want=("gradient",))
@@ -139,13 +140,13 @@ class SkewGradientField(Field):
 
         return turned
 
-    def stream(self, rows: Rows) -> tuple[PotentialTape, Tensor | None] | None:
+    def stream(self, rows: Rows) -> tuple[PotentialTape, Form] | None:
         """The tape of h with J, for a solve with a closed-form way back; None where there is none."""
         potential = self.potential.tape(rows, frozenset(), None, None) if type(self) is SkewGradientField else None
         if potential is None:
             return None
         forms = self.forms()
-        return potential, None if forms is None else rows.select({"J": forms}, self.num_flows)["J"]
+        return potential, "canonical" if forms is None else rows.select({"J": forms}, self.num_flows)["J"]
 
     def tape(
         self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
@@ -163,7 +164,7 @@ class HelmholtzField(Field):
 
     Args:
         potential: The potential u, on which Hamilton-Jacobi regularizers act.
-        *streams: Stream potentials h_i, at least one; several where one term is too poor.
+        *streams: The divergence-free parts, at least one: stream potentials h_i, or any `SolenoidalField`.
         skew: The antisymmetric maps, as for `SkewGradientField`.
         generator: Source of the initial maps.
 
@@ -184,7 +185,7 @@ class HelmholtzField(Field):
     def __init__(
         self,
         potential: Potential,
-        *streams: Potential,
+        *streams: Potential | SolenoidalField,
         skew: str | Tensor = "learned",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -195,14 +196,17 @@ class HelmholtzField(Field):
                 "a HelmholtzField needs at least one stream potential beside u; for none take GradientField"
             )
         for i, stream in enumerate(streams):
-            _check_potential(stream, f"stream {i}")
+            if not isinstance(stream, SolenoidalField):
+                _check_potential(stream, f"stream {i}")
             if (stream.dim, stream.num_flows) != (self.dim, self.num_flows):
                 raise ValueError(
                     f"stream {i} has dim {stream.dim} and {stream.num_flows} flows; "
                     f"the potential has {self.dim} and {self.num_flows}"
                 )
         self.irrotational = GradientField(potential)
-        self.solenoidal = nn.ModuleList([SkewGradientField(s, skew, generator=generator) for s in streams])
+        self.solenoidal = nn.ModuleList(
+            [s if isinstance(s, SolenoidalField) else SkewGradientField(s, skew, generator=generator) for s in streams]
+        )
 
     @property
     def potential(self) -> Potential:
@@ -227,7 +231,7 @@ class HelmholtzField(Field):
     ) -> BoundField:  # fmt: skip
         """Binds the field with a control of its own for the gradient part and for the divergence-free one."""
         gradient = self.irrotational.bind(gradient_control, batch_shape, want=want, divergence=divergence, probe=probe)
-        turns = [part.bind_skew(stream_control, batch_shape) for part in self.solenoidal]  # type: ignore[operator]
+        turns = [part.bind_velocity(stream_control, batch_shape) for part in self.solenoidal]  # type: ignore[operator]
 
         def velocity(first: Tensor, z: Tensor, t: Tensor) -> Tensor:
             for turn in turns:
@@ -251,8 +255,14 @@ class HelmholtzField(Field):
         first = self.irrotational.tape(rows, want, divergence, probe) if type(self) is HelmholtzField else None
         if first is None:
             return None
-        streams = [part.stream(rows) for part in self.solenoidal]  # type: ignore[operator]
-        return None if any(stream is None for stream in streams) else FieldTape(first.parts[0], streams)
+        streams: list[tuple[PotentialTape, Form]] = []
+        for part in self.solenoidal:
+            known = type(part) in (SkewGradientField, SolenoidalField)  # a subclass may mean something else
+            stream = part.stream(rows) if known else None  # type: ignore[operator]
+            if stream is None:
+                return None
+            streams.append(stream)
+        return FieldTape(first.parts[0], streams)
 
 
 def sum_weighted(velocities: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from flowfactor.encoders import ConvDecoder, ConvEncoder, FactorEncoder
-from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField
+from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField, SolenoidalField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.potentials import ConvexPotential, MLPPotential, PaperPotential, Potential, ResNetPotential
@@ -31,8 +31,8 @@ def build_vae(
     field: str = "helmholtz",
     potential: str = "mlp",
     hidden: Sequence[int] = (128, 128),
-    activation: str = "softplus",
-    skew: str = "canonical",
+    activation: str = "logcosh",
+    skew: str | None = None,
     encoder: Mapping[str, Any] | None = None,
     decoder: Mapping[str, Any] | None = None,
     likelihood: str | Mapping[str, Any] = "bernoulli",
@@ -58,7 +58,9 @@ def build_vae(
         potential: ``"mlp"``, ``"resnet"``, ``"convex"`` or ``"paper"``.
         hidden: The two hidden sizes of the networks (the residual network takes the first).
         activation: Activation of the ``mlp`` potential.
-        skew: The antisymmetric maps of a Helmholtz field.
+        skew: What the divergence-free part of a Helmholtz field is made of: None for a `SolenoidalField` of as many ridge
+            functions as the networks have hidden units; ``"canonical"`` or ``"learned"`` for $J\nabla h$ of a stream
+            potential h, with such a J.
         encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's.
         decoder: Keyword arguments of `ConvDecoder`.
         likelihood: ``"bernoulli"``, ``"gaussian"``, or a likelihood's config.
@@ -133,8 +135,9 @@ def _estimator(estimator: str | Mapping[str, Any], tau: float | None, anneal_ste
 
 
 def _field(
-    field: str, potential: str, dim: int, num_flows: int, hidden: tuple[int, ...], activation: str, skew: str, g: Any
-) -> Field:
+    field: str, potential: str, dim: int, num_flows: int, hidden: tuple[int, ...], activation: str,
+    skew: str | None, g: Any,
+) -> Field:  # fmt: skip
     def make() -> Potential:
         if potential == "mlp":
             return MLPPotential(dim, num_flows, hidden, activation=activation, generator=g)
@@ -147,6 +150,8 @@ def _field(
         raise ValueError(f"potential must be one of {POTENTIALS}, got {potential!r}")
 
     if field == "helmholtz":
+        if skew is None:
+            return HelmholtzField(make(), SolenoidalField(dim, num_flows, sum(hidden), generator=g))
         return HelmholtzField(make(), make(), skew=skew, generator=g)
     if field == "gradient":
         return GradientField(make())

@@ -138,7 +138,7 @@ class TwoLayerTape:
         m1, m2 = g1 * self.act.second(b1, s1), self.act.second(b2, s2) * self._wide(self.w3, b2)
         constant = None if self.constant is None else self._wide(self.constant, m1[..., 0])
         if self.laplacian == "hutchinson":
-            along2 = _product(s1 * self._wide(self.along1, s1), self.w2_t)
+            along2 = product(s1 * self._wide(self.along1, s1), self.w2_t)
             total = (m1 * self._wide(self.squared1, m1)).sum(-1) + (m2 * along2 * along2).sum(-1)
         else:
             rows = self.rows(_flat(s1), _flat(m2)).reshape(m2.shape[:-1])
@@ -175,9 +175,9 @@ class TwoLayerTape:
         """The gradient of u at all stages, before J."""
         delta1 = self.g1 * self.s1
         if not self.has_quad:
-            return _product(delta1, self.down)
+            return product(delta1, self.down)
         inner = torch.cat([delta1, self.x1[..., self.h1 :]], -1)
-        return _product(inner, self.down) + self.p["linear"].unsqueeze(1)
+        return product(inner, self.down) + self.p["linear"].unsqueeze(1)
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """Value, gradient (J grad u), time derivative and Laplacian at all stages, as far as wanted."""
@@ -193,7 +193,7 @@ class TwoLayerTape:
             out["value"] = value
         if "gradient" in want:
             inner = torch.cat([delta1, q], -1) if self.has_quad else delta1
-            out["gradient"] = _product(inner, self.out)
+            out["gradient"] = product(inner, self.out)
             if self.bias is not None:
                 out["gradient"] += self.bias.unsqueeze(1)
         if "time" in want:
@@ -260,10 +260,10 @@ class TwoLayerTape:
         s1_second = self.act.third(self.b1, self.s1, self.s1_prime)
         s2_prime = self.act.second(self.b2, self.s2)
         along1 = self.s1 * e1
-        along2 = _product(along1, self.w2_t)
+        along2 = product(along1, self.w2_t)
         mu_along2 = mu * along2
         along2_bar = 2 * self.w3_s2_prime * mu_along2
-        back = _product(along2_bar, self.w2)
+        back = product(along2_bar, self.w2)
         mu_squared = mu * squared1
         self.r1 = mu_squared * self.s1_prime
         self.r2 = _add(self.r2, w3 * mu_along2 * along2 * self.act.third(self.b2, self.s2, s2_prime))
@@ -273,7 +273,7 @@ class TwoLayerTape:
         e1_bar = (2 * mu * self.g1 * self.s1_prime * e1 + self.s1 * back).sum(1)
         assert self.probe is not None
         _sum_into(self.extra, "w1", e1_bar.mT @ self.probe)
-        _sum_into(self.extra, "w2", _outer(along2_bar, along1))
+        _sum_into(self.extra, "w2", outer(along2_bar, along1))
         _sum_into(self.extra, "w3", (s2_prime * mu_along2 * along2).sum((1, 2)).unsqueeze(-2))
         if self.has_quad:
             weight, scale = laplacian.sum(1).unsqueeze(-1), self.p["scale"]
@@ -325,7 +325,7 @@ class TwoLayerTape:
             lam = lam + self.lam0[at]
         self.lam[at] = lam
         p = self.p1[at]
-        _product(lam, self.lam_up, p)
+        product(lam, self.lam_up, p)
         p1 = p[..., : self.h1]
         if self.rp1 is not None:
             p1 += self.rp1[at]
@@ -334,7 +334,7 @@ class TwoLayerTape:
         if self.r1 is not None:
             g1_bar += self.r1[at]
         x2 = self.x2[at]
-        _product(g1_bar, self.w2_t, x2)
+        product(g1_bar, self.w2_t, x2)
         if self.rp2 is not None:
             x2 += self.rp2[at]
         a2_bar = self.a2_bar[at]
@@ -346,12 +346,12 @@ class TwoLayerTape:
         inner = self.a1_bar[at]
         a1_bar = inner[..., : self.h1]
         torch.mul(p1, self.g1_s1_prime[at], out=a1_bar)
-        a1_bar.addcmul_(_product(a2_bar, self.w2), self.s1[at])
+        a1_bar.addcmul_(product(a2_bar, self.w2), self.s1[at])
         if self.r3 is not None:
             a1_bar += self.r3[at]
         if self.has_quad:
             inner[..., self.h1 :] = p[..., self.h1 :] if self.rq is None else p[..., self.h1 :] + self.rq[at]
-        return _product(inner, self.down)
+        return product(inner, self.down)
 
     def gradients(self) -> Products:
         """The cotangents of all parameters, by name, after every stage has been pulled."""
@@ -364,12 +364,12 @@ class TwoLayerTape:
             _sum_into(out, "scale", (q * pq).sum((1, 2)).unsqueeze(-2))
             _sum_into(out, "linear", lam.sum((1, 2)).unsqueeze(-2))
             left = torch.cat([a1_bar, scale * self.a1_bar[..., self.h1 :]], -1)
-            both = _outer(left, self.z) + _outer(torch.cat([delta1, scale * q], -1), lam)
+            both = outer(left, self.z) + outer(torch.cat([delta1, scale * q], -1), lam)
             _sum_into(out, "w1", both[..., : self.h1, :])
             _sum_into(out, "quad", both[..., self.h1 :, :])
         else:
-            _sum_into(out, "w1", _outer(a1_bar, self.z) + _outer(delta1, lam))
-        _sum_into(out, "w2", _outer(self.a2_bar, self.h1_value) + _outer(delta2, self.g1_bar))
+            _sum_into(out, "w1", outer(a1_bar, self.z) + outer(delta1, lam))
+        _sum_into(out, "w2", outer(self.a2_bar, self.h1_value) + outer(delta2, self.g1_bar))
         _sum_into(out, "w3", (self.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
         self._gradients_of_time(out, a1_bar, delta1, delta2)
         return out
@@ -401,7 +401,7 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def _product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """``x [K, (S,) n, i] @ weight [K, i, j]``, all samples of a network in one product."""
     if x.ndim == 3:
         return torch.bmm(x, weight) if out is None else torch.bmm(x, weight, out=out)
@@ -413,7 +413,7 @@ def _product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     return out.copy_(result)
 
 
-def _outer(x: Tensor, y: Tensor) -> Tensor:
+def outer(x: Tensor, y: Tensor) -> Tensor:
     """The sum over stages and samples of outer products, ``[K, i, j]``."""
     return torch.bmm(_flat(x).mT, _flat(y))
 

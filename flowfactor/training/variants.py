@@ -59,7 +59,14 @@ _ALL = (
         {"potential": "mlp", "jacobian_weight": 0.0},
     ),
     Variant("field-gradient", "ours", "gradient field: curl-free", "field", {"field": "gradient"}),
-    Variant("field-helmholtz", "ours", "Helmholtz field: with a divergence-free part", "field", {"field": "helmholtz"}),
+    Variant(
+        "field-helmholtz", "ours", "Helmholtz field: gradient and ridge functions without divergence", "field",
+        {"field": "helmholtz"},
+    ),
+    Variant(
+        "field-skew", "ours", "Helmholtz field: gradient and J grad h, canonical J", "field",
+        {"field": "helmholtz", "skew": "canonical"},
+    ),
     Variant("field-free", "ours", "free velocity field, no equation", "field", {"field": "free", **_NO_PDE}),
     Variant("k-2", "ours", "K = 2 transformations", "k", flows=2),
     Variant("k-5", "ours", "K = 5 transformations", "k", flows=5),

@@ -35,12 +35,15 @@ def field(kind: str, activation: str) -> ff.fields.Field | ff.potentials.Potenti
         return ff.potentials.PaperPotential(D, K).double()
     if kind == "gradient":
         return make()
+    if kind in ("solenoidal", "ridge"):
+        ridge = ff.fields.SolenoidalField(D, K, 7, rank=2, time_features=4, init_scale=1.5).double()
+        return ridge if kind == "solenoidal" else ff.fields.HelmholtzField(make(), ridge)
     return ff.fields.HelmholtzField(make(), make(), skew=kind).double()
 
 
 @pytest.mark.parametrize("activation", ["logcosh", "softplus", "tanh"])
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "euler", "bosh3"])
-@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical"])
+@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_same_steps_values_and_gradients(
     activation: str, method: str, kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch
@@ -102,7 +105,7 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Sequence[Tensor
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical"])
+@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_gradients_of_gradients(kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flow = ff.LatentFlow(field(kind, "logcosh"), ff.Solver("rk4"), divergence=divergence)  # type: ignore[arg-type]
@@ -208,7 +211,7 @@ def test_transforms_of_functions_go_the_general_way() -> None:
 
 
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
-@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "paper"])
+@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge", "paper"])
 @pytest.mark.parametrize("times", [[0.0, 0.3, 4.0, 4.2], [4.0, 0.0]])
 def test_checkpoint_takes_and_replays_the_steps_of_direct(method: str, kind: str, times: list[float]) -> None:
     """Many steps between two outputs, so that states at which a piece begins have to be found again."""
@@ -238,7 +241,7 @@ def test_checkpoint_takes_and_replays_the_steps_of_direct(method: str, kind: str
 
 
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
-@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "paper"])
+@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge", "paper"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_the_adjoint_equation_has_the_gradient_of_the_solution(method: str, kind: str, divergence: str) -> None:
     made = field(kind, "logcosh")

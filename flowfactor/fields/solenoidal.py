@@ -1,0 +1,142 @@
+"""Divergence-free velocity fields made of transverse ridge functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor._layout import Stack, layout_of, run
+from flowfactor._rows import Rows
+from flowfactor.control import ResolvedControl
+from flowfactor.fields._ridge_tape import RidgeTape
+from flowfactor.fields._tape import FieldTape
+from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.potentials._activations import activation_named
+from flowfactor.potentials._stacked import uniform
+from flowfactor.potentials._time import TimeFeatures
+from flowfactor.potentials.base import PotentialTape
+
+
+class SolenoidalField(Field):
+    r"""$v_k = \sum_j r_j\,\tanh(w_j \cdot z + c_j(t)) + \sum_i p_i\,(q_i \cdot z)$ with $r_j \perp w_j$, $p_i \perp q_i$.
+
+    Every unit is a ridge function whose velocity is transverse to its own direction, so that each of them, and the sum,
+    is free of divergence for any weights: $\nabla\cdot v = \sum_j r_j \cdot w_j\,\tanh'(\cdot) + \sum_i p_i \cdot q_i = 0$.
+    In the other direction, the Fourier modes of a divergence-free field are transverse to their wave vectors
+    ($k \cdot \hat v(k) = 0$), so that with enough units such a sum comes near every divergence-free field; one
+    $J\nabla h$ of a `SkewGradientField` does not. With it, a `HelmholtzField` has both halves of the Helmholtz
+    decomposition. K networks are stacked.
+
+    Args:
+        dim: D, at least 2.
+        num_flows: K.
+        hidden: Number of ridge functions.
+        rank: Number of linear units; 0 leaves them out.
+        time_features: Number of sinusoidal time features, even.
+        max_period: Inverse of the slowest frequency, in frames.
+        init_scale: Scale of the output weights at the start; small values start near the identity flow.
+        generator: Source of the initial weights.
+
+    Raises:
+        ValueError: If a size is not positive, or D is 1, where a field without divergence is constant.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> field = ff.fields.SolenoidalField(dim=4, num_flows=3)
+        >>> jacobian = torch.func.jacrev(lambda z: field(z, 0.5, 2))(torch.ones(4))
+        >>> bool(jacobian.trace().abs() < 1e-6)
+        True
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_flows: int = 1,
+        hidden: int = 256,
+        *,
+        rank: int = 8,
+        time_features: int = 16,
+        max_period: float = 100.0,
+        init_scale: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(dim, num_flows)
+        if dim < 2:
+            raise ValueError(f"dim must be at least 2 for a field without divergence that is not constant, got {dim}")
+        if hidden < 1 or rank < 0:
+            raise ValueError(f"hidden must be positive and rank must not be negative, got {hidden} and {rank}")
+        self._activation = activation_named("tanh")
+        self.features = TimeFeatures(time_features, max_period)
+        K, g = num_flows, generator
+        self.w = uniform((K, hidden, dim), dim, generator=g)
+        self.v = uniform((K, hidden, time_features), time_features, generator=g)
+        self.b = nn.Parameter(torch.zeros(K, 1, hidden))
+        self.r = uniform((K, hidden, dim), hidden, init_scale, generator=g)
+        if rank:
+            self.q = uniform((K, rank, dim), dim, generator=g)
+            self.p = uniform((K, rank, dim), rank, init_scale, generator=g)
+
+    def bind(
+        self,
+        control: ResolvedControl,
+        batch_shape: Sequence[int],
+        *,
+        want: Iterable[str] = (),
+        divergence: Divergence | None = None,
+        probe: Tensor | None = None,
+    ) -> BoundField:
+        """Fixes everything that stays the same over a solve (see `Field.bind`)."""
+        velocity = self.bind_velocity(control, batch_shape)
+
+        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
+            zero = torch.zeros_like(z[..., 0]) if divergence else None
+            return Evaluation(z, t, velocity(z, t), zero, probe=probe, velocity_at=lambda z: velocity(z, t))
+
+        return evaluate
+
+    def bind_velocity(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Binds the velocity alone: a function of ``z`` and ``t``."""
+        layout = layout_of(control, batch_shape, self.num_flows)
+        functions = [self._bind_stack(stack) for stack in layout.select(self._stack())]
+        return lambda z, t: run(layout, functions, z, t, {"velocity": 1})["velocity"]
+
+    def stream(self, rows: Rows) -> tuple[PotentialTape, None]:
+        """What a `FieldTape` is made of, for a solve with a closed-form way back."""
+        stack = rows.select(self._stack(), self.num_flows)
+
+        def rebind(p: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+            bound = self._bind_stack(p)
+            return lambda z, t: {"gradient": bound(z, t)["velocity"]}
+
+        return PotentialTape(lambda stack, *turns: RidgeTape(stack, self.features), stack, None, rebind), None
+
+    def tape(
+        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> FieldTape | None:
+        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
+        # A subclass may mean something else.
+        return FieldTape(None, [self.stream(rows)]) if type(self) is SolenoidalField else None
+
+    def _stack(self) -> Stack:
+        """The parameters by name, output weights made transverse."""
+        stack: Stack = dict(self.named_parameters(recurse=False))
+        stack["r"] = transverse(self.r, self.w)
+        if "p" in stack:
+            stack["p"] = transverse(self.p, self.q)
+        return stack
+
+    def _bind_stack(self, s: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
+            f, _ = self.features(t, derivative=False)
+            velocity = torch.tanh(z @ s["w"].mT + (f @ s["v"].mT + s["b"])) @ s["r"]
+            return {"velocity": velocity + (z @ s["q"].mT) @ s["p"] if "p" in s else velocity}
+
+        return evaluate
+
+
+def transverse(out: Tensor, along: Tensor) -> Tensor:
+    """Takes from every row of ``out [..., D]`` its part along the same row of ``along [..., D]``."""
+    share = (out * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp(min=1e-12)
+    return out - share * along
