@@ -48,7 +48,7 @@ def build_vae(
     generator: torch.Generator | None = None,
     **settings: Any,
 ) -> FlowFactorizedVAE:
-    """Builds a `FlowFactorizedVAE` with convolutional encoder and decoder.
+    r"""Builds a `FlowFactorizedVAE` with convolutional encoder and decoder.
 
     Args:
         image_shape: ``(C, H, W)``, H and W divisible by 4.

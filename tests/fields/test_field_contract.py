@@ -47,6 +47,9 @@ MAKERS: dict[str, Callable[[], Field]] = {
     "skew-quadratic": lambda: F.SkewGradientField(P.QuadraticPotential(D, K)),
     "helmholtz": lambda: F.HelmholtzField(_mlp(), _mlp()),
     "helmholtz-two": lambda: F.HelmholtzField(_mlp(), P.ResNetPotential(D, K, width=6), _mlp(), skew="canonical"),
+    "solenoidal": lambda: F.SolenoidalField(D, K, 6, rank=2, time_features=4, init_scale=1.0),
+    "solenoidal-rank-0": lambda: F.SolenoidalField(D, K, 6, rank=0, time_features=4),
+    "helmholtz-ridges": lambda: F.HelmholtzField(_mlp(), F.SolenoidalField(D, K, 6, time_features=4), _mlp()),
     "free": lambda: F.FreeField(D, K, (6, 5), rank=2, time_features=4, init_scale=1.0),
     "free-rank-0": lambda: F.FreeField(D, K, (6, 5), rank=0, time_features=4),
     "user": _User,
@@ -87,14 +90,16 @@ def test_hutchinson_over_all_probes_is_the_exact_divergence(name: str) -> None:
     for signs in itertools.product((-1.0, 1.0), repeat=D):
         probe = torch.tensor(signs).double().expand(3, D)
         found = field.divergence(z, 0.6, k, "hutchinson", probe)
-        if not name.startswith(("skew", "helmholtz")):  # their turning parts give the exact zero for every probe
+        if not name.startswith(
+            ("skew", "solenoidal", "helmholtz")
+        ):  # whose turning parts give zero each time
             form = torch.einsum("bi,bij,bj->b", probe, jacobians, probe)
             torch.testing.assert_close(found, form, rtol=0, atol=1e-10)
         total = total + found
     torch.testing.assert_close(total / 2**D, field.divergence(z, 0.6, k), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [n for n in MAKERS if n.startswith("skew")])
+@pytest.mark.parametrize("name", [n for n in MAKERS if n.startswith(("skew", "solenoidal"))])
 def test_skew_fields_are_divergence_free(name: str) -> None:
     field = build(name).double()
     z = 2 * torch.randn(10, D).double()
@@ -113,6 +118,39 @@ def test_gradient_fields_are_curl_free_and_helmholtz_adds_up() -> None:
         torch.testing.assert_close(J, J.mT, rtol=0, atol=1e-10)
     parts = field.irrotational(z, 0.4, 1) + sum(part(z, 0.4, 1) for part in field.solenoidal)
     torch.testing.assert_close(field(z, 0.4, 1), parts, rtol=0, atol=1e-12)
+
+
+def test_ridge_functions_carry_no_divergence_whatever_their_weights() -> None:
+    field = F.SolenoidalField(D, K, 6, rank=3, time_features=4).double()
+    z = torch.randn(5, D).double()
+    for _ in range(3):
+        with torch.no_grad():
+            for p in field.parameters():
+                p.copy_(3 * torch.randn_like(p))
+        for x in z:
+            J = jacobian(field, x, 0.7, 1)
+            assert abs(float(J.trace())) < 1e-12 * float(J.abs().sum())
+
+
+def test_ridge_functions_reach_a_solenoidal_field_that_one_stream_cannot() -> None:
+    """J grad h with a constant J has the Jacobian J Hess h; that of an ABC flow is of no such kind."""
+    torch.manual_seed(0)
+    z = 2 * torch.rand(400, 3) - 1
+    x, y, w = z.unbind(-1)
+    target = torch.stack([w.sin() + y.cos(), x.sin() + w.cos(), y.sin() + x.cos()], -1)
+
+    def fit(field: Field) -> float:
+        optimiser = torch.optim.Adam(field.parameters(), 0.02)
+        for _ in range(300):
+            optimiser.zero_grad()
+            loss = (field(z, 0.0) - target).square().mean()
+            loss.backward()
+            optimiser.step()
+        return float(loss.detach())
+
+    ridges = fit(F.SolenoidalField(3, 1, 32))
+    assert ridges < 0.01 * float(target.var())
+    assert ridges < 0.1 * fit(F.SkewGradientField(P.MLPPotential(3, hidden=(32, 32)), "learned"))
 
 
 def test_canonical_pairing_of_an_odd_dimension_rests_the_last_coordinate() -> None:
@@ -223,6 +261,12 @@ def test_evaluations_carry_what_costs_need(name: str) -> None:
 
 
 def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="dim must be at least 2"):
+        F.SolenoidalField(1)
+    with pytest.raises(ValueError, match="hidden must be positive"):
+        F.SolenoidalField(2, hidden=0)
+    with pytest.raises(ValueError, match="stream 0 has dim 9"):
+        F.HelmholtzField(_mlp(), F.SolenoidalField(9, K))
     with pytest.raises(TypeError, match="Potential"):
         F.GradientField(nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="skew"):
