@@ -23,7 +23,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Its peer, diffrax, is not needed for anything else; where it cannot be had, its rows are left out with a notice.
 bench: $(STAMP)
+	$(BIN)/python -c "import diffrax" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]' || echo "diffrax could not be installed"
 	$(BIN)/python -m benchmarks
 
 # Unlike the check in `test`, this runs the notebooks, so that their pages show pictures.

@@ -1,54 +1,109 @@
-"""Runs the speed benchmarks, prints a Markdown table and writes the readings to ``benchmarks/results``."""
+"""Runs the speed benchmarks, prints Markdown tables and writes the readings to ``benchmarks/results``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-from datetime import datetime, timezone
-from importlib.metadata import version
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import cases
+from benchmarks import compiled, data, growth, memory, potentials, precision, processes, report, solves, training_step
+from benchmarks.report import RESULTS
+from benchmarks.timing import Row
 
-RESULTS = Path(__file__).parent / "results"
-CASES = {
-    "train-32-exact": lambda n: cases.train_step(32, "exact", n),
-    "train-32-hutchinson": lambda n: cases.train_step(32, "hutchinson", n),
-    "train-324-hutchinson": lambda n: cases.train_step(324, "hutchinson", n),
-    "laplacian": cases.exact_laplacian,
-    "paper": cases.paper_step,
-    "import": cases.import_time,
+__all__ = ["CASES", "RESULTS", "machine", "main"]
+Case = Callable[[int, int], list[Row]]
+# What is timed by turns with other processes comes first: a machine grows warm.
+CASES: dict[str, Case] = {
+    "solve-32": lambda n, threads: solves.solves(32, "hutchinson", n, threads),
+    "solve-324": lambda n, threads: solves.solves(324, "hutchinson", n, threads),
+    "solve-32-exact": lambda n, threads: solves.solves(32, "exact", n, threads),
+    "laplacian": lambda n, threads: (
+        potentials.hessian_trace(n) + potentials.hessian_trace(n, 324) + potentials.over_gradient(n)
+    ),
+    "paper": lambda n, threads: potentials.paper_step(n),
+    "scenes": lambda n, threads: data.scenes(n),
+    "sequences": lambda n, threads: data.sequences(n),
+    "training": lambda n, threads: training_step.training_step(n),
+    "memory": lambda n, threads: memory.memory(n),
+    "compile": compiled.compiled,
+    "processes": lambda n, threads: processes.processes(n),
+    "growth": lambda n, threads: growth.growth(min(n, 5)),
+    "precision": lambda n, threads: precision.precision(min(n, 5), threads),
+    "import": lambda n, threads: potentials.import_time(n),
 }
 
 
 def main() -> None:
     """The command line."""
+    args = arguments()
+    if args.docs is not None:
+        documents(args.docs)
+        return
+    torch.set_num_threads(args.threads)
+    about, rows, begin = machine(args.threads), [], time.monotonic()
+    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    for name in args.only:
+        print(f"{name} ...", flush=True)
+        try:
+            found = CASES[name](args.repeats, args.threads)
+        except Exception as error:  # one that fails must not take the others' readings with it
+            print(f"  FAILED: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            failed = True
+        else:
+            failed = False
+            for row in found:  # at once, so that an interrupted run has not been for nothing
+                ratio = f", ratio {row.ratio}" if row.ratio else ""
+                print(f"  {row.name}: {row.ours} {row.ours.unit}{ratio}", flush=True)
+            rows += found
+        args.failed = [*args.failed, name] if failed else args.failed
+    about["seconds for all"] = round(time.monotonic() - begin)
+    path = report.write(about, args.repeats, rows)
+    for name, text in report.tables(report.load([path])).items():
+        print(f"\n{name}\n\n{text}")
+    missed = [f"{row.name} ({row.other_name})" if row.other else row.name for row in rows if row.met is False]
+    print("\nTargets missed: " + ("; ".join(missed) or "none"))
+    print(f"Written to {path}")
+    if args.failed:
+        sys.exit(f"failed: {', '.join(args.failed)}")
+
+
+def arguments() -> argparse.Namespace:
+    """Reads and checks the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="which benchmarks to run")
     parser.add_argument("--repeats", type=int, default=7, help="readings of each side (at least 7 to report)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--docs", nargs="*", type=Path, metavar="RESULTS",
+        help="measure nothing: write the tables and figures of these results, or of the newest, into the documentation",
+    )  # fmt: skip
     args = parser.parse_args()
     if args.repeats < 1 or args.threads < 1:
         parser.error("--repeats and --threads must be at least 1")
-    torch.set_num_threads(args.threads)
-    rows: list[cases.Row] = []
-    for name in args.only:
-        print(f"{name} ...", flush=True)
-        found = CASES[name](args.repeats)
-        for row in found:  # at once, so that an interrupted run has not been for nothing
-            print(f"  {row.name}: {row.ours} ms{f', ratio {row.ratio}' if row.ratio else ''}", flush=True)
-        rows += found
-    about = machine(args.threads)
-    print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()) + "\n")
-    print(table(rows))
-    missed = [row.name for row in rows if row.met is False]
-    print(f"\nTargets missed: {', '.join(missed) if missed else 'none'}")
-    print(f"Written to {write(about, args.repeats, rows)}")
+    args.failed = []
+    return args
+
+
+def documents(paths: list[Path]) -> None:
+    """Writes tables and figures into the documentation."""
+    from benchmarks import curves
+
+    run = report.load(paths)
+    made = report.tables(run)
+    page = report.PAGE.read_text(encoding="utf-8")
+    report.replace(report.PAGE, report.insert(page, made))
+    names = [name for name in report.marks(page) if name in made]
+    print(f"{report.PAGE}: {', '.join(names)}")
+    for path in curves.draw(run["results"]):
+        print(path)
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -59,8 +114,15 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchdiffeq", "geomloss")},
+        **{name: _version(name) for name in ("torch", "torchdiffeq", "geomloss", "diffrax", "jax")},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def processor() -> str:
@@ -71,45 +133,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def table(rows: list[cases.Row]) -> str:
-    """The rows as Markdown: medians, with the smallest and the largest reading behind them."""
-    lines = [
-        "| what | flowfactor, ms | against | its ms | times faster | target | notes |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        verdict = "" if row.met is None else f"{row.target}: {'met' if row.met else 'MISSED'}"
-        notes = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.notes.items())
-        other, ratio = (str(row.other or ""), str(row.ratio or ""))
-        lines.append(f"| {row.name} | {row.ours} | {row.other_name} | {other} | {ratio} | {verdict} | {notes} |")
-    return "\n".join(lines)
-
-
-def write(about: dict[str, Any], repeats: int, rows: list[cases.Row]) -> Path:
-    """Writes all readings as JSON, whole or not at all."""
-    now = datetime.now(timezone.utc)
-    results = [
-        {
-            "name": row.name,
-            "ours": row.ours.as_dict(),
-            "against": row.other_name,
-            "other": row.other.as_dict() if row.other else None,
-            "ratio": row.ratio.as_dict() if row.ratio else None,
-            "target": row.target,
-            "met": row.met,
-            "notes": row.notes,
-        }
-        for row in rows
-    ]
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"speed-{now:%Y%m%dT%H%M%S}.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    text = json.dumps({"time": now.isoformat(), "machine": about, "repeats": repeats, "results": results}, indent=1)
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
-    return path
 
 
 if __name__ == "__main__":

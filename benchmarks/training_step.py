@@ -1,0 +1,190 @@
+"""A whole training step of the preset ``mnist-small``: steps per second of several solvers, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.data import Stream, digits
+from benchmarks.problem import same
+from benchmarks.timing import Readings, Row, Target, interleaved
+from flowfactor import objectives
+from flowfactor.data.base import Batch
+from flowfactor.models import build_model
+from flowfactor.training import load_config
+
+PARTS: tuple[str, ...] = ("data", "encoder", "flow", "decoder", "optimizer")
+SOLVERS: dict[str, dict[str, Any]] = {
+    "euler": {"method": "euler"},
+    "rk4": {"method": "rk4"},
+    "dopri5 at 1e-3": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3},
+}
+WARM_UP = 15.0  # seconds of training before anything is timed: a flow that does nothing yet is solved in no time
+_STEPS = 6  # steps of a reading
+
+
+class Trainer:
+    """A model of the preset in training, step by step, whole or cut into its parts.
+
+    Args:
+        solver: Keyword arguments of the solver.
+    """
+
+    def __init__(self, solver: dict[str, Any], dataset: Any) -> None:
+        config = load_config("mnist-small")
+        shape: dict[str, Any] = {
+            "image_shape": dataset.image_shape,
+            "num_flows": dataset.num_flows,
+            "num_frames": len(dataset.t),
+        }
+        torch.manual_seed(0)
+        self.model: Any = build_model(config.method, **shape, **(config.model | {"solver": solver})).train()
+        rate, betas = config.train.learning_rate, config.train.betas
+        groups = getattr(self.model, "parameter_groups", lambda: [{"params": list(self.model.parameters())}])()
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=0.0, fused=True)
+        self.stream = Stream(dataset, config.train.batch_size)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def step(self) -> None:
+        """A training step as a user makes it."""
+        batch = self.stream()
+        self.optimizer.zero_grad()
+        self.model(batch["frames"], batch["t"], batch["k"], generator=self.generator).loss.backward()
+        self.optimizer.step()
+
+    def parts(self) -> dict[str, float]:
+        """The same step cut at the latents: milliseconds of each part, its backward pass included."""
+        clock = _Clock()
+        batch = self.stream()
+        clock.count("data")
+        self.optimizer.zero_grad()
+        self.cut(batch, clock.count)
+        clock.begin()
+        self.optimizer.step()
+        clock.count("optimizer")
+        return clock.spent
+
+    def cut(self, batch: Batch, count: Callable[[str], None] = lambda part: None) -> Tensor:
+        """Loss and gradients of a batch, part by part; ``count`` is told at the end of each what it was."""
+        model, generator, t, k = self.model, self.generator, batch["t"], batch["k"]
+        begun = model._begin(batch["frames"], k, generator)
+        count("encoder")
+        z0 = begun.z0.detach().requires_grad_()
+        costs = {"hj": model.hamilton_jacobi} if model.hj_weight > 0 else {}
+        path = model.flow(z0, t, k, costs=costs, generator=generator)
+        rest = model._start_at_rest(model.flow, z0, k, t[0]) if model.start_weight > 0 else z0.new_zeros(len(z0))
+        hj = path.costs["hj"][-1] / (t[-1] - t[0]).abs() if costs else z0.new_zeros(len(z0))
+        of_flow = (model.hj_weight * hj + model.start_weight * rest).mean()
+        count("flow")
+        z = path.z.detach().requires_grad_()
+        reconstruction = model._reconstruction(batch["frames"], replace(path, z=z), generator).mean()
+        (-reconstruction).backward()
+        count("decoder")
+        torch.autograd.backward([path.z, of_flow], [z.grad, torch.ones_like(of_flow)])
+        count("flow")
+        kl = model.kl_weight * begun.density.mean()
+        torch.autograd.backward([begun.z0, kl], [z0.grad, torch.ones_like(kl)])
+        count("encoder")
+        return (kl - reconstruction + of_flow).detach()
+
+    def nfe(self) -> int:
+        """Evaluations that a solve takes now."""
+        batch = self.stream()
+        with torch.no_grad():
+            z0 = objectives.draw(self.model.encode(batch["frames"][:, 0]), generator=self.generator)
+            return self.model.flow(z0, batch["t"], batch["k"]).stats.nfe
+
+    def check_cut(self) -> None:
+        """Stops the benchmark unless the step in parts has the loss and the gradients of the whole one."""
+        batch, state = self.stream(), self.generator.get_state()
+        self.optimizer.zero_grad()
+        loss = self.model(batch["frames"], batch["t"], batch["k"], generator=self.generator).loss
+        loss.backward()
+        whole = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+        self.optimizer.zero_grad()
+        self.generator.set_state(state)
+        same(self.cut(batch), loss.detach(), 1e-4, "loss of the step in parts")
+        parts = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+        same(parts, whole, 1e-3, "gradient of the step in parts")
+
+
+class _Clock:
+    """Adds up the milliseconds of named parts."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        self.begin()
+
+    def begin(self) -> None:
+        self.mark = time.perf_counter()
+
+    def count(self, part: str) -> None:
+        now = time.perf_counter()
+        self.spent[part] += (now - self.mark) * 1e3
+        self.mark = now
+
+
+def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
+    """Steps per second of the preset with each solver, and the share of data, encoder, flow, decoder and optimizer.
+
+    Each solver trains a model of its own for a while before it is timed, since the evaluations that an adaptive solver
+    needs depend on what the flow has learned.
+    """
+    found = digits()
+    if found is None:
+        print("  neither MNIST nor scikit-learn is at hand: left out")
+        return []
+    dataset, name = found
+    trainers = {solver: Trainer(options, dataset) for solver, options in SOLVERS.items()}
+    steps: dict[str, int] = {}
+    for solver, trainer in trainers.items():
+        trainer.check_cut()
+        end, steps[solver] = time.monotonic() + warm_up, 0
+        while time.monotonic() < end:
+            trainer.step()
+            steps[solver] += 1
+    times = interleaved({s: _several(t.step) for s, t in trainers.items()}, repeats, at_least=0.0)
+    rates = {solver: readings.rate(_STEPS, "steps/s") for solver, readings in times.items()}
+    rows = []
+    for solver, trainer in trainers.items():
+        row = Row("training", f"{name}, {solver}", rates[solver])
+        if solver != "euler":
+            row.other, row.other_name = rates["euler"], "euler"
+            row.target = Target(0.75, "at least") if solver.startswith("dopri5") else None
+        row.notes = {"evaluations a solve": trainer.nfe(), f"steps in {warm_up:g} s before": steps[solver]}
+        rows.append(row)
+    readings = {solver: [] for solver in trainers}
+    for _ in range(max(repeats, 1)):
+        for solver, trainer in trainers.items():
+            readings[solver].append(_mean([trainer.parts() for _ in range(_STEPS)]))
+    return rows + [row for solver, turns in readings.items() for row in _shares(solver, turns)]
+
+
+def _several(step: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(_STEPS):
+            step()
+
+    return run
+
+
+def _mean(turns: list[dict[str, float]]) -> dict[str, float]:
+    return {part: sum(turn[part] for turn in turns) / len(turns) for part in PARTS}
+
+
+def _shares(solver: str, turns: list[dict[str, float]]) -> list[Row]:
+    rows = []
+    whole = Readings([sum(turn.values()) for turn in turns])
+    for part in PARTS:
+        row = Row("parts", f"{solver}: {part}", Readings([turn[part] for turn in turns]), whole, "whole step")
+        if part == "data":
+            row.target = Target(0.10)
+        if part == "flow" and solver.startswith("dopri5"):
+            row.target = Target(0.30)
+        rows.append(row)
+    return rows
