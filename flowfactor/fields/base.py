@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from flowfactor._controlled import Controlled
@@ -199,6 +200,36 @@ class Field(Controlled):
             return Evaluation(z, t, **evaluate(z, t), probe=probe, velocity_at=lambda z: evaluate(z, t)["velocity"])
 
         return bound
+
+
+class DivergenceFreeField(Field):
+    """A field without divergence by construction: what `SkewGradientField` and `SolenoidalField` have in common."""
+
+    def bind_velocity(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Binds the velocity alone: a function of ``z`` and ``t``."""
+        raise NotImplementedError
+
+    def stream(self, rows: Rows) -> Any:
+        """What a `FieldTape` is made of, for a solve with a closed-form way back; None where there is none."""
+        return None
+
+    def bind(
+        self,
+        control: ResolvedControl,
+        batch_shape: Sequence[int],
+        *,
+        want: Iterable[str] = (),
+        divergence: Divergence | None = None,
+        probe: Tensor | None = None,
+    ) -> BoundField:
+        """Fixes everything that stays the same over a solve (see `Field.bind`)."""
+        velocity = self.bind_velocity(control, batch_shape)
+
+        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
+            zero = torch.zeros_like(z[..., 0]) if divergence else None
+            return Evaluation(z, t, velocity(z, t), zero, probe=probe, velocity_at=lambda z: velocity(z, t))
+
+        return evaluate
 
 
 def _checked_velocity(v: object, z: Tensor) -> Tensor:

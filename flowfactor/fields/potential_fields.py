@@ -13,7 +13,7 @@ from flowfactor._rows import Rows
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._skew import SkewForms, canonical
 from flowfactor.fields._tape import FieldTape, Form
-from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.fields.base import BoundField, Divergence, DivergenceFreeField, Evaluation, Field
 from flowfactor.fields.solenoidal import SolenoidalField
 from flowfactor.potentials.base import Potential, PotentialTape
 
@@ -70,7 +70,7 @@ class GradientField(Field):
         return None if potential is None or type(self) is not GradientField else FieldTape(potential)
 
 
-class SkewGradientField(Field):
+class SkewGradientField(DivergenceFreeField):
     r"""$v = J \nabla h$ with J antisymmetric: divergence-free by construction for every h.
 
     $\nabla \cdot (J \nabla h) = \mathrm{tr}(J\,\mathrm{Hess}\,h) = 0$, the trace of an antisymmetric times a symmetric
@@ -101,24 +101,6 @@ class SkewGradientField(Field):
         super().__init__(potential.dim, potential.num_flows)
         self.potential = potential
         self.forms = SkewForms(skew, self.dim, self.num_flows, generator)
-
-    def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str] = (),
-        divergence: Divergence | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundField:
-        """Fixes everything that stays the same over a solve (see `Field.bind`)."""
-        turn = self.bind_velocity(control, batch_shape)
-
-        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
-            zero = torch.zeros_like(z[..., 0]) if divergence else None
-            return Evaluation(z, t, turn(z, t), zero, probe=probe, velocity_at=lambda z: turn(z, t))
-
-        return evaluate
 
     def bind_velocity(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """Binds the velocity J grad h alone: a function of ``z`` and ``t``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ from flowfactor._rows import Rows
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._ridge_tape import RidgeTape
 from flowfactor.fields._tape import FieldTape
-from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.fields.base import Divergence, DivergenceFreeField
 from flowfactor.potentials._activations import activation_named
 from flowfactor.potentials._stacked import uniform
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials.base import PotentialTape
 
 
-class SolenoidalField(Field):
+class SolenoidalField(DivergenceFreeField):
     r"""$v_k = \sum_j r_j\,\tanh(w_j \cdot z + c_j(t)) + \sum_i p_i\,(q_i \cdot z)$ with $r_j \perp w_j$, $p_i \perp q_i$.
 
     Every unit is a ridge function whose velocity is transverse to its own direction, so that each of them, and the sum,
@@ -77,24 +77,6 @@ class SolenoidalField(Field):
         if rank:
             self.q = uniform((K, rank, dim), dim, generator=g)
             self.p = uniform((K, rank, dim), rank, init_scale, generator=g)
-
-    def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str] = (),
-        divergence: Divergence | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundField:
-        """Fixes everything that stays the same over a solve (see `Field.bind`)."""
-        velocity = self.bind_velocity(control, batch_shape)
-
-        def evaluate(z: Tensor, t: Tensor) -> Evaluation:
-            zero = torch.zeros_like(z[..., 0]) if divergence else None
-            return Evaluation(z, t, velocity(z, t), zero, probe=probe, velocity_at=lambda z: velocity(z, t))
-
-        return evaluate
 
     def bind_velocity(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """Binds the velocity alone: a function of ``z`` and ``t``."""
