@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor._layout import Stack
-from flowfactor.potentials._tape import Products, Stages, outer, product
+from flowfactor.potentials._batched import Products, outer, product
+from flowfactor.potentials._tape import Stages
 from flowfactor.potentials._time import TimeFeatures
 
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowfactor.potentials._tape import Products, Stages, TwoLayerTape
+from flowfactor.potentials._batched import Products
+from flowfactor.potentials._tape import Stages, TwoLayerTape
 
 
 class OuterTanhTape(TwoLayerTape):

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import Activation
+from flowfactor.potentials._batched import Products, add, dot, flat, outer, product, sum_into
 from flowfactor.potentials._two_layer import weighted_row_norms
 
 TimeTerms = Callable[..., tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
-Products = dict[str, Tensor]
 Turn = Callable[[Tensor], Tensor]
 Stages = tuple["slice | int", ...]
 
@@ -141,7 +141,7 @@ class TwoLayerTape:
             along2 = product(s1 * self._wide(self.along1, s1), self.w2_t)
             total = (m1 * self._wide(self.squared1, m1)).sum(-1) + (m2 * along2 * along2).sum(-1)
         else:
-            rows = self.rows(_flat(s1), _flat(m2)).reshape(m2.shape[:-1])
+            rows = self.rows(flat(s1), flat(m2)).reshape(m2.shape[:-1])
             total = (m1 * self._wide(self.squared1, m1)).sum(-1) + rows
         return total if constant is None else total + constant
 
@@ -199,9 +199,9 @@ class TwoLayerTape:
         if "time" in want:
             _, d1, _, d2 = self.c
             assert d2 is not None
-            out["time"] = _dot(self.w3_s2, d2.detach())
+            out["time"] = dot(self.w3_s2, d2.detach())
             if d1 is not None:
-                out["time"] += _dot(delta1, d1.detach())
+                out["time"] += dot(delta1, d1.detach())
         if "laplacian" in want:
             out["laplacian"] = self.laplacian_of((self.b1, self.b2, self.g1))
         return out
@@ -243,14 +243,14 @@ class TwoLayerTape:
 
     def _begin_value(self, value: Tensor) -> Tensor | None:
         u = value.unsqueeze(-1)
-        self.r2 = _add(self.r2, u * self.w3_s2)
-        _sum_into(self.extra, "w3", (u * self._h2()).sum((1, 2)).unsqueeze(-2))
+        self.r2 = add(self.r2, u * self.w3_s2)
+        sum_into(self.extra, "w3", (u * self._h2()).sum((1, 2)).unsqueeze(-2))
         if not self.has_quad:
             return None
         q = self.x1[..., self.h1 :]
         self.rq = u * q
-        _sum_into(self.extra, "scale", 0.5 * (self.rq * q).sum((1, 2)).unsqueeze(-2))
-        _sum_into(self.extra, "linear", (u * self.z).sum((1, 2)).unsqueeze(-2))
+        sum_into(self.extra, "scale", 0.5 * (self.rq * q).sum((1, 2)).unsqueeze(-2))
+        sum_into(self.extra, "linear", (u * self.z).sum((1, 2)).unsqueeze(-2))
         return u * self.p["linear"].unsqueeze(1)
 
     def _begin_hutchinson(self, laplacian: Tensor, weights: bool) -> None:
@@ -266,49 +266,49 @@ class TwoLayerTape:
         back = product(along2_bar, self.w2)
         mu_squared = mu * squared1
         self.r1 = mu_squared * self.s1_prime
-        self.r2 = _add(self.r2, w3 * mu_along2 * along2 * self.act.third(self.b2, self.s2, s2_prime))
+        self.r2 = add(self.r2, w3 * mu_along2 * along2 * self.act.third(self.b2, self.s2, s2_prime))
         self.r3 = e1 * back * self.s1_prime + self.g1 * mu_squared * s1_second
         if not weights:
             return
         e1_bar = (2 * mu * self.g1 * self.s1_prime * e1 + self.s1 * back).sum(1)
         assert self.probe is not None
-        _sum_into(self.extra, "w1", e1_bar.mT @ self.probe)
-        _sum_into(self.extra, "w2", outer(along2_bar, along1))
-        _sum_into(self.extra, "w3", (s2_prime * mu_along2 * along2).sum((1, 2)).unsqueeze(-2))
+        sum_into(self.extra, "w1", e1_bar.mT @ self.probe)
+        sum_into(self.extra, "w2", outer(along2_bar, along1))
+        sum_into(self.extra, "w3", (s2_prime * mu_along2 * along2).sum((1, 2)).unsqueeze(-2))
         if self.has_quad:
             weight, scale = laplacian.sum(1).unsqueeze(-1), self.p["scale"]
-            _sum_into(self.extra, "scale", (weight * self.along_quad.square()).sum(-2, keepdim=True))
-            _sum_into(self.extra, "quad", (2 * weight * scale * self.along_quad).mT @ self.probe)
+            sum_into(self.extra, "scale", (weight * self.along_quad.square()).sum(-2, keepdim=True))
+            sum_into(self.extra, "quad", (2 * weight * scale * self.along_quad).mT @ self.probe)
 
     def _begin_exact(self, laplacian: Tensor, weights: bool) -> None:
         mu = laplacian.unsqueeze(-1)
         s1_second = self.act.third(self.b1, self.s1, self.s1_prime)
         s2_prime = self.act.second(self.b2, self.s2)
         with torch.enable_grad():
-            s, m = _flat(self.s1).requires_grad_(), _flat(self.w3_s2_prime).requires_grad_()
+            s, m = flat(self.s1).requires_grad_(), flat(self.w3_s2_prime).requires_grad_()
             if weights:
                 w1, w2 = self.w1.detach().requires_grad_(), self.w2.detach().requires_grad_()
                 rows, wanted = weighted_row_norms(w2, w1 @ w1.mT)(s, m), (s, m, w1, w2)
             else:
                 rows, wanted = self.rows(s, m), (s, m)
-            found = torch.autograd.grad(rows, wanted, _flat(mu).squeeze(-1))
+            found = torch.autograd.grad(rows, wanted, flat(mu).squeeze(-1))
         s1_bar, m2_bar = found[0].reshape(self.s1.shape), found[1].reshape(self.s2.shape)
         squared1 = self.squared1.unsqueeze(1)
         w3 = self.w3.unsqueeze(1)
         self.r1 = mu * squared1 * self.s1_prime
-        self.r2 = _add(self.r2, w3 * m2_bar * self.act.third(self.b2, self.s2, s2_prime))
+        self.r2 = add(self.r2, w3 * m2_bar * self.act.third(self.b2, self.s2, s2_prime))
         self.r3 = s1_bar * self.s1_prime + mu * self.g1 * squared1 * s1_second
         if not weights:
             return
         norms_bar = (mu * self.g1 * self.s1_prime).sum((1, 2)).unsqueeze(-1)
-        _sum_into(self.extra, "w1", found[2] + 2 * norms_bar * self.w1)
-        _sum_into(self.extra, "w2", found[3])
-        _sum_into(self.extra, "w3", (m2_bar * s2_prime).sum((1, 2)).unsqueeze(-2))
+        sum_into(self.extra, "w1", found[2] + 2 * norms_bar * self.w1)
+        sum_into(self.extra, "w2", found[3])
+        sum_into(self.extra, "w3", (m2_bar * s2_prime).sum((1, 2)).unsqueeze(-2))
         if self.has_quad:
             weight = laplacian.sum((1, 2)).reshape(-1, 1, 1)
             quad = self.p["quad"]
-            _sum_into(self.extra, "scale", weight * quad.square().sum(-1).unsqueeze(-2))
-            _sum_into(self.extra, "quad", 2 * weight * self.p["scale"].mT * quad)
+            sum_into(self.extra, "scale", weight * quad.square().sum(-1).unsqueeze(-2))
+            sum_into(self.extra, "quad", 2 * weight * self.p["scale"].mT * quad)
 
     def pull(self, at: Stages, lam: Tensor, value: Tensor | None = None) -> Tensor:
         """Pulls a cotangent ``lam`` of the gradient back to z, beside the cotangents given to `begin`.
@@ -361,16 +361,16 @@ class TwoLayerTape:
         a1_bar = self.a1_bar[..., : self.h1]
         if self.has_quad:
             q, pq, scale = self.x1[..., self.h1 :], self.p1[..., self.h1 :], self.p["scale"].unsqueeze(1)
-            _sum_into(out, "scale", (q * pq).sum((1, 2)).unsqueeze(-2))
-            _sum_into(out, "linear", lam.sum((1, 2)).unsqueeze(-2))
+            sum_into(out, "scale", (q * pq).sum((1, 2)).unsqueeze(-2))
+            sum_into(out, "linear", lam.sum((1, 2)).unsqueeze(-2))
             left = torch.cat([a1_bar, scale * self.a1_bar[..., self.h1 :]], -1)
             both = outer(left, self.z) + outer(torch.cat([delta1, scale * q], -1), lam)
-            _sum_into(out, "w1", both[..., : self.h1, :])
-            _sum_into(out, "quad", both[..., self.h1 :, :])
+            sum_into(out, "w1", both[..., : self.h1, :])
+            sum_into(out, "quad", both[..., self.h1 :, :])
         else:
-            _sum_into(out, "w1", outer(a1_bar, self.z) + outer(delta1, lam))
-        _sum_into(out, "w2", outer(self.a2_bar, self.h1_value) + outer(delta2, self.g1_bar))
-        _sum_into(out, "w3", (self.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
+            sum_into(out, "w1", outer(a1_bar, self.z) + outer(delta1, lam))
+        sum_into(out, "w2", outer(self.a2_bar, self.h1_value) + outer(delta2, self.g1_bar))
+        sum_into(out, "w3", (self.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
         self._gradients_of_time(out, a1_bar, delta1, delta2)
         return out
 
@@ -393,39 +393,4 @@ class TwoLayerTape:
         )  # fmt: skip
         for name, value in zip(names, found, strict=True):
             if value is not None:
-                _sum_into(out, name, value)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """``[K, S, n, H]`` as ``[K, S n, H]``; three dimensions stay."""
-    return x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """``x [K, (S,) n, i] @ weight [K, i, j]``, all samples of a network in one product."""
-    if x.ndim == 3:
-        return torch.bmm(x, weight) if out is None else torch.bmm(x, weight, out=out)
-    flat = _flat(x)
-    result = torch.bmm(flat, weight)
-    result = result.reshape(*x.shape[:-1], weight.shape[-1])
-    if out is None:
-        return result
-    return out.copy_(result)
-
-
-def outer(x: Tensor, y: Tensor) -> Tensor:
-    """The sum over stages and samples of outer products, ``[K, i, j]``."""
-    return torch.bmm(_flat(x).mT, _flat(y))
-
-
-def _dot(x: Tensor, per_stage: Tensor) -> Tensor:
-    """``x [K, S, n, H]`` times a vector of each stage ``[K, S, H]``."""
-    return (x * per_stage.unsqueeze(-2)).sum(-1)
-
-
-def _add(x: Tensor | None, y: Tensor) -> Tensor:
-    return y if x is None else x + y
-
-
-def _sum_into(total: Products, name: str, value: Tensor) -> None:
-    total[name] = total[name] + value if name in total else value
+                sum_into(out, name, value)
