@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import flowfactor as ff
+from benchmarks.composition import write
 from benchmarks.run import RESULTS
 from flowfactor import training
 from flowfactor.training.matching import match_flows
@@ -133,14 +132,6 @@ def row(variant: str, made: list[dict[str, Any]]) -> str:
         for name in ("per_factor", "usage")
     )
     return f"| {variant} | {statistics.mean(values):.1%}{spread} | {each} | {usage} |"
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Writes a result, whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":
