@@ -99,7 +99,8 @@ def build_vae(
     made_decoder = ConvDecoder(latent_dim, **shape, likelihood=likelihood, **(decoder or {}))
     made_field = _field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
     if solver is None:
-        solver = {"method": "rk4" if settings.get("objective") == "marginal" else "euler"}
+        # A step size, so that the map does not depend on the times that are asked for.
+        solver = {"method": "rk4" if settings.get("objective") == "marginal" else "euler", "step_size": 1.0}
     flow = LatentFlow(made_field, Solver(**solver), divergence)
     made_factor = _factor(supervision, num_flows, num_frames, shape, factor_encoder)
     return FlowFactorizedVAE(

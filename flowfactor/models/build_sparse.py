@@ -84,6 +84,6 @@ def build_sparse_vae(
     chosen: dict[str, Any] = {"controls": 1 if control == "single" else 2, "slab": slab, **(pair_encoder or {})}
     pairs = PairEncoder(num_flows, **shape, **chosen)
     made_field = _field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
-    flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler"})), divergence)
+    flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler", "step_size": 1.0})), divergence)
     made_prior = _prior(prior, made_encoder, image_shape, num_flows, generator)
     return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)

@@ -110,7 +110,7 @@ _ALL = (
     ),
     Method(
         "euler-no-pde", "control: unit Euler steps, no PDE", _PAPER, "given", True, build_vae,
-        {"solver": {"method": "euler"}, **_NO_PDE},
+        {"solver": {"method": "euler", "step_size": 1.0}, **_NO_PDE},
     ),
     Method(
         "paper-code", "control: the paper's objective as its code has it", _PAPER, "given", True,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.control import Control
-from flowfactor.fields.base import Field
+from flowfactor.fields import Field, GradientField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.potentials.base import Potential
 
@@ -44,9 +44,7 @@ class StartAtRest(nn.Module):
         part = flow.field if isinstance(flow, LatentFlow) else flow
         potential = part if isinstance(part, Potential) else getattr(part, "potential", None)
         if isinstance(potential, Potential):
-            gradient = potential.derivatives(z0, t, control).gradient
-            assert gradient is not None
-            return gradient.square().sum(-1)
+            part = GradientField(potential)  # asks for the gradient alone
         if not isinstance(part, Field):
             raise TypeError(f"StartAtRest takes a LatentFlow, Field or Potential, got {type(flow).__name__}")
         return part(z0, t, control).square().sum(-1)

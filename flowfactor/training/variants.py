@@ -41,7 +41,7 @@ class Variant:
 _NO_PDE = {"hj_weight": 0.0, "start_weight": 0.0}
 # Under the path bound only the prior of z_0 counts, and a diffusion is then what it starts from. The marginal bound has a
 # prior at every frame. Its determinants are estimated in training, and exact where the bound is measured.
-_MARGINAL = {"objective": "marginal", "solver": {"method": "rk4"}, "divergence": "hutchinson"}
+_MARGINAL = {"objective": "marginal", "solver": {"method": "rk4", "step_size": 1.0}, "divergence": "hutchinson"}
 
 _ALL = (
     Variant("prior-normal", "ours", "marginal bound, standard normal prior", "prior", {**_MARGINAL, "prior": "normal"}),
@@ -72,8 +72,8 @@ _ALL = (
     Variant("k-5", "ours", "K = 5 transformations", "k", flows=5),
     Variant("t-4", "ours", "T = 4 steps", "t", steps=4),
     Variant("t-12", "ours", "T = 12 steps", "t", steps=12),
-    Variant("solver-euler", "ours", "unit Euler steps", "solver", {"solver": {"method": "euler"}}),
-    Variant("solver-rk4", "ours", "unit rk4 steps", "solver", {"solver": {"method": "rk4"}}),
+    Variant("solver-euler", "ours", "unit Euler steps", "solver", {"solver": {"method": "euler", "step_size": 1.0}}),
+    Variant("solver-rk4", "ours", "unit rk4 steps", "solver", {"solver": {"method": "rk4", "step_size": 1.0}}),
     Variant(
         "solver-dopri5", "ours", "adaptive dopri5, tolerances 1e-3", "solver",
         {"solver": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}},
