@@ -146,7 +146,7 @@ def draw(
         back: Steps backwards: sequences start at time 0, so these show how far the flows extrapolate.
     """
     from flowfactor import plot
-    from flowfactor.training.matching import flow_names
+    from flowfactor.metrics.matched import flow_names
 
     chosen = [index * len(test) // images for index in range(images)]
     x0 = test.batch(chosen)["frames"][:, 0]

@@ -24,7 +24,7 @@ from flowfactor.metrics import (
     sap,
     vp_score,
 )
-from flowfactor.training.matching import Matched, match_flows
+from flowfactor.metrics.matched import MatchedModel, match_flows
 
 _VP_REPEATS, _VP_STEPS = 2, 100
 
@@ -74,7 +74,7 @@ def evaluate(
     if getattr(model, "supervision", "full") != "full":
         match = match_flows(model, test, limit=limit)
         result["factor_accuracy"] = match.as_dict()
-        measured = Matched(model.eval(), match.order)
+        measured = MatchedModel(model.eval(), match.order)
     if train is not None and not knows_transformations(model):
         error = latent_traversal_error(model, train.to(device), test, images=search_images, limit=limit)
     else:
@@ -165,7 +165,7 @@ def measure(
     else:
         order = match_flows(model, _single(train, test), limit=10 * settings.search_images).order
         figures["factor_accuracy"] = match_flows(model, test, limit=settings.images, order=order).as_dict()
-        measured = Matched(model, order)
+        measured = MatchedModel(model, order)
     if knows_transformations(model):
         figures["equivariance"] = equivariance_error(measured, test, limit=settings.images).as_dict()
     else:
@@ -211,7 +211,7 @@ def _likelihood(
         return {"missing": "the model has no log_likelihood"}
 
     def work() -> dict[str, Any]:
-        source = measured if isinstance(measured, Matched) else model
+        source = measured if isinstance(measured, MatchedModel) else model
         generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         flow = getattr(model, "flow", None)
         divergence = getattr(flow, "divergence", None)

@@ -90,9 +90,7 @@ def test_hutchinson_over_all_probes_is_the_exact_divergence(name: str) -> None:
     for signs in itertools.product((-1.0, 1.0), repeat=D):
         probe = torch.tensor(signs).double().expand(3, D)
         found = field.divergence(z, 0.6, k, "hutchinson", probe)
-        if not name.startswith(
-            ("skew", "solenoidal", "helmholtz")
-        ):  # whose turning parts give zero each time
+        if not name.startswith(("skew", "solenoidal", "helmholtz")):  # whose turning parts give zero each time
             form = torch.einsum("bi,bij,bj->b", probe, jacobians, probe)
             torch.testing.assert_close(found, form, rtol=0, atol=1e-10)
         total = total + found

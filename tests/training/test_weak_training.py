@@ -12,8 +12,8 @@ import torch
 
 import flowfactor as ff
 from flowfactor.cli import main, table
+from flowfactor.metrics.matched import MatchedModel, flow_names, match_flows
 from flowfactor.training import Config, FlowModule, load_run, train
-from flowfactor.training.matching import Matched, flow_names, match_flows
 from flowfactor.training.run import evaluate
 
 
@@ -87,7 +87,7 @@ def test_a_resumed_weak_run_goes_on_with_its_annealing(tmp_path: Path, monkeypat
 
 def test_a_matched_model_acts_in_the_true_order() -> None:
     model = ff.models.build_vae((1, 8, 8), 3, 4, hidden=(8, 8)).eval()
-    matched = Matched(model, torch.tensor([2, 0, 1]))
+    matched = MatchedModel(model, torch.tensor([2, 0, 1]))
     x0, t = torch.rand(3, 1, 8, 8), [0.0, 1.0, 2.0]
     torch.testing.assert_close(matched.transform(x0, t, 0), model.transform(x0, t, 2))
     index = torch.tensor([1, 0, 2])

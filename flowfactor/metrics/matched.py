@@ -64,7 +64,7 @@ def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str
     return tuple(data.flow_names[k] for k in order.argsort().tolist())
 
 
-class Matched:
+class MatchedModel:
     """A model seen with its flows in another order: flow k is the one that `FactorAccuracy.order` gives for k.
 
     Everything but `transform`, `path` and `log_likelihood` is the model's own.
@@ -72,6 +72,17 @@ class Matched:
     Args:
         model: The model.
         order: The model's flow of each k, ``[K]``.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> images = torch.rand(6, 1, 8, 8)
+        >>> turns = {"left": (ff.data.Rotate(), 0, 80), "right": (ff.data.Rotate(), 0, -80)}
+        >>> data = ff.data.TransformedImages(images, turns, steps=4)
+        >>> model = ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8), supervision="weak", num_frames=5)
+        >>> found = ff.metrics.match_flows(model, data)
+        >>> matched = ff.metrics.MatchedModel(model, found.order)
+        >>> ff.metrics.equivariance_error(matched, data).mean.shape       # of "left" and of "right", whatever k they got
+        torch.Size([2])
     """
 
     def __init__(self, model: Any, order: Tensor) -> None:
