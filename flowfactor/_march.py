@@ -62,7 +62,7 @@ class Block:
 
 @dataclass
 class Plan:
-    """What one solve needs to know; see `solve`."""
+    """What one solve needs to know."""
 
     tape: FieldTape
     table: Tableau
