@@ -143,7 +143,7 @@ def choose_variants(methods: Sequence[str] | None = None, groups: Sequence[str] 
 
     Example:
         >>> [variant.name for variant in choose_variants(groups=["field"])]
-        ['ours', 'field-gradient', 'field-helmholtz', 'field-free']
+        ['ours', 'field-gradient', 'field-helmholtz', 'field-skew', 'field-free']
     """
     from flowfactor.models import METHODS
 
