@@ -174,3 +174,13 @@ def test_shared_options_are_shared(name: str) -> None:
     assert model.decoder.likelihood.name == "gaussian"
     assert getattr(model, "frames_per_step", 2) == 2
     assert bool(torch.isfinite(terms_of(model, name).loss))
+
+
+@pytest.mark.parametrize("name", ["ours", "sta", "euler-no-pde", "free"])
+def test_where_a_flow_leads_does_not_depend_on_the_times_asked_for(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, (1, 8, 8), 2, 4)
+    z, control = torch.randn(3, 4), 1
+    every = model.flow(z, torch.arange(9.0), control).z[-1]
+    torch.testing.assert_close(model.flow(z, [0.0, 8.0], control).z[-1], every)
+    torch.testing.assert_close(model.flow(z, [0.0, 4.0, 8.0], control).z[-1], every)
