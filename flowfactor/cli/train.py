@@ -151,7 +151,9 @@ def run_train(arguments: Sequence[str]) -> int:
     try:
         config, resume, overwrite = parse_train(arguments)
         from flowfactor.training import prepare
+        from flowfactor.training._allocator import keep_freed_memory
 
+        keep_freed_memory()
         run = prepare(config, resume=resume, overwrite=overwrite)
     except USER_ERRORS as error:
         fail("train", error)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from flowfactor.training._allocator import keep_freed_memory
 from flowfactor.training.config import Config
 from flowfactor.training.evaluation import EvaluationConfig, measure
 from flowfactor.training.run import CHECKPOINT, RESULT, load_run, prepare, versions, write_text
@@ -111,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 after an error, 130 after an interruption.
     """
+    keep_freed_memory()
     (folder,) = sys.argv[1:] if arguments is None else arguments
     try:
         return INTERRUPTED if execute(folder) is None else 0
