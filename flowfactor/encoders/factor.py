@@ -35,6 +35,8 @@ class FactorEncoder(nn.Module):
         kernel_size: Odd size of the convolutions.
         patch_size: 1, 2 or 4: side of the patches that the frames are cut into.
         activation: ``"relu"``, ``"silu"``, ``"gelu"`` or ``"tanh"``.
+        looks: How many of the frames it looks at, from the first to the last at even distances; all where None. A
+            transformation shows in three frames as in nine, at a third of the cost.
 
     Raises:
         TypeError: If a size is not an integer.
@@ -61,6 +63,7 @@ class FactorEncoder(nn.Module):
         kernel_size: int = KERNEL,
         patch_size: int = PATCH,
         activation: str = "relu",
+        looks: int | None = None,
     ) -> None:
         super().__init__()
         self.num_flows = positive("num_flows", num_flows)
@@ -69,7 +72,9 @@ class FactorEncoder(nn.Module):
             raise ValueError(
                 f"num_frames must be at least 2, since one frame shows no transformation, got {num_frames}"
             )
-        stacked = positive("channels", channels) * num_frames
+        if looks is not None and not 2 <= positive("looks", looks) <= num_frames:
+            raise ValueError(f"looks must lie between 2 and num_frames = {num_frames}, or be None, got {looks}")
+        stacked = positive("channels", channels) * (num_frames if looks is None else looks)
         shape = (strides, hidden, kernel_size, patch_size, 0, False, activation, "patches")
         plan = make_plan(stacked, image_size, widths, *shape)
         if widths is None:  # to tell K transformations apart takes less than to rebuild a frame
@@ -86,7 +91,9 @@ class FactorEncoder(nn.Module):
             "kernel_size": kernel_size,
             "patch_size": patch_size,
             "activation": activation,
+            "looks": looks,
         }
+        self._seen = None if looks is None else [round(i * (num_frames - 1) / (looks - 1)) for i in range(looks)]
         self.body, features = patches_encoder(plan, activation_layer(activation))
         self.head = nn.Linear(features, num_flows)
 
@@ -109,6 +116,8 @@ class FactorEncoder(nn.Module):
             ValueError: If the trailing dimensions are not (T+1, C, H, W).
         """
         flat = flatten_batch(frames, self.event_shape, "sequences", self)
+        if self._seen is not None:
+            flat = flat[:, self._seen]
         seen = torch.cat([flat[:, :1], flat.diff(dim=1)], 1)
         logits = self.head(self.body(rearrange(seen, "n t c h w -> n (t c) h w")))
         # Log-probabilities in float32 at least: under autocast the head gives halves.

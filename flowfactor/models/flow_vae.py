@@ -213,8 +213,8 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
             t: Times ``[T+1]``, in frames; the prior starts at time 0.
             k: Which transformation acts: an int, one index a sequence ``[B]``, weights or a schedule. None infers it for
-                each sequence; the terms are then expectations over q(k|x), or draws of them (Gumbel). While a balanced
-                estimator anneals, the loss alone has a gradient.
+                each sequence; the terms are then expectations over q(k|x), or draws of them: by q(k|x) (Gumbel), or by
+                responsibilities (balanced, while it anneals).
             generator: Source of all draws.
 
         Returns:
@@ -254,18 +254,37 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
             terms = self._terms(pieces, factor_divergence(log_q, log_prior))
         elif isinstance(estimator, BalancedEstimator) and not estimator.annealed:
             with torch.no_grad():
-                table = self._all_flows(frames, t, log_q, begin, generator)
-                r = estimator.responsibilities(table.loss, log_prior)
+                losses = self._judge(frames, t, log_q, begin, estimator.judge_frames, generator)
+                r = estimator.responsibilities(losses, log_prior)
                 k = torch.multinomial(r, 1, generator=generator).squeeze(-1)
-                expected, kl_factor = table.expected(log_q), factor_divergence(log_q, log_prior)
-            loss = self._pieces(frames, t, k, begin, generator).loss - (r * log_q).sum(-1)
-            terms = self._terms(expected, kl_factor, loss)
+                kl_factor = factor_divergence(log_q, log_prior)
+            pieces = self._pieces(frames, t, k, begin, generator)
+            terms = self._terms(pieces, kl_factor, pieces.loss - (r * log_q).sum(-1))
         else:
             log_q = truncate(log_q, estimator.prune)
             expected = self._all_flows(frames, t, log_q, begin, generator).expected(log_q)
             terms = self._terms(expected, factor_divergence(log_q, log_prior))
         estimator.advance()
         return terms
+
+    def _judge(
+        self,
+        frames: Tensor,
+        t: Tensor,
+        log_q: Tensor,
+        begin: Begin,
+        judge_frames: int | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Minus the bound of every sequence under every flow, from a few frames each and without regularizers, [B, K].
+
+        Frames behind the first alone are looked at: that one is the same under all flows.
+        """
+        flow, row = torch.ones_like(log_q.T).nonzero(as_tuple=True)
+        path, kl = self._path(begin, t, flow, generator, row)
+        begins = min(1, len(t) - 1)
+        reconstruction = self._reconstruction(frames[:, begins:], path.z[begins:], judge_frames, generator, row)
+        return (self.kl_weight * kl - reconstruction).reshape(log_q.T.shape).T
 
     def _all_flows(
         self, frames: Tensor, t: Tensor, log_q: Tensor, begin: Begin, generator: torch.Generator | None
@@ -292,13 +311,12 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         row: Tensor | None = None,
     ) -> Pieces:
         """What each solve gives: of every sequence under its k, or of the sequences ``row [N]`` under ``k [N]``."""
-        z0, density = (begin.z0, begin.density) if row is None else (begin.z0[row], begin.density[row])
-        marginal = self.objective == "marginal"
         penalised = self.hj_weight > 0 and self.flow.field.has_potential
         costs = {"hj": self.hamilton_jacobi} if penalised else {}
-        path = self.flow(z0, t, k, log_det=marginal, costs=costs, generator=generator)
-        reconstruction = self._reconstruction(frames, path, generator, row)
-        kl = objectives.marginal_log_ratio(density, self.prior, path, t, k).sum(0) if marginal else density
+        path, kl = self._path(begin, t, k, generator, row, costs)
+        wanted = self.frames_per_step if self.training else None
+        reconstruction = self._reconstruction(frames, path.z, wanted, generator, row)
+        z0 = path.z[0]
         zero = z0.new_zeros(len(z0))
         span = (t[-1] - t[0]).abs()
         hj = path.costs["hj"][-1] / span if penalised and len(t) > 1 else zero
@@ -306,19 +324,40 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         loss = -reconstruction + self.kl_weight * kl + self.hj_weight * hj + self.start_weight * start
         return Pieces(loss, reconstruction, kl, hj, start)
 
+    def _path(
+        self,
+        begin: Begin,
+        t: Tensor,
+        k: Control,
+        generator: torch.Generator | None,
+        row: Tensor | None = None,
+        costs: Mapping[str, Any] | None = None,
+    ) -> tuple[FlowPath, Tensor]:
+        """One solve, of the sequences ``row`` where given, and the divergence of its latents from the prior, [N]."""
+        z0, density = (begin.z0, begin.density) if row is None else (begin.z0[row], begin.density[row])
+        marginal = self.objective == "marginal"
+        path = self.flow(z0, t, k, log_det=marginal, costs=costs, generator=generator)
+        if not marginal:
+            return path, density
+        return path, objectives.marginal_log_ratio(density, self.prior, path, t, k).sum(0)
+
     def _reconstruction(
-        self, frames: Tensor, path: FlowPath, generator: torch.Generator | None, row: Tensor | None = None
+        self,
+        frames: Tensor,
+        z: Tensor,
+        wanted: int | None,
+        generator: torch.Generator | None,
+        row: Tensor | None = None,
     ) -> Tensor:
-        """E ln p(x_t|z_t) summed over frames, of each path; from a few frames each while training, if so set."""
-        total, batch = path.z.shape[0], frames.shape[0]
+        """E ln p(x_t|z_t) summed over frames, of each path [T+1, N, D]; from ``wanted`` frames each where given."""
+        total, batch = z.shape[0], frames.shape[0]
         row = torch.arange(batch, device=frames.device) if row is None else row
-        wanted = self.frames_per_step if self.training else None
         if wanted is None or wanted >= total:
-            return self.decoder(path.z).log_prob(frames.movedim(1, 0)[:, row]).sum(0)
+            return self.decoder(z).log_prob(frames.movedim(1, 0)[:, row]).sum(0)
         # All flows of a sequence are judged by the same frames.
         index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
         index = index[:, row]
-        chosen = self.decoder(path.z[index, torch.arange(len(row), device=row.device)]).log_prob(frames[row, index])
+        chosen = self.decoder(z[index, torch.arange(len(row), device=row.device)]).log_prob(frames[row, index])
         return weight * chosen.sum(0)
 
     def log_likelihood(

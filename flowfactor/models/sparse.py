@@ -51,8 +51,9 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
     temperature falls with the training steps.
 
     At the start nothing distinguishes the flows. The first ``warmup_steps`` therefore suppose that one flow acts alone:
-    all K are tried, and `balanced_responsibilities` say which learns from which sequence, at a falling temperature. The
-    spikes learn to predict them. After that the bound alone decides, and any number of flows may act.
+    all K are tried on a frame of each sequence, and `balanced_responsibilities` say which learns from which sequence, at a
+    falling temperature: each trains one, drawn by them. The spikes learn to predict them. After that the bound alone
+    decides, and any number of flows may act.
 
     Weights are in units of a flow's typical strength while it acts, a running mean: ``control=k`` is flow k at that.
 
@@ -269,9 +270,7 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         q = self.encode(frames[:, 0])
         z0 = objectives.draw(q, generator=generator)
         kl = objectives.start_divergence(q, self.prior, z0, 0).mean()
-        parts = (
-            self._enumerated(frames, t, z0, share, generator) if warming else self._inferred(frames, t, z0, generator)
-        )
+        parts = self._supposed(frames, t, z0, share, generator) if warming else self._inferred(frames, t, z0, generator)
         reconstruction, kl_factor, hj, start, lesson = (part.mean() for part in parts)
         reconstruction = reconstruction / share
         if self.training and torch.is_grad_enabled():
@@ -288,34 +287,47 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         drawn = q.rsample(temperature=self.spike_temperature, generator=generator)
         control = self.schedule(drawn.weights, t)
         path = self._flow_for(control)(z0, t, control, costs=self._costs(), generator=generator)
-        reconstruction = self._reconstruction(frames, path.z.unsqueeze(1), generator).squeeze(0)
+        reconstruction = self._reconstruction(frames, path.z.unsqueeze(1), self._wanted, generator).squeeze(0)
         hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t)
         return reconstruction, self.weights_prior.kl(q), hj, start, torch.zeros_like(hj)
 
-    def _enumerated(
+    def _supposed(
         self, frames: Tensor, t: Tensor, z0: Tensor, share: float, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:
-        """The same with every flow acting alone, shared out by balanced responsibilities; and the spikes' lesson."""
-        flows, rest = self.num_flows, self.warmup_span is not None
-        z = z0.expand(flows, *z0.shape)
-        k = torch.arange(flows, device=z0.device).unsqueeze(-1).expand(z.shape[:-1])
-        path = self.flow(z, t, k, costs=self._costs(), generator=generator)
+        """The same with one flow acting alone, drawn by balanced responsibilities; and the spikes' lesson."""
+        flows = self.num_flows
+        with torch.no_grad():
+            every = self._judge(frames, t, z0, generator)
+            on = self.weights_prior.marginals(len(t) - 1).mean(0)
+            odds = torch.cat([on / (1 - on), on.new_ones(len(every) - flows)])  # of one flow alone against none
+            prior = odds / odds.sum()
+            # Shorter stretches differ by less: temperatures are meant for a whole sequence.
+            tau = share * anneal(self.warmup_temperature, int(self.step), self.warmup_steps)
+            r = balanced_responsibilities(-every.mT, tau, prior, iterations=20)
+            drawn = torch.multinomial(r, 1, generator=generator).squeeze(-1)
+            information = (torch.special.xlogy(r, r) - r * prior.log()).sum(-1)
+        acts, k = drawn < flows, drawn.clamp(max=flows - 1)
+        path = self.flow(z0, t, k, costs=self._costs(), generator=generator)
         # With no flow at all the state stays where it is, and there is nothing to regularize.
-        states = torch.cat([path.z, z0.expand(len(t), 1, *z0.shape)], 1) if rest else path.z
-        every = self._reconstruction(frames, states, generator)
-        hj, start = self._regularizers(path, z, k, t)
-        on = self.weights_prior.marginals(len(t) - 1).mean(0).detach()
-        odds = torch.cat([on / (1 - on), on.new_ones(int(rest))])  # of one flow alone against none
-        prior = odds / odds.sum()
-        # Shorter stretches differ by less: temperatures are meant for a whole sequence.
-        tau = share * anneal(self.warmup_temperature, int(self.step), self.warmup_steps)
-        r = balanced_responsibilities(-every.mT, tau, prior, iterations=20)
-        information = (torch.special.xlogy(r, r) - r * prior.log()).sum(-1)
-        single, logits = r[:, :flows], self.pair_encoder(frames).spike_logits
-        target = single.unsqueeze(-2).expand_as(logits)
+        z = torch.where(acts.unsqueeze(-1), path.z, z0)
+        reconstruction = self._reconstruction(frames, z.unsqueeze(1), self._wanted, generator).squeeze(0)
+        hj, start = (acts * part for part in self._regularizers(path, z0, k, t))
+        logits = self.pair_encoder(frames).spike_logits
+        target = r[:, :flows].unsqueeze(-2).expand_as(logits)
         lesson = binary_cross_entropy_with_logits(logits, target, reduction="none").sum((-2, -1))
-        hj, start = ((single.mT * part).sum(0) for part in (hj, start))
-        return (r.mT * every).sum(0), information, hj, start, lesson
+        return reconstruction, information, hj, start, lesson
+
+    def _judge(self, frames: Tensor, t: Tensor, z0: Tensor, generator: torch.Generator | None) -> Tensor:
+        """E ln p of each sequence under every flow alone, and under none where stretches are looked at, [K or K+1, B].
+
+        From one frame behind the first: that one is the same under all flows.
+        """
+        z = z0.expand(self.num_flows, *z0.shape)
+        k = torch.arange(self.num_flows, device=z0.device).unsqueeze(-1).expand(z.shape[:-1])
+        states = self.flow(z, t, k, generator=generator).z
+        if self.warmup_span is not None:
+            states = torch.cat([states, z0.expand(len(t), 1, *z0.shape)], 1)
+        return self._reconstruction(frames[:, 1:], states[1:], 1, generator)
 
     def _costs(self) -> dict[str, Any]:
         return {"hj": self.hamilton_jacobi} if self.penalised else {}
@@ -326,10 +338,16 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         start = self._start_at_rest(self.flow, z0, control, t[0]) if self.start_weight > 0 else zero
         return hj, start
 
-    def _reconstruction(self, frames: Tensor, z: Tensor, generator: torch.Generator | None) -> Tensor:
+    @property
+    def _wanted(self) -> int | None:
+        """From how many frames of a sequence its likelihood is estimated."""
+        return self.frames_per_step if self.training else None
+
+    def _reconstruction(
+        self, frames: Tensor, z: Tensor, wanted: int | None, generator: torch.Generator | None
+    ) -> Tensor:
         """E ln p(x_t|z_t) summed over frames, ``[S, B]``, of states ``z [T+1, S, B, D]``."""
         total, batch = z.shape[0], frames.shape[0]
-        wanted = self.frames_per_step if self.training else None
         index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
         sample = torch.arange(batch, device=frames.device)
         chosen = z[index, :, sample].movedim(-2, 1)  # [W, S, B, D]

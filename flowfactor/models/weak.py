@@ -248,6 +248,8 @@ class BalancedEstimator(FactorEstimator):
         balance: How firmly the marginals are held, from 0 to 1 (exactly); see `balanced_responsibilities`.
         iterations: Sinkhorn's iterations per step.
         prune: As for `EnumerateEstimator`, once the annealing is over.
+        judge_frames: From how many frames of a sequence, drawn anew each time, its flows are judged; None for all. It is
+            the part that costs K decodings.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -268,11 +270,13 @@ class BalancedEstimator(FactorEstimator):
         balance: float = 1.0,
         iterations: int = 5,
         prune: float = 1e-4,
+        judge_frames: int | None = 1,
     ) -> None:
         check_positive("tau", tau)
         if check_positive("tau_end", tau_end) > tau:
             raise ValueError(f"the temperature falls: tau_end must not exceed tau, got {tau_end} and {tau}")
-        for name, count in (("anneal_steps", anneal_steps), ("iterations", iterations)):
+        counts = {"anneal_steps": anneal_steps, "iterations": iterations}
+        for name, count in (counts if judge_frames is None else counts | {"judge_frames": judge_frames}).items():
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"{name} must be a positive integer, got {count!r}")
         if not 0 <= balance <= 1:
@@ -280,7 +284,8 @@ class BalancedEstimator(FactorEstimator):
         if not 0 <= prune < 0.5:
             raise ValueError(f"prune must lie in [0, 0.5), got {prune!r}")
         config = {"tau": tau, "tau_end": tau_end, "anneal_steps": anneal_steps, "balance": balance}
-        super().__init__({**config, "iterations": iterations, "prune": prune})
+        super().__init__({**config, "iterations": iterations, "prune": prune, "judge_frames": judge_frames})
+        self.judge_frames = judge_frames
         self.tau, self.tau_end, self.anneal_steps = float(tau), float(tau_end), anneal_steps
         self.balance, self.iterations = float(balance), iterations
 

@@ -91,3 +91,21 @@ def test_wrong_sequences_are_refused() -> None:
         encoder(torch.rand(2, 5, 1, 8, 8))
     with pytest.raises(TypeError, match="255"):
         encoder(torch.zeros(2, 4, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_it_looks_at_frames_from_first_to_last() -> None:
+    torch.manual_seed(0)
+    encoder = FactorEncoder(3, 6, channels=1, image_size=8, widths=(8,), hidden=(8,), looks=3)
+    assert FactorEncoder(**encoder.config).config == encoder.config
+    frames = torch.rand(2, 6, 1, 8, 8)
+    logits = encoder(frames).logits
+    for index, seen in enumerate((True, False, True, False, False, True)):
+        other = frames.clone()
+        other[:, index] = 1 - other[:, index]
+        assert torch.equal(encoder(other).logits, logits) is not seen
+
+
+@pytest.mark.parametrize("looks", [1, 7])
+def test_it_cannot_look_at_one_frame_or_at_more_than_there_are(looks: int) -> None:
+    with pytest.raises(ValueError, match="looks must lie between 2 and num_frames = 6"):
+        FactorEncoder(3, 6, looks=looks)

@@ -213,7 +213,7 @@ def test_balance_splits_what_greed_would_not() -> None:
 def test_balanced_trains_flows_and_q_on_the_responsibilities(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over many draws of k the gradients are those of sum_k r_ik loss_ik and of the cross-entropy to r."""
     monkeypatch.setattr(objectives, "draw", lambda q, *_, **__: q.mean)
-    model = _sharpened(_model({"name": "balanced", "tau": 0.02, "tau_end": 0.01}))
+    model = _sharpened(_model({"name": "balanced", "tau": 0.02, "tau_end": 0.01, "judge_frames": None}))
     frames, t = _batch()
     r = []
     original = model.estimator.responsibilities
@@ -231,6 +231,26 @@ def test_balanced_trains_flows_and_q_on_the_responsibilities(monkeypatch: pytest
     losses = torch.stack([torch.stack([model(frames[i : i + 1], t, k).loss for k in range(3)]) for i in range(6)])
     (wanted,) = torch.autograd.grad((r[0] * losses).sum(-1).mean(), watched[1])
     assert float((total[1] - wanted).norm() / wanted.norm()) < 0.15
+
+
+def test_flows_are_judged_by_few_frames_and_without_regularizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over many draws the judged losses are minus the bound of every sequence under every flow."""
+    monkeypatch.setattr(objectives, "draw", lambda q, *_, **__: q.mean)
+    model, (frames, t), found = _model({"name": "balanced", "judge_frames": 1}, hj_weight=1e3), _batch(), []
+    original = model.estimator.responsibilities
+    monkeypatch.setattr(model.estimator, "responsibilities", lambda *a: found.append(a[0]) or original(*a))
+    decoded = []
+    model.decoder.register_forward_pre_hook(lambda _, arguments: decoded.append(arguments[0].shape[:-1]))
+    with torch.no_grad():
+        for _ in range(300):
+            model.estimator.step.zero_()
+            model(frames, t)
+        assert decoded[0] == (1, 18)
+        wanted = -torch.stack([torch.stack([model(x[None], t, k).bound for k in range(3)]) for x in frames])
+        # Less what all flows have in common, the first frame.
+        first = model.decoder(model.encode(frames[:, 0]).mean).log_prob(frames[:, 0])
+    judged = torch.stack(found) - first.unsqueeze(-1)
+    assert bool(((judged.mean(0) - wanted).abs() < 5 * judged.std(0) / 300**0.5 + 1e-3).all())
 
 
 def test_steps_are_counted_in_training_alone() -> None:
@@ -302,6 +322,7 @@ def test_the_likelihood_where_k_is_inferred() -> None:
         ({"tau": float("nan")}, ValueError, "tau"),
         ({"tau": 0.5}, ValueError, "tau_end"),
         ({"anneal_steps": 0}, ValueError, "anneal_steps"),
+        ({"estimator": {"name": "balanced", "judge_frames": 0}}, ValueError, "judge_frames"),
         ({"estimator": {"name": "gumbel", "tau": 3.0}}, ValueError, "tau"),
         ({"estimator": {"name": "balanced", "balance": 1.5}}, ValueError, "balance"),
         ({"estimator": {"name": "enumerate", "prune": 0.6}}, ValueError, "prune"),

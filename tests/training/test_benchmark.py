@@ -203,7 +203,8 @@ def test_methods_share_sizes_data_and_optimiser() -> None:
         )
         assert config.train.stratified == (METHODS[name].labels != "inferred")
     weak, sparse = load_config("mnist-weak"), load_config("mnist-sparse")
-    assert made["ours-weak"].model == {**base.model, **{n: weak.model[n] for n in ("estimator", "tau", "anneal_steps")}}
+    told = ("estimator", "tau", "anneal_steps", "factor_encoder")
+    assert made["ours-weak"].model == {**base.model, **{name: weak.model[name] for name in told}}
     assert made["sta"].model == {k: v for k, v in {**base.model, **sparse.model}.items() if k != "objective"}
     assert made["free"].model["hidden"] == [128, 128] and "field" not in made["free"].model
     assert "hidden" not in made["vae"].model
