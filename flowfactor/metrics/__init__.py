@@ -6,7 +6,7 @@ from flowfactor.metrics.equivariance import EquivarianceError, equivariance_erro
 from flowfactor.metrics.estimates import Estimate, wilson
 from flowfactor.metrics.gaps import GapScore, mig, sap
 from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood, paper_log_likelihood
-from flowfactor.metrics.matched import MatchedModel, match_flows
+from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
 from flowfactor.metrics.predictability import VPScore, vp_score, vp_score_from_pairs
 from flowfactor.metrics.transport import transport_gap
@@ -43,6 +43,7 @@ __all__ = [
     "latent_traversal_error",
     "log_likelihood",
     "match_flows",
+    "match_spikes",
     "mig",
     "paper_log_likelihood",
     "sap",

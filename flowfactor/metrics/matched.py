@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset
+from flowfactor.data.combined import CombinedSequences
 from flowfactor.metrics.equivariance import evaluating, every_flow, latent_path
-from flowfactor.metrics.matching import FactorAccuracy, factor_accuracy
+from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
 
 
 @torch.no_grad()
@@ -45,6 +47,56 @@ def match_flows(
             predicted.append(model.infer_factor(batch["frames"]).probs.argmax(-1))
             true.append(torch.full((len(batch["frames"]),), k))
     return factor_accuracy(torch.cat(predicted), torch.cat(true), data.num_flows, order=order)
+
+
+@torch.no_grad()
+def match_spikes(
+    model: Any,
+    data: SequenceDataset,
+    *,
+    limit: int | None = None,
+    batch_size: int = 256,
+    order: Tensor | None = None,
+    threshold: float = 0.5,
+) -> SpikeMetrics:
+    """Infers which flows act between all frames of a data set, and compares them with what does.
+
+    Args:
+        model: A model with ``infer_weights``, such as a `flowfactor.models.SparseTransformationVAE`.
+        data: Sequences whose ``weights`` are known, such as `flowfactor.data.CombinedImages`; or of one known
+            transformation each, which then acts from the first frame to the last.
+        limit: Sequences, of each transformation where these are apart; None for all.
+        batch_size: Sequences per batch.
+        order: The model's flow of each transformation, ``[K]``, where it is known already.
+        threshold: A flow is inferred to act where its spike probability is above.
+
+    Returns:
+        Precision and recall of the spikes.
+
+    Raises:
+        ValueError: If the model has other flows than the data set.
+    """
+    if model.num_flows != data.num_flows:
+        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    found, true = [], []
+    with evaluating(model):
+        for active, frames in _known_activity(data, limit, batch_size):
+            found.append((model.infer_weights(frames).spike_probs > threshold).cpu())
+            true.append(active.cpu())
+    return spike_metrics(torch.cat(found), torch.cat(true), order=order)
+
+
+def _known_activity(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """What acts between the frames of sequences, [B, T, K], and these frames."""
+    if isinstance(data, CombinedSequences):
+        for rows in torch.arange(len(data))[:limit].split(batch_size):
+            batch = data.batch(rows)
+            yield batch["weights"] > 0, batch["frames"]
+        return
+    for k, batch in every_flow(data, limit, batch_size):
+        active = torch.zeros(len(batch["frames"]), data.num_steps, data.num_flows, dtype=torch.bool)
+        active[..., k] = True
+        yield active, batch["frames"]
 
 
 def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str, ...]:

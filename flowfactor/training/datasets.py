@@ -64,13 +64,20 @@ class DataConfig:
     limit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
-    def dataset(self, split: Literal["train", "test"] = "train") -> SequenceDataset:
+    @property
+    def is_combined(self) -> bool:
+        """Whether transformations combine in the training sequences."""
+        return self.name.endswith("-combined")
+
+    def dataset(self, split: Literal["train", "test"] = "train", *, combined: bool | None = None) -> SequenceDataset:
         """Opens the data set.
 
         Your own sequences are split by position: every tenth is for testing.
 
         Args:
             split: ``"train"`` or ``"test"``.
+            combined: For ``mnist-combined`` and ``scenes-combined``: whether transformations combine in its sequences;
+                where None, in those for training alone.
 
         Returns:
             The data set.
@@ -84,14 +91,17 @@ class DataConfig:
             raise ValueError(f"data.name is one of {', '.join(DATA_NAMES)}, got {self.name!r}")
         if self.download and self.name not in _FETCHED:
             raise ValueError(f"data.download fetches {', '.join(_FETCHED)}; {self.name} it cannot: leave it out")
-        made = self._own(split) if self.name == "sequences" else self._known(split)
+        if combined and not self.is_combined:
+            raise ValueError(f"transformations combine in mnist-combined and scenes-combined, not in {self.name}")
+        combined = self.is_combined and split == "train" if combined is None else combined
+        made = self._own(split) if self.name == "sequences" else self._known(split, combined)
         if self.limit is not None and split == "train":
             if self.limit < 1:
                 raise ValueError(f"data.limit must be at least 1, got {self.limit}")
             made = made.subset(list(range(min(self.limit, len(made)))))
         return made
 
-    def _known(self, split: Literal["train", "test"]) -> SequenceDataset:
+    def _known(self, split: Literal["train", "test"], combined: bool) -> SequenceDataset:
         from flowfactor import data
 
         base = self.name.removesuffix("-combined")
@@ -109,11 +119,11 @@ class DataConfig:
             if self.flows is not None:
                 settings["vary"] = tuple(self.flows)
             grid = getattr(data, _GRIDS[base])(split=split, **settings)
-            return data.CombinedScenes(grid, **mixing) if self._combined(split) else grid
+            return data.CombinedScenes(grid, **mixing) if combined else grid
         if self.flows is not None:
             settings["transforms"] = data.paper_transforms(self.steps, self.flows)
         plain = (data.MNIST if base == "mnist" else data.Digits)(split=split, **settings)
-        if not self._combined(split):
+        if not combined:
             return plain
         return data.CombinedImages(
             plain.images,
@@ -124,11 +134,8 @@ class DataConfig:
             **mixing,
         )
 
-    def _combined(self, split: str) -> bool:
-        return self.name.endswith("-combined") and split == "train"
-
     def _mixes(self, name: str, settings: Mapping[str, Any]) -> bool:
-        return self.name.endswith("-combined") and name in settings
+        return self.is_combined and name in settings
 
     def _own(self, split: str) -> SequenceDataset:
         from flowfactor.data import Sequences

@@ -24,7 +24,7 @@ from flowfactor.metrics import (
     sap,
     vp_score,
 )
-from flowfactor.metrics.matched import MatchedModel, match_flows
+from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
 
 _VP_REPEATS, _VP_STEPS = 2, 100
 
@@ -137,7 +137,13 @@ class EvaluationConfig:
 
 
 def measure(
-    model: Any, train: SequenceDataset, test: SequenceDataset, settings: EvaluationConfig, seed: int = 0
+    model: Any,
+    train: SequenceDataset,
+    test: SequenceDataset,
+    settings: EvaluationConfig,
+    seed: int = 0,
+    *,
+    combined: SequenceDataset | None = None,
 ) -> dict[str, Any]:
     """Measures a model for a benchmark: every figure with its number of samples and its interval.
 
@@ -150,10 +156,12 @@ def measure(
         test: The test split.
         settings: How much to measure.
         seed: Seed of all draws.
+        combined: Test sequences in which transformations combine, for the spikes of models that infer these; where None,
+            they are those of the test split.
 
     Returns:
-        The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``factor_accuracy``, ``mig``, ``dci``,
-        ``sap`` and ``vp``. What a model or data set does not have holds ``{"missing": reason}`` instead.
+        The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``factor_accuracy``, ``spikes``, ``mig``,
+        ``dci``, ``sap`` and ``vp``. What a model or data set does not have holds ``{"missing": reason}`` instead.
     """
     device = next(model.parameters()).device
     train, test = train.to(device), test.to(device)
@@ -165,6 +173,9 @@ def measure(
     else:
         order = match_flows(model, _single(train, test), limit=10 * settings.search_images).order
         figures["factor_accuracy"] = match_flows(model, test, limit=settings.images, order=order).as_dict()
+        if hasattr(model, "infer_weights"):
+            seen = test if combined is None else combined.to(device)
+            figures["spikes"] = match_spikes(model, seen, limit=settings.images, order=order).as_dict()
         measured = MatchedModel(model, order)
     if knows_transformations(model):
         figures["equivariance"] = equivariance_error(measured, test, limit=settings.images).as_dict()

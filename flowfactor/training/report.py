@@ -160,6 +160,8 @@ def _figures() -> list[Column]:
     return [
         Column("ln p(x) per frame, at least", _of("likelihood", "per_frame"), 1, ".2f"),
         Column("factor accuracy", _of("factor_accuracy", "value"), 1, ".2%"),
+        Column("spikes, precision", _of("spikes", "precision", "value"), 1, ".1%"),
+        Column("spikes, recall", _of("spikes", "recall", "value"), 1, ".1%"),
         Column("latent E_k, relative", latent, -1, ".3f"),
         Column("VP score", _of("vp", "value"), 1, ".2%"),
         Column("steps", lambda run: run["steps_made"], 0, ",.0f"),
@@ -170,7 +172,7 @@ def _figures() -> list[Column]:
 
 def _of(figure: str, *path: str) -> Callable[[Run], float | None]:
     def get(run: Run) -> float | None:
-        value: Any = run["figures"][figure]
+        value: Any = run["figures"].get(figure)  # not all figures are of every method
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         return value
@@ -252,6 +254,11 @@ def _explained(runs: Sequence[Run]) -> str:
         "latent as it is.",
         "- VP score: accuracy of a small classifier that is trained on a tenth of the pairs [x_0, x_T] to tell k.",
     ]
+    if any("spikes" in run["figures"] for run in runs):
+        lines.append(
+            "- Spikes: whether each flow acts between each two frames, inferred with a probability above a half, against "
+            "what does; flows are those that were matched."
+        )
     lines += [f"- {text}" for text in _missing(runs)]
     return lines[0] + "\n\n" + lines[1] + "\n\n" + "\n".join(lines[2:])
 

@@ -51,7 +51,9 @@ def execute(folder: str | Path) -> dict[str, Any] | None:
         model, _ = load_run(folder)
         train, test = config.data.dataset("train"), config.data.dataset("test")
     begun = time.monotonic()
-    figures = measure(model, train, test, EvaluationConfig(**settings["evaluate"]), seed=config.seed)
+    combined = config.data.dataset("test", combined=True) if config.data.is_combined else None
+    evaluation = EvaluationConfig(**settings["evaluate"])
+    figures = measure(model, train, test, evaluation, seed=config.seed, combined=combined)
     made = {
         **settings,
         "flows": list(test.flow_names),

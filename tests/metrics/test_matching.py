@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,3 +157,37 @@ def test_bad_spikes_are_refused() -> None:
         ff.metrics.spike_metrics(true[0, 0], true[0, 0])
     with pytest.raises(ValueError, match="order"):
         ff.metrics.spike_metrics(true, true, order=torch.tensor([0, 1, 3]))
+
+
+def test_spikes_of_single_sequences_are_those_of_their_transformation() -> None:
+    turns = {"left": (ff.data.Rotate(), 0, 80), "right": (ff.data.Rotate(), 0, -80)}
+    data = ff.data.TransformedImages(torch.rand(6, 1, 8, 8), turns, steps=4)
+
+    class First:
+        num_flows = 2
+
+        def infer_weights(self, frames: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(spike_probs=torch.tensor([0.9, 0.2]).expand(len(frames), 4, 2))
+
+    result = ff.metrics.match_spikes(First(), data, order=torch.tensor([0, 1]))
+    assert (result.precision.value, result.recall.value) == (0.5, 0.5)  # half of the sequences turn to the left
+    assert result.recall_per_factor.tolist() == [1.0, 0.0]
+    assert ff.metrics.match_spikes(First(), data, threshold=0.1).recall.value == 1.0
+    with pytest.raises(ValueError, match="the model has 3 flows and the data set 2 transformations"):
+        ff.metrics.match_spikes(SimpleNamespace(num_flows=3), data)
+
+
+def test_spikes_of_combined_sequences_are_those_of_their_weights() -> None:
+    turns = {"turn": (ff.data.Rotate(), 0, 80), "grow": (ff.data.Scale(), 1.0, 2.0)}
+    data = ff.data.CombinedImages(torch.rand(9, 1, 8, 8), turns, steps=4)
+    weights = iter(data.weights[..., [1, 0]].split(4))
+
+    class Oracle:
+        num_flows = 2
+
+        def infer_weights(self, frames: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(spike_probs=next(weights))
+
+    result = ff.metrics.match_spikes(Oracle(), data, batch_size=4)
+    assert (result.precision.value, result.recall.value, result.order.tolist()) == (1.0, 1.0, [1, 0])
+    assert result.recall.count == int((data.weights > 0).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import struct
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import flowfactor as ff
 from flowfactor.cli import main
 from flowfactor.data import CombinedImages, CombinedScenes
 from flowfactor.training import Config, DataConfig, load_run, prepare, train
+from flowfactor.training.worker import execute
 
 SMALL_SCENES = {"size": 8, "hues": 3, "scales": 3, "orientations": 2, "supersampling": 1}
 
@@ -151,3 +153,30 @@ def test_combined_digits_are_those_of_mnist(tmp_path: Path) -> None:
     assert torch.equal(made.images, DataConfig("mnist", root=config.root, steps=3).dataset("train").images)
     assert float(made.weights[made.weights > 0].min()) >= 0.5
     assert type(config.dataset("test")).__name__ == "MNIST"
+    mixed = config.dataset("test", combined=True)
+    assert isinstance(mixed, CombinedImages) and torch.equal(mixed.images, config.dataset("test").images)
+    with pytest.raises(ValueError, match="transformations combine in mnist-combined and scenes-combined, not in mnist"):
+        DataConfig("mnist", root=config.root, steps=3).dataset("test", combined=True)
+
+
+def test_spikes_are_measured_where_transformations_combine(tmp_path: Path) -> None:
+    options = {**SMALL_SCENES, "count": 20, "modes": ["superpose"]}
+    config = {
+        "data": {
+            "name": "scenes-combined",
+            "steps": 2,
+            "flows": ["floor_hue", "wall_hue", "scale"],
+            "options": options,
+        },
+        "model": {"latent_dim": 4, "hidden": [8, 8], "warmup_span": 1},
+        "train": {"steps": 1, "batch_size": 6, "tensorboard": False, "progress": False},
+        "method": "sta",
+    }
+    zero = {"likelihood_images": 0, "latent_images": 0, "factor_samples": 0, "vp_images": 0, "resamples": 0}
+    evaluate = {"images": 6, "search_images": 1, **zero}
+    (tmp_path / "settings.json").write_text(json.dumps({"config": config, "evaluate": evaluate}))
+    made = execute(tmp_path)
+    assert made is not None
+    # Two of three act in each of six sequences, between three frames.
+    assert made["figures"]["spikes"]["recall"]["count"] == 6 * 2 * 2
+    assert made["figures"]["factor_accuracy"]["count"] == made["figures"]["equivariance"]["count"] * 3
