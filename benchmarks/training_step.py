@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +23,8 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "rk4": {"method": "rk4"},
     "dopri5 at 1e-3": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3},
 }
+FORMATS = ("bfloat16 autocast", "channels-last")
+"""What a user may try on top of unit Euler steps."""
 WARM_UP = 15.0  # seconds of training before anything is timed: a flow that does nothing yet is solved in no time
 _STEPS = 6  # steps of a reading
 
@@ -33,9 +34,11 @@ class Trainer:
 
     Args:
         solver: Keyword arguments of the solver.
+        dataset: The sequences.
+        form: One of `FORMATS`, or None.
     """
 
-    def __init__(self, solver: dict[str, Any], dataset: Any) -> None:
+    def __init__(self, solver: dict[str, Any], dataset: Any, form: str | None = None) -> None:
         config = load_config("mnist-small")
         shape: dict[str, Any] = {
             "image_shape": dataset.image_shape,
@@ -44,6 +47,9 @@ class Trainer:
         }
         torch.manual_seed(0)
         self.model: Any = build_model(config.method, **shape, **(config.model | {"solver": solver})).train()
+        if form == "channels-last":
+            self.model.to(memory_format=torch.channels_last)
+        self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=form == "bfloat16 autocast")
         rate, betas = config.train.learning_rate, config.train.betas
         groups = getattr(self.model, "parameter_groups", lambda: [{"params": list(self.model.parameters())}])()
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=0.0, fused=True)
@@ -54,7 +60,9 @@ class Trainer:
         """A training step as a user makes it."""
         batch = self.stream()
         self.optimizer.zero_grad()
-        self.model(batch["frames"], batch["t"], batch["k"], generator=self.generator).loss.backward()
+        with self.autocast:
+            loss = self.model(batch["frames"], batch["t"], batch["k"], generator=self.generator).loss
+        loss.backward()
         self.optimizer.step()
 
     def parts(self) -> dict[str, float]:
@@ -82,7 +90,7 @@ class Trainer:
         of_flow = (model.hj_weight * hj + model.start_weight * rest).mean()
         count("flow")
         z = path.z.detach().requires_grad_()
-        reconstruction = model._reconstruction(batch["frames"], replace(path, z=z), generator).mean()
+        reconstruction = model._reconstruction(batch["frames"], z, model.frames_per_step, generator).mean()
         (-reconstruction).backward()
         count("decoder")
         torch.autograd.backward([path.z, of_flow], [z.grad, torch.ones_like(of_flow)])
@@ -148,7 +156,9 @@ def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
         while time.monotonic() < end:
             trainer.step()
             steps[solver] += 1
-    times = interleaved({s: _several(t.step) for s, t in trainers.items()}, repeats, at_least=0.0)
+    formats = {form: Trainer(SOLVERS["euler"], dataset, form) for form in FORMATS}
+    timed = {name: _several(trainer.step) for name, trainer in (trainers | formats).items()}
+    times = interleaved(timed, repeats, at_least=0.0)
     rates = {solver: readings.rate(_STEPS, "steps/s") for solver, readings in times.items()}
     rows = []
     for solver, trainer in trainers.items():
@@ -158,6 +168,7 @@ def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
             row.target = Target(0.75, "at least") if solver.startswith("dopri5") else None
         row.notes = {"evaluations a solve": trainer.nfe(), f"steps in {warm_up:g} s before": steps[solver]}
         rows.append(row)
+    rows += [Row("training", f"{name}, euler, {form}", rates[form], rates["euler"], "euler") for form in FORMATS]
     readings = {solver: [] for solver in trainers}
     for _ in range(max(repeats, 1)):
         for solver, trainer in trainers.items():

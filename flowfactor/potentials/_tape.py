@@ -132,23 +132,17 @@ class TwoLayerTape:
         return self.laplacian_of(tuple(torch.stack(x, 1) for x in zip(*(f[3:6] for f in found), strict=True)))
 
     def laplacian_of(self, found: tuple[Tensor, ...]) -> Tensor:
-        """The Laplacian ``[K, n]`` of one stage, or ``[K, S, n]`` of many, from ``b1, b2, g1``."""
+        """The Laplacians ``[K, S, n]`` of all stages, from their ``b1, b2, g1``."""
         b1, b2, g1 = found
         s1, s2 = self.act.first(b1), self.act.first(b2)
-        m1, m2 = g1 * self.act.second(b1, s1), self.act.second(b2, s2) * self._wide(self.w3, b2)
-        constant = None if self.constant is None else self._wide(self.constant, m1[..., 0])
+        m1, m2 = g1 * self.act.second(b1, s1), self.act.second(b2, s2) * self.w3.unsqueeze(1)
+        of_first = (m1 * self.squared1.unsqueeze(1)).sum(-1)
         if self.laplacian == "hutchinson":
-            along2 = product(s1 * self._wide(self.along1, s1), self.w2_t)
-            total = (m1 * self._wide(self.squared1, m1)).sum(-1) + (m2 * along2 * along2).sum(-1)
+            along2 = product(s1 * self.along1.unsqueeze(1), self.w2_t)
+            total = of_first + (m2 * along2 * along2).sum(-1)
         else:
-            rows = self.rows(flat(s1), flat(m2)).reshape(m2.shape[:-1])
-            total = (m1 * self._wide(self.squared1, m1)).sum(-1) + rows
-        return total if constant is None else total + constant
-
-    @staticmethod
-    def _wide(fixed: Tensor, like: Tensor) -> Tensor:
-        """Inserts the dimension of stages into a tensor that is the same at all of them."""
-        return fixed if fixed.ndim == like.ndim else fixed.unsqueeze(1)
+            total = of_first + self.rows(flat(s1), flat(m2)).reshape(m2.shape[:-1])
+        return total if self.constant is None else total + self.constant.unsqueeze(1)
 
     def take(self, ts: list[float]) -> None:
         """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""
