@@ -90,7 +90,8 @@ class Trainer:
         of_flow = (model.hj_weight * hj + model.start_weight * rest).mean()
         count("flow")
         z = path.z.detach().requires_grad_()
-        reconstruction = model._reconstruction(batch["frames"], z, model.frames_per_step, generator).mean()
+        frames, wanted = batch["frames"], model.frames_per_step
+        reconstruction = objectives.sequence_log_likelihood(model.decoder, frames, z, wanted, generator).mean()
         (-reconstruction).backward()
         count("decoder")
         torch.autograd.backward([path.z, of_flow], [z.grad, torch.ones_like(of_flow)])

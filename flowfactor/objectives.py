@@ -11,7 +11,7 @@ $$\sum_t \ln p_t(x_t|k) \ge \sum_t E_{q_t}\bigl[\ln p(x_t|z_t) - \ln q_t(z_t) + 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -118,6 +118,43 @@ def choose_frames(
     stretch = total / wanted
     position = (torch.arange(wanted, device=device).unsqueeze(-1) + offsets) * stretch
     return position.long().clamp_(max=total - 1), stretch
+
+
+def sequence_log_likelihood(
+    decoder: Callable[[Tensor], Distribution],
+    frames: Tensor,
+    z: Tensor,
+    wanted: int | None = None,
+    generator: torch.Generator | None = None,
+    row: Tensor | None = None,
+) -> Tensor:
+    r"""$\sum_t \ln p(x_t|z_t)$ of each path, or an unbiased estimate from a few of its frames.
+
+    Args:
+        decoder: Maps latents ``[*batch, D]`` to a distribution of frames.
+        frames: Sequences ``[B, T+1, C, H, W]``.
+        z: Latents of N paths ``[T+1, N, D]``.
+        wanted: How many frames of each path to decode, as in `choose_frames`; None for all.
+        generator: Source of the draw.
+        row: The sequence that each path belongs to ``[N]``; None where path n is that of sequence n. All paths of a
+            sequence are judged by the same frames.
+
+    Returns:
+        Log-likelihoods ``[N]``, in nats.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> decoder, frames = ff.encoders.ConvDecoder(4, 1, 8), torch.rand(6, 5, 1, 8, 8)
+        >>> twice = torch.arange(6).repeat(2)                        # two paths for each of six sequences
+        >>> sequence_log_likelihood(decoder, frames, torch.randn(5, 12, 4), wanted=2, row=twice).shape
+        torch.Size([12])
+    """
+    batch, total = frames.shape[:2]
+    index, weight = choose_frames(total, wanted, batch, frames.device, generator)
+    path = torch.arange(z.shape[1], device=z.device)
+    row = path if row is None else row
+    index = index[:, row]
+    return weight * decoder(z[index, path]).log_prob(frames[row, index]).sum(0)
 
 
 def chunks(samples: int, chunk: int) -> Sequence[int]:

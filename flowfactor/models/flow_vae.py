@@ -283,7 +283,9 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         flow, row = torch.ones_like(log_q.T).nonzero(as_tuple=True)
         path, kl = self._path(begin, t, flow, generator, row)
         begins = min(1, len(t) - 1)
-        reconstruction = self._reconstruction(frames[:, begins:], path.z[begins:], judge_frames, generator, row)
+        reconstruction = objectives.sequence_log_likelihood(
+            self.decoder, frames[:, begins:], path.z[begins:], judge_frames, generator, row
+        )
         return (self.kl_weight * kl - reconstruction).reshape(log_q.T.shape).T
 
     def _all_flows(
@@ -315,7 +317,7 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         costs = {"hj": self.hamilton_jacobi} if penalised else {}
         path, kl = self._path(begin, t, k, generator, row, costs)
         wanted = self.frames_per_step if self.training else None
-        reconstruction = self._reconstruction(frames, path.z, wanted, generator, row)
+        reconstruction = objectives.sequence_log_likelihood(self.decoder, frames, path.z, wanted, generator, row)
         z0 = path.z[0]
         zero = z0.new_zeros(len(z0))
         span = (t[-1] - t[0]).abs()
@@ -340,25 +342,6 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         if not marginal:
             return path, density
         return path, objectives.marginal_log_ratio(density, self.prior, path, t, k).sum(0)
-
-    def _reconstruction(
-        self,
-        frames: Tensor,
-        z: Tensor,
-        wanted: int | None,
-        generator: torch.Generator | None,
-        row: Tensor | None = None,
-    ) -> Tensor:
-        """E ln p(x_t|z_t) summed over frames, of each path [T+1, N, D]; from ``wanted`` frames each where given."""
-        total, batch = z.shape[0], frames.shape[0]
-        row = torch.arange(batch, device=frames.device) if row is None else row
-        if wanted is None or wanted >= total:
-            return self.decoder(z).log_prob(frames.movedim(1, 0)[:, row]).sum(0)
-        # All flows of a sequence are judged by the same frames.
-        index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
-        index = index[:, row]
-        chosen = self.decoder(z[index, torch.arange(len(row), device=row.device)]).log_prob(frames[row, index])
-        return weight * chosen.sum(0)
 
     def log_likelihood(
         self,
@@ -392,15 +375,27 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         """
         check_samples(samples)
         frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
-        if k is None:
-            q_k = self.infer_factor(frames)
-            settings: dict[str, Any] = {"generator": generator, "chunk": chunk}
-            each = [self.log_likelihood(frames, t, i, samples, **settings) for i in range(self.num_flows)]
-            assert self._factor_log_prior is not None
-            return (q_k.probs * torch.stack(each, -1)).sum(-1) - factor_divergence(q_k.logits, self._factor_log_prior)
-        check_batch_control(k, len(frames))
-        marginal = self.objective == "marginal"
         q = self.encode(frames[:, 0])
+        if k is not None:
+            check_batch_control(k, len(frames))
+            return self._importance(frames, t, k, q, samples, generator, chunk)
+        q_k = self.infer_factor(frames)
+        each = [self._importance(frames, t, i, q, samples, generator, chunk) for i in range(self.num_flows)]
+        assert self._factor_log_prior is not None
+        return (q_k.probs * torch.stack(each, -1)).sum(-1) - factor_divergence(q_k.logits, self._factor_log_prior)
+
+    def _importance(
+        self,
+        frames: Tensor,
+        t: Tensor,
+        k: Control,
+        q: Distribution,
+        samples: int,
+        generator: torch.Generator | None,
+        chunk: int,
+    ) -> Tensor:
+        """The bound under one control."""
+        marginal = self.objective == "marginal"
         weights: list[Tensor] = []
         for size in objectives.chunks(samples, chunk):
             z0 = objectives.draw(q, (size,), generator)

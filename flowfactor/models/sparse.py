@@ -287,7 +287,7 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         drawn = q.rsample(temperature=self.spike_temperature, generator=generator)
         control = self.schedule(drawn.weights, t)
         path = self._flow_for(control)(z0, t, control, costs=self._costs(), generator=generator)
-        reconstruction = self._reconstruction(frames, path.z.unsqueeze(1), self._wanted, generator).squeeze(0)
+        reconstruction = self._reconstruction(frames, path.z, generator)
         hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t)
         return reconstruction, self.weights_prior.kl(q), hj, start, torch.zeros_like(hj)
 
@@ -310,7 +310,7 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         path = self.flow(z0, t, k, costs=self._costs(), generator=generator)
         # With no flow at all the state stays where it is, and there is nothing to regularize.
         z = torch.where(acts.unsqueeze(-1), path.z, z0)
-        reconstruction = self._reconstruction(frames, z.unsqueeze(1), self._wanted, generator).squeeze(0)
+        reconstruction = self._reconstruction(frames, z, generator)
         hj, start = (acts * part for part in self._regularizers(path, z0, k, t))
         logits = self.pair_encoder(frames).spike_logits
         target = r[:, :flows].unsqueeze(-2).expand_as(logits)
@@ -322,12 +322,15 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
 
         From one frame behind the first: that one is the same under all flows.
         """
-        z = z0.expand(self.num_flows, *z0.shape)
-        k = torch.arange(self.num_flows, device=z0.device).unsqueeze(-1).expand(z.shape[:-1])
+        flows, batch = self.num_flows, len(z0)
+        z, k = z0.repeat(flows, 1), torch.arange(flows, device=z0.device).repeat_interleave(batch)
         states = self.flow(z, t, k, generator=generator).z
         if self.warmup_span is not None:
-            states = torch.cat([states, z0.expand(len(t), 1, *z0.shape)], 1)
-        return self._reconstruction(frames[:, 1:], states[1:], 1, generator)
+            states = torch.cat([states, z0.expand(len(t), *z0.shape)], 1)
+            flows += 1
+        row = torch.arange(batch, device=z0.device).repeat(flows)
+        every = objectives.sequence_log_likelihood(self.decoder, frames[:, 1:], states[1:], 1, generator, row)
+        return every.reshape(flows, batch)
 
     def _costs(self) -> dict[str, Any]:
         return {"hj": self.hamilton_jacobi} if self.penalised else {}
@@ -338,21 +341,10 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         start = self._start_at_rest(self.flow, z0, control, t[0]) if self.start_weight > 0 else zero
         return hj, start
 
-    @property
-    def _wanted(self) -> int | None:
-        """From how many frames of a sequence its likelihood is estimated."""
-        return self.frames_per_step if self.training else None
-
-    def _reconstruction(
-        self, frames: Tensor, z: Tensor, wanted: int | None, generator: torch.Generator | None
-    ) -> Tensor:
-        """E ln p(x_t|z_t) summed over frames, ``[S, B]``, of states ``z [T+1, S, B, D]``."""
-        total, batch = z.shape[0], frames.shape[0]
-        index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
-        sample = torch.arange(batch, device=frames.device)
-        chosen = z[index, :, sample].movedim(-2, 1)  # [W, S, B, D]
-        return weight * self.decoder(chosen).log_prob(frames[sample, index].unsqueeze(1).expand(
-            *chosen.shape[:-1], *frames.shape[2:])).sum(0)  # fmt: skip
+    def _reconstruction(self, frames: Tensor, z: Tensor, generator: torch.Generator | None) -> Tensor:
+        """E ln p(x_t|z_t) summed over frames, ``[B]``, of states ``z [T+1, B, D]``; from a few frames in training."""
+        wanted = self.frames_per_step if self.training else None
+        return objectives.sequence_log_likelihood(self.decoder, frames, z, wanted, generator)
 
     def _flow_for(self, control: Control) -> LatentFlow:
         """The flow itself, or its view with 2K weights where a control holds those."""

@@ -182,7 +182,7 @@ class PaperCodeVAE(Baseline):
         """
         frames, t = self._checked(frames, t, k, generator)
         k = one_index(k, frames)
-        batch, total = frames.shape[:2]
+        total = frames.shape[1]
         if total - 1 > self.max_steps:
             raise ValueError(
                 f"sequences have {total - 1} steps and the prior scales for {self.max_steps}: set max_steps"
@@ -194,9 +194,7 @@ class PaperCodeVAE(Baseline):
         kl = objectives.start_divergence(q, self.prior, z0, 0).mean()
         path, density, hj, start = self._steps(q, z0, k, total - 1)
         wanted = self.frames_per_step if self.training else None
-        index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
-        sample = torch.arange(batch, device=frames.device)
-        reconstruction = weight * self.decoder(path[index, sample]).log_prob(frames[sample, index]).sum(0).mean()
+        reconstruction = objectives.sequence_log_likelihood(self.decoder, frames, path, wanted, generator).mean()
         loss = kl - reconstruction + density + hj + start
         return PaperCodeTerms(loss, reconstruction, kl, hj, start, reconstruction - kl, density=density)
 

@@ -177,7 +177,7 @@ class TopographicVAE(Baseline):
             ValueError: If an argument does not fit.
         """
         frames, t = self._checked(frames, t, k, generator)
-        batch, total = frames.shape[:2]
+        batch = len(frames)
         x = frames.movedim(1, 0)
         posteriors = self.encoder(x), self.scale_encoder(x)
         z, u = (objectives.draw(q, generator=generator) for q in posteriors)
@@ -186,9 +186,7 @@ class TopographicVAE(Baseline):
         )
         s = self.latents(z, u, self._rolled(k, t, batch))
         wanted = self.frames_per_step if self.training else None
-        index, weight = objectives.choose_frames(total, wanted, batch, frames.device, generator)
-        sample = torch.arange(batch, device=frames.device)
-        reconstruction = weight * self.decoder(s[index, sample]).log_prob(frames[sample, index]).sum(0).mean()
+        reconstruction = objectives.sequence_log_likelihood(self.decoder, frames, s, wanted, generator).mean()
         return Terms.plain(reconstruction, (kl_z + kl_u).mean())
 
     def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
