@@ -46,17 +46,29 @@ class Layout:
         return chunks[0].reshape((*self.batch_shape, *_event(chunks[0], event_ndim)))
 
 
+def sorted_by_flow(index: Tensor, num_flows: int) -> tuple[list[int], list[int], Tensor | None]:
+    """Sorts samples by the flow of each.
+
+    Args:
+        index: Flows ``[N]``.
+        num_flows: K.
+
+    Returns:
+        The flows that occur, how many samples each has, and the samples in order of their flows ``[N]``, None where they
+        stand so already.
+    """
+    counts = torch.bincount(index, minlength=num_flows).tolist()
+    flows = [k for k, count in enumerate(counts) if count]
+    in_order = bool((index[1:] >= index[:-1]).all())
+    return flows, [counts[k] for k in flows], None if in_order else torch.argsort(index, stable=True)
+
+
 class GroupedLayout(Layout):
     """One flow per sample: samples are grouped by flow, and each group meets its own network alone."""
 
     def __init__(self, batch_shape: Sequence[int], index: Tensor, num_flows: int) -> None:
         super().__init__(batch_shape)
-        flat = index.reshape(-1)
-        counts = torch.bincount(flat, minlength=num_flows).tolist()
-        self.flows = [k for k, count in enumerate(counts) if count]
-        self.sizes = [count for count in counts if count]
-        in_order = bool((flat[1:] >= flat[:-1]).all())
-        self.order = None if in_order else torch.argsort(flat, stable=True)
+        self.flows, self.sizes, self.order = sorted_by_flow(index.reshape(-1), num_flows)
         self.inverse = None if self.order is None else torch.argsort(self.order)
         self.equal = len(set(self.sizes)) == 1
         self.all_flows = self.flows == list(range(num_flows))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowfactor._layout import Stack
+from flowfactor._layout import Stack, sorted_by_flow
 from flowfactor.control import ResolvedControl
 
 _WASTE = 1.34  # rows of a block, over samples, up to which unequal groups are filled up
@@ -41,19 +41,16 @@ class Rows:
         if not isinstance(control.index, Tensor):
             return cls(batch_shape, [control.index or 0])
         flat = control.index.reshape(-1)
-        counts = torch.bincount(flat, minlength=num_flows)
-        flows = [k for k, count in enumerate(counts.tolist()) if count]
-        sizes = [count for count in counts.tolist() if count]
+        flows, sizes, order = sorted_by_flow(flat, num_flows)
         longest = max(sizes)
         if longest * len(sizes) > _WASTE * len(flat):
             return None
-        order = torch.argsort(flat, stable=True)
         if longest == min(sizes):
-            if bool((flat[1:] >= flat[:-1]).all()):
-                return cls(batch_shape, flows, None if len(flows) == 1 else order.reshape(len(flows), -1))
+            if order is None:
+                return cls(batch_shape, flows)
             block = order.reshape(len(flows), -1)
         else:
-            groups = order.split(sizes)
+            groups = (torch.arange(len(flat), device=flat.device) if order is None else order).split(sizes)
             block = torch.stack([torch.cat([g, g[-1:].expand(longest - len(g))]) for g in groups])
         place = torch.empty_like(flat)
         place[block.reshape(-1).flip(0)] = torch.arange(block.numel(), device=flat.device).flip(0)
