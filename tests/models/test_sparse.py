@@ -57,6 +57,18 @@ def test_the_warm_up_teaches_flows_and_spikes(span: int | None) -> None:
     assert not model.warming_up and int(model.step) == 1
 
 
+@pytest.mark.parametrize(("span", "tried"), [(None, 2 * 6), (1, 3 * 6)])
+def test_the_warm_up_tries_all_flows_on_a_frame_and_trains_one(span: int | None, tried: int) -> None:
+    """Over stretches, "no flow at all" is tried as well."""
+    model = build(warmup_steps=1, warmup_span=span, frames_per_step=2)
+    solved, decoded = [], []
+    model.flow.register_forward_pre_hook(lambda _, given: solved.append((len(given[0]), torch.is_grad_enabled())))
+    model.decoder.register_forward_pre_hook(lambda _, given: decoded.append(tuple(given[0].shape[:-1])))
+    model(sequences(), TIMES)
+    assert solved == [(12, False), (6, True)]
+    assert decoded == [(1, tried), (2, 6)]
+
+
 def test_the_bound_is_what_its_terms_say() -> None:
     model = build(warmup_steps=0, kl_weight=0.5, factor_weight=2.0, hj_weight=3.0, start_weight=0.25)
     terms = model(sequences(), TIMES)
