@@ -39,8 +39,7 @@ def match_flows(
     Raises:
         ValueError: If the model has other flows than the data set.
     """
-    if model.num_flows != data.num_flows:
-        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    _check_flows(model, data)
     predicted, true = [], []
     with evaluating(model):
         for k, batch in every_flow(data, limit, batch_size):
@@ -76,14 +75,18 @@ def match_spikes(
     Raises:
         ValueError: If the model has other flows than the data set.
     """
-    if model.num_flows != data.num_flows:
-        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    _check_flows(model, data)
     found, true = [], []
     with evaluating(model):
         for active, frames in _known_activity(data, limit, batch_size):
             found.append((model.infer_weights(frames).spike_probs > threshold).cpu())
             true.append(active.cpu())
     return spike_metrics(torch.cat(found), torch.cat(true), order=order)
+
+
+def _check_flows(model: Any, data: SequenceDataset) -> None:
+    if model.num_flows != data.num_flows:
+        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
 
 
 def _known_activity(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -254,7 +254,7 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
             terms = self._terms(pieces, factor_divergence(log_q, log_prior))
         elif isinstance(estimator, BalancedEstimator) and not estimator.annealed:
             with torch.no_grad():
-                losses = self._judge(frames, t, log_q, begin, estimator.judge_frames, generator)
+                losses = self._judge(frames, t, begin, estimator.judge_frames, generator)
                 r = estimator.responsibilities(losses, log_prior)
                 k = torch.multinomial(r, 1, generator=generator).squeeze(-1)
                 kl_factor = factor_divergence(log_q, log_prior)
@@ -268,25 +268,19 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         return terms
 
     def _judge(
-        self,
-        frames: Tensor,
-        t: Tensor,
-        log_q: Tensor,
-        begin: Begin,
-        judge_frames: int | None,
-        generator: torch.Generator | None,
+        self, frames: Tensor, t: Tensor, begin: Begin, wanted: int | None, generator: torch.Generator | None
     ) -> Tensor:
         """Minus the bound of every sequence under every flow, from a few frames each and without regularizers, [B, K].
 
         Frames behind the first alone are looked at: that one is the same under all flows.
         """
-        flow, row = torch.ones_like(log_q.T).nonzero(as_tuple=True)
+        flow = torch.arange(self.num_flows, device=frames.device).repeat_interleave(len(frames))
+        row = torch.arange(len(frames), device=frames.device).repeat(self.num_flows)
         path, kl = self._path(begin, t, flow, generator, row)
         begins = min(1, len(t) - 1)
-        reconstruction = objectives.sequence_log_likelihood(
-            self.decoder, frames[:, begins:], path.z[begins:], judge_frames, generator, row
-        )
-        return (self.kl_weight * kl - reconstruction).reshape(log_q.T.shape).T
+        seen = (frames[:, begins:], path.z[begins:])
+        reconstruction = objectives.sequence_log_likelihood(self.decoder, *seen, wanted, generator, row)
+        return (self.kl_weight * kl - reconstruction).reshape(self.num_flows, -1).T
 
     def _all_flows(
         self, frames: Tensor, t: Tensor, log_q: Tensor, begin: Begin, generator: torch.Generator | None
