@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flowfactor as ff
-from flowfactor.objectives import choose_frames
+from flowfactor.objectives import choose_frames, sequence_log_likelihood
 
 
 def _model(**settings):
@@ -78,3 +78,16 @@ def test_equivariance_error_of_a_perfect_model() -> None:
 
     error = ff.metrics.equivariance_error(Perfect(), data)
     assert float(error.mean) == 0.0 and float(error.doing_nothing) > 1.0 and error.count == 5
+
+
+def test_all_paths_of_a_sequence_are_judged_by_the_same_frames() -> None:
+    torch.manual_seed(0)
+    decoder, frames, z = ff.encoders.ConvDecoder(4, 1, 8), torch.rand(6, 5, 1, 8, 8), torch.randn(5, 6, 4)
+    row = torch.arange(6).repeat(2)
+    with torch.no_grad():
+        first, second = sequence_log_likelihood(decoder, frames, z[:, row], wanted=1, row=row).reshape(2, 6)
+        torch.testing.assert_close(first, second)
+        whole = torch.stack([decoder(z[t]).log_prob(frames[:, t]) for t in range(5)]).sum(0)
+        torch.testing.assert_close(sequence_log_likelihood(decoder, frames, z), whole)
+        drawn = torch.stack([sequence_log_likelihood(decoder, frames, z, wanted=2) for _ in range(400)])
+    assert bool(((drawn.mean(0) - whole).abs() < 5 * drawn.std(0) / 20 + 1e-3).all())

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from flowfactor.cli import main
+from flowfactor.training import _allocator, worker
 
 PROGRAM = """
 import resource, torch
@@ -31,3 +35,14 @@ def test_large_tensors_reuse_the_pages_of_those_before() -> None:
     if taken != "True":
         pytest.skip("the C library has no mallopt")
     assert int(kept) < int(without) / 2
+
+
+def test_the_programs_that_train_ask_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(_allocator, "keep_freed_memory", lambda: asked.append("train"))
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: asked.append("worker"))
+    monkeypatch.setattr(worker, "execute", lambda folder: {})
+    assert worker.main([str(tmp_path)]) == 0
+    with pytest.raises(SystemExit):  # there is no data folder; what comes before any work has been done
+        main(["train", "mnist-small", "--data.root", str(tmp_path), "--output", str(tmp_path / "run")])
+    assert asked == ["worker", "train"]
