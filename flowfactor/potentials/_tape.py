@@ -25,7 +25,7 @@ from torch import Tensor
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import Activation
 from flowfactor.potentials._batched import Products, add, dot, flat, outer, product, sum_into
-from flowfactor.potentials._two_layer import weighted_row_norms
+from flowfactor.potentials._row_norms import weighted_row_norms
 
 TimeTerms = Callable[..., tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
 Turn = Callable[[Tensor], Tensor]

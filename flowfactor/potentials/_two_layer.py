@@ -19,10 +19,8 @@ from torch import Tensor
 
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import Activation
+from flowfactor.potentials._row_norms import weighted_row_norms
 from flowfactor.potentials._time import TimeFeatures
-
-RowNorms = Callable[[Tensor, Tensor], Tensor]
-_TRILINEAR_LIMIT = 1 << 20  # entries of the precomputed H2 x H1 x H1 form up to which one large product pays
 
 
 def two_layer(
@@ -131,36 +129,3 @@ def _curvature(p: Stack, laplacian: str | None, probe: Tensor | None) -> Callabl
         return total if constant is None else total + constant
 
     return exact
-
-
-def weighted_row_norms(w2: Tensor, gram: Tensor) -> RowNorms:
-    r"""Binds $(s, m) \mapsto \sum_k m_k |(W_2 \mathrm{diag}(s) W_1)_k|^2$ for the Gram matrix of W_1.
-
-    Args:
-        w2: ``[*stack, H2, H1]``.
-        gram: $W_1 W_1^\top$, ``[*stack, H1, H1]``.
-
-    Returns:
-        A function of ``s [*stack, n, H1]`` and ``m [*stack, n, H2]`` that returns ``[*stack, n]``.
-    """
-    h2, h1 = w2.shape[-2:]
-    if h2 * h1 * h1 <= _TRILINEAR_LIMIT:
-        # The trilinear form s_i s_j m_k W_ki W_kj G_ij is symmetric in i, j: keep the upper triangle alone.
-        i, j = torch.triu_indices(h1, h1, device=w2.device)
-        twice = torch.where(i == j, 1.0, 2.0).to(w2)
-        weights = gram.flatten(-2).index_select(-1, i * h1 + j) * twice
-        form = w2.index_select(-1, i) * w2.index_select(-1, j) * weights.unsqueeze(-2)
-        form_t = form.mT
-
-        def trilinear(s: Tensor, m: Tensor) -> Tensor:
-            # Samples run last, so that gathering copies whole rows, there and back.
-            s_t = s.mT.contiguous()
-            return ((form_t @ m.mT) * s_t.index_select(-2, i) * s_t.index_select(-2, j)).sum(-2)
-
-        return trilinear
-
-    def rows(s: Tensor, m: Tensor) -> Tensor:
-        jacobian = w2.unsqueeze(-3) * s.unsqueeze(-2)  # [*stack, n, H2, H1]
-        return (((jacobian @ gram.unsqueeze(-3)) * jacobian).sum(-1) * m).sum(-1)
-
-    return rows

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import activation_named
+from flowfactor.potentials._row_norms import weighted_row_norms
 from flowfactor.potentials._stacked import StackedPotential, check_sizes, uniform
-from flowfactor.potentials._two_layer import weighted_row_norms
 from flowfactor.potentials.base import Laplacian
 
 
