@@ -76,7 +76,9 @@ class _Pairs(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return _shifted(x) * x.unsqueeze(-3)
+        shifted = _shifted(x)
+        # Left to itself, the product takes an order of dimensions from the views that flattening would have to copy.
+        return torch.mul(shifted, x.unsqueeze(-3), out=x.new_empty(shifted.shape))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
