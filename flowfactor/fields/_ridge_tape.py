@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor._layout import Stack
+from flowfactor.potentials._activations import one_minus_square
 from flowfactor.potentials._batched import Products, outer, product
 from flowfactor.potentials._tape import Stages
 from flowfactor.potentials._time import TimeFeatures
@@ -35,14 +36,14 @@ class RidgeTape:
         c = self._features(ts, like) @ self.v.mT + self.b
         if self.linear:
             c = F.pad(c, (0, self.w.shape[-2] - self.hidden))
-        return [(c[:, s : s + 1],) for s in range(len(ts))]
+        return [(stage,) for stage in c.split(1, 1)]
 
     def _features(self, ts: list[float], like: Tensor) -> Tensor:
         return self.features(torch.tensor(ts, dtype=like.dtype, device=like.device), derivative=False)[0]
 
     def gradient(self, z: Tensor, terms: tuple[Tensor], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The velocity at one stage ``[K, n, D]``, and what was found on the way."""
-        h = torch.baddbmm(terms[0], z, self.w_t)
+        h = torch.bmm(z, self.w_t).add_(terms[0])
         h[..., : self.hidden].tanh_()
         found = (z, h)
         if record:
@@ -55,7 +56,7 @@ class RidgeTape:
         self.records = self.records[-1:]
         self.ts = ts
         h = self.h[..., : self.hidden]
-        self.slope = 1 - h * h
+        self.slope = one_minus_square(h)
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """The velocity at all stages, under the name that a potential's part of a velocity has."""

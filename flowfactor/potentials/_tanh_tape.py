@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowfactor.potentials._activations import one_minus_square
 from flowfactor.potentials._batched import Products
 from flowfactor.potentials._tape import Stages, TwoLayerTape
 
@@ -31,12 +32,12 @@ class OuterTanhTape(TwoLayerTape):
         found = (*found, inner, phi)
         if record:
             self.records.append(found)
-        return (1 - phi * phi) * inner, found
+        return one_minus_square(phi) * inner, found
 
     def laplacians(self, found: Sequence[tuple[Tensor, ...]]) -> Tensor:
         inner = super().laplacians(found)
         g, phi = (torch.stack(x, 1) for x in zip(*(f[7:] for f in found), strict=True))
-        first = 1 - phi * phi
+        first = one_minus_square(phi)
         return self._outer_laplacian(inner, self._along(g), first, -2 * phi * first)
 
     def _along(self, g: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class OuterTanhTape(TwoLayerTape):
         self.records = [r[:7] for r in records]
         super().take(ts)
         self.records = records[-1:]
-        self.first = 1 - self.phi * self.phi
+        self.first = one_minus_square(self.phi)
         self.second = -2 * self.phi * self.first
         self._inner: dict[str, Tensor] = {}
 

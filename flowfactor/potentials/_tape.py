@@ -103,26 +103,23 @@ class TwoLayerTape:
         c1, _, c2, _ = self.time_terms(self.p, t=times, derivative=False)
         if self.has_quad:
             c1 = F.pad(c1, (0, self.up.shape[-2] - self.h1))
-        c1, c2 = (c.expand(-1, len(ts), -1) for c in (c1, c2))
-        return [(c1[:, s : s + 1], c2[:, s : s + 1]) for s in range(len(ts))]
+        return list(zip(*(c.expand(-1, len(ts), -1).split(1, 1) for c in (c1, c2)), strict=True))
 
     def gradient(self, z: Tensor, terms: tuple[Tensor, Tensor], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The gradient of u (J grad u) at one stage ``[K, n, D]``, and what was found on the way."""
-        x1 = torch.baddbmm(terms[0], z, self.up_t)
-        a1 = x1[..., : self.h1]
+        # A product and a sum in place cost half of `baddbmm` where a sum is broadcast.
+        inner = torch.bmm(z, self.up_t).add_(terms[0])
+        a1 = inner[..., : self.h1]
         b1 = self.act.base(a1)
         h1 = self.act.quick(a1, b1)
-        a2 = torch.baddbmm(terms[1], h1, self.w2_t)
+        a2 = torch.bmm(h1, self.w2_t).add_(terms[1])
         b2 = self.act.base(a2)
         g1 = torch.bmm(self.act.first(b2), self.w3_w2)
-        delta1 = g1 * self.act.first(b1)
-        if self.has_quad:
-            inner = torch.cat([delta1, x1[..., self.h1 :]], -1)
-            assert self.bias is not None
-            out = torch.baddbmm(self.bias, inner, self.out)
-        else:
-            out = torch.bmm(delta1, self.out)
-        found = (z, x1, a2, b1, b2, g1, h1)
+        torch.mul(g1, self.act.first(b1), out=a1)  # [a1 | A z] becomes [delta1 | A z]: nothing needs a1 any more
+        out = torch.bmm(inner, self.out)
+        if self.bias is not None:
+            out += self.bias
+        found = (z, inner, a2, b1, b2, g1, h1)
         if record:
             self.records.append(found)
         return out, found
@@ -146,7 +143,7 @@ class TwoLayerTape:
 
     def take(self, ts: list[float]) -> None:
         """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""
-        self.z, self.x1, self.a2, self.b1, self.b2, self.g1, self.h1_value = (
+        self.z, self.inner, self.a2, self.b1, self.b2, self.g1, self.h1_value = (
             torch.stack(x, 1) for x in zip(*self.records, strict=True)
         )
         self.records = self.records[-1:]
@@ -167,18 +164,14 @@ class TwoLayerTape:
 
     def plain_gradient(self) -> Tensor:
         """The gradient of u at all stages, before J."""
-        delta1 = self.g1 * self.s1
-        if not self.has_quad:
-            return product(delta1, self.down)
-        inner = torch.cat([delta1, self.x1[..., self.h1 :]], -1)
-        return product(inner, self.down) + self.p["linear"].unsqueeze(1)
+        out = product(self.inner, self.down)
+        return out + self.p["linear"].unsqueeze(1) if self.has_quad else out
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """Value, gradient (J grad u), time derivative and Laplacian at all stages, as far as wanted."""
         out: dict[str, Tensor] = {}
         w3 = self.w3.unsqueeze(1)
-        delta1 = self.g1 * self.s1
-        q = self.x1[..., self.h1 :]
+        delta1, q = self.inner[..., : self.h1], self.inner[..., self.h1 :]
         if "value" in want:
             value = (self._h2() * w3).sum(-1)
             if self.has_quad:
@@ -186,8 +179,7 @@ class TwoLayerTape:
                 value = value + (self.z * self.p["linear"].unsqueeze(1)).sum(-1)
             out["value"] = value
         if "gradient" in want:
-            inner = torch.cat([delta1, q], -1) if self.has_quad else delta1
-            out["gradient"] = product(inner, self.out)
+            out["gradient"] = product(self.inner, self.out)
             if self.bias is not None:
                 out["gradient"] += self.bias.unsqueeze(1)
         if "time" in want:
@@ -215,6 +207,7 @@ class TwoLayerTape:
         """
         shape = self.z.shape[:-1]
         self.extra: Products = {}
+        self.g1_s1_prime = self.g1 * self.s1_prime
         self.r1 = self.r2 = self.r3 = self.rp1 = self.rp2 = self.rq = None
         self.lam0 = cotangents.get("gradient")
         self.tau = cotangents.get("time")
@@ -232,7 +225,6 @@ class TwoLayerTape:
         self.lam, self.p1 = new((*shape, size)), new((*shape, self.up.shape[-2]))
         self.g1_bar, self.a1_bar = new((*shape, self.h1)), new((*shape, self.up.shape[-2]))
         self.x2, self.a2_bar = new((*shape, h2)), new((*shape, h2))
-        self.g1_s1_prime = self.g1 * self.s1_prime
         return direct
 
     def _begin_value(self, value: Tensor) -> Tensor | None:
@@ -241,34 +233,35 @@ class TwoLayerTape:
         sum_into(self.extra, "w3", (u * self._h2()).sum((1, 2)).unsqueeze(-2))
         if not self.has_quad:
             return None
-        q = self.x1[..., self.h1 :]
+        q = self.inner[..., self.h1 :]
         self.rq = u * q
         sum_into(self.extra, "scale", 0.5 * (self.rq * q).sum((1, 2)).unsqueeze(-2))
         sum_into(self.extra, "linear", (u * self.z).sum((1, 2)).unsqueeze(-2))
         return u * self.p["linear"].unsqueeze(1)
 
     def _begin_hutchinson(self, laplacian: Tensor, weights: bool) -> None:
-        mu = laplacian.unsqueeze(-1)
-        e1, squared1 = self.along1.unsqueeze(1), self.squared1.unsqueeze(1)
-        w3 = self.w3.unsqueeze(1)
-        s1_second = self.act.third(self.b1, self.s1, self.s1_prime)
+        # In place where it can be: the arrays of all stages outgrow the cache, and moving them is what this costs.
+        mu, e1 = laplacian.unsqueeze(-1), self.along1.unsqueeze(1)
         s2_prime = self.act.second(self.b2, self.s2)
         along1 = self.s1 * e1
         along2 = product(along1, self.w2_t)
-        mu_along2 = mu * along2
-        along2_bar = 2 * self.w3_s2_prime * mu_along2
-        back = product(along2_bar, self.w2)
-        mu_squared = mu * squared1
+        squares = mu * along2
+        along2_bar = self.w3_s2_prime * squares  # half of it
+        back = product(along2_bar, 2 * self.w2)
+        squares *= along2
+        r2 = self.act.third(self.b2, self.s2, s2_prime).mul_(squares).mul_(self.w3.unsqueeze(1))
+        self.r2 = r2 if self.r2 is None else self.r2 + r2
+        mu_squared = mu * self.squared1.unsqueeze(1)
         self.r1 = mu_squared * self.s1_prime
-        self.r2 = add(self.r2, w3 * mu_along2 * along2 * self.act.third(self.b2, self.s2, s2_prime))
-        self.r3 = e1 * back * self.s1_prime + self.g1 * mu_squared * s1_second
+        self.r3 = self.act.third(self.b1, self.s1, self.s1_prime).mul_(self.g1).mul_(mu_squared)
+        self.r3.addcmul_(e1 * back, self.s1_prime)
         if not weights:
             return
-        e1_bar = (2 * mu * self.g1 * self.s1_prime * e1 + self.s1 * back).sum(1)
+        e1_bar = 2 * self.along1 * (mu * self.g1_s1_prime).sum(1) + back.mul_(self.s1).sum(1)
         assert self.probe is not None
         sum_into(self.extra, "w1", e1_bar.mT @ self.probe)
-        sum_into(self.extra, "w2", outer(along2_bar, along1))
-        sum_into(self.extra, "w3", (s2_prime * mu_along2 * along2).sum((1, 2)).unsqueeze(-2))
+        sum_into(self.extra, "w2", 2 * outer(along2_bar, along1))
+        sum_into(self.extra, "w3", s2_prime.mul_(squares).sum((1, 2)).unsqueeze(-2))
         if self.has_quad:
             weight, scale = laplacian.sum(1).unsqueeze(-1), self.p["scale"]
             sum_into(self.extra, "scale", (weight * self.along_quad.square()).sum(-2, keepdim=True))
@@ -351,18 +344,15 @@ class TwoLayerTape:
         """The cotangents of all parameters, by name, after every stage has been pulled."""
         out = self.extra
         lam = self.lam if self.turn_back is None else self.turn_back(self.lam)
-        delta1, delta2 = self.g1 * self.s1, self.w3_s2
+        delta1, delta2 = self.inner[..., : self.h1], self.w3_s2
         a1_bar = self.a1_bar[..., : self.h1]
+        both = outer(self.a1_bar, self.z) + outer(self.inner, lam)
+        sum_into(out, "w1", both[..., : self.h1, :])
         if self.has_quad:
-            q, pq, scale = self.x1[..., self.h1 :], self.p1[..., self.h1 :], self.p["scale"].unsqueeze(1)
+            q, pq = self.inner[..., self.h1 :], self.p1[..., self.h1 :]
             sum_into(out, "scale", (q * pq).sum((1, 2)).unsqueeze(-2))
             sum_into(out, "linear", lam.sum((1, 2)).unsqueeze(-2))
-            left = torch.cat([a1_bar, scale * self.a1_bar[..., self.h1 :]], -1)
-            both = outer(left, self.z) + outer(torch.cat([delta1, scale * q], -1), lam)
-            sum_into(out, "w1", both[..., : self.h1, :])
-            sum_into(out, "quad", both[..., self.h1 :, :])
-        else:
-            sum_into(out, "w1", outer(a1_bar, self.z) + outer(delta1, lam))
+            sum_into(out, "quad", self.p["scale"].mT * both[..., self.h1 :, :])
         sum_into(out, "w2", outer(self.a2_bar, self.h1_value) + outer(delta2, self.g1_bar))
         sum_into(out, "w3", (self.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
         self._gradients_of_time(out, a1_bar, delta1, delta2)

@@ -206,7 +206,7 @@ def test_methods_share_sizes_data_and_optimiser() -> None:
     told = ("estimator", "tau", "anneal_steps", "factor_encoder")
     assert made["ours-weak"].model == {**base.model, **{name: weak.model[name] for name in told}}
     assert made["sta"].model == {k: v for k, v in {**base.model, **sparse.model}.items() if k != "objective"}
-    assert made["free"].model["hidden"] == [128, 128] and "field" not in made["free"].model
+    assert made["free"].model["hidden"] == base.model["hidden"] and "field" not in made["free"].model
     assert "hidden" not in made["vae"].model
     # From a preset without labels the supervised method is supervised all the same.
     assert "supervision" not in configure(weak, get_variant("ours"), 0).model
