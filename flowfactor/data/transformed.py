@@ -103,18 +103,17 @@ class TransformedImages(SequenceDataset):
             first, last = int(where[0]), int(where[-1])
             name = self.flow_names[flow]
             if last - first + 1 == len(where):  # a run, as in batches sorted by k: no gather, no scatter
-                frames[first : last + 1] = self._apply(name, images[first : last + 1])
+                self._apply(name, images[first : last + 1], out=frames[first : last + 1])
             else:
                 frames[where] = self._apply(name, images[where])
         return {"frames": frames}
 
-    def _apply(self, name: str, images: Tensor) -> Tensor:
+    def _apply(self, name: str, images: Tensor, out: Tensor | None = None) -> Tensor:
         transform, amounts = self.transforms[name]
-        if self.colour is None:
-            return transform(images, amounts)
-        if isinstance(transform, Transform):
-            return transform.tint(images, amounts, self.colour)
-        return transform(images * self.colour[:, None, None], amounts)
+        if self.colour is not None and isinstance(transform, Transform):
+            return transform.tint(images, amounts, self.colour, out)
+        frames = transform(images if self.colour is None else images * self.colour[:, None, None], amounts)
+        return frames if out is None else out.copy_(frames)
 
     def _try(self, name: str) -> None:
         """Makes one sequence, so that what does not fit is told here and not in the middle of a training."""

@@ -48,18 +48,20 @@ class Transform(ABC):
             ValueError: If the shapes are not these, or an amount is out of the transformation's range.
         """
 
-    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor) -> Tensor:
+    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor, out: Tensor | None = None) -> Tensor:
         """Transforms grey images shown in one colour, on as few channels as that takes.
 
         Args:
             images: Grey images [B, 1, H, W].
             amounts: Amounts [S].
             colour: RGB [3].
+            out: Where to write the result; None for a tensor of its own.
 
         Returns:
             ``self(images * colour, amounts)``, [B, S, 3, H, W].
         """
-        return self(images * colour.to(images)[:, None, None], amounts)
+        frames = self(images * colour.to(images)[:, None, None], amounts)
+        return frames if out is None else out.copy_(frames)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -87,9 +89,9 @@ class Geometric(Transform):
         amounts = _checked(images, amounts)
         return _warp(images, self.matrices(amounts, *images.shape[-2:]))
 
-    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor) -> Tensor:
+    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor, out: Tensor | None = None) -> Tensor:
         """Moves the grey images [B, 1, H, W] and colours the result: [B, S, 3, H, W]."""
-        return self(images, amounts) * colour.to(images)[:, None, None]
+        return torch.mul(self(images, amounts), colour.to(images)[:, None, None], out=out)
 
 
 class Scale(Geometric):
@@ -225,9 +227,10 @@ class Hue(Transform):
         amounts = _checked(images, amounts)
         return shift_hue(images, amounts.to(images))
 
-    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor) -> Tensor:
+    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor, out: Tensor | None = None) -> Tensor:
         """Shifts the colour and multiplies: [B, S, 3, H, W]."""
-        return images.unsqueeze(1) * self.colours(_checked(images, amounts), colour).to(images)[:, :, None, None]
+        colours = self.colours(_checked(images, amounts), colour).to(images)
+        return torch.mul(images.unsqueeze(1), colours[:, :, None, None], out=out)
 
     def colours(self, amounts: Tensor, colour: Tensor) -> Tensor:
         """Gives one colour [3] under every shift [S], as [S, 3]."""
@@ -279,12 +282,12 @@ class Compose(Transform):
         shifted = [shift_hue(frames[:, s], degrees.item()) for s, degrees in enumerate(shift)]
         return torch.stack(shifted, dim=1)
 
-    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor) -> Tensor:
+    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor, out: Tensor | None = None) -> Tensor:
         """Moves the grey images, shifts the colour and multiplies: [B, S, 3, H, W]."""
         amounts = _checked(images, amounts)
         shift = self.shift(amounts)
         colours = colour.to(images).expand(len(amounts), 3) if shift is None else Hue().colours(shift, colour)
-        return self._moved(images, amounts) * colours.to(images)[:, :, None, None]
+        return torch.mul(self._moved(images, amounts), colours.to(images)[:, :, None, None], out=out)
 
     def _moved(self, images: Tensor, amounts: Tensor) -> Tensor:
         whole = self.matrices(amounts, *images.shape[-2:])
