@@ -202,14 +202,16 @@ class _Cut(nn.Module):
 
 
 class _Join(nn.Module):
-    """Joins patches [N, C * P * P, H, W] to frames [N, C, H * P, W * P]: the inverse of `_Cut`."""
+    """Joins patches [N, C * P * P, H, W] to frames [N, C, H * P, W * P]: the inverse of `_Cut`, also in backward."""
 
     def __init__(self, patch: int) -> None:
         super().__init__()
         self.patch = patch
 
     def forward(self, x: Tensor) -> Tensor:
-        return rearrange(x, "n (c p q) h w -> n c (h p) (w q)", p=self.patch, q=self.patch)
+        # By way of channels last, so that gradients arrive in that order: products of a position's patches want it.
+        patches = rearrange(x, "n c h w -> n h w c")
+        return rearrange(patches, "n h w (c p q) -> n c (h p) (w q)", p=self.patch, q=self.patch)
 
     def extra_repr(self) -> str:
         return str(self.patch)
