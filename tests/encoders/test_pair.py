@@ -85,6 +85,16 @@ def test_pairs_of_any_batch(slab: str, controls: int) -> None:
     torch.testing.assert_close(again(frames).spike_logits, q.spike_logits)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_the_first_layer_sees_a_frame_and_its_change(kernel_size: int) -> None:
+    encoder = PairEncoder(3, channels=1, image_size=8, kernel_size=kernel_size).double()
+    frames = torch.rand(2, 4, 1, 8, 8, dtype=torch.float64)
+    cut = encoder.body[0](frames.flatten(0, 1)).unflatten(0, (2, 4))
+    pairs = torch.cat([cut[:, :-1], cut[:, 1:] - cut[:, :-1]], 2).flatten(0, 1)
+    logits = encoder.spike_head(encoder.body[1:](pairs)).unflatten(0, (2, 3))
+    torch.testing.assert_close(encoder(frames).spike_logits, 8 * torch.tanh(logits / 8))
+
+
 def test_every_parameter_learns() -> None:
     encoder = PairEncoder(2, 1, 8, hidden=(8,))
     q = encoder(torch.rand(4, 3, 1, 8, 8))
