@@ -246,6 +246,40 @@ def times(t: object, like: Tensor) -> Tensor:
         raise TypeError(f"times must be real numbers, got {t!r}") from error
 
 
+def travelled(control: Control, t: Tensor, batch: int, num_flows: int) -> Tensor:
+    """How far each flow has acted: the integral of its weight from ``t[0]`` on.
+
+    Args:
+        control: Which flow acts.
+        t: Times ``[T]``.
+        batch: B.
+        num_flows: K.
+
+    Returns:
+        Integrals ``[T, B, K]``, in frames; with one index, t - t[0] for that flow and 0 for the others.
+
+    Raises:
+        TypeError: If it is no control.
+        ValueError: If a flow does not exist or a shape does not fit.
+
+    Example:
+        >>> travelled(1, torch.tensor([0.0, 2.0]), 1, 2).tolist()
+        [[[0.0, 0.0]], [[0.0, 2.0]]]
+    """
+
+    def weights(piece: PieceControl) -> Tensor:
+        resolved = resolve(piece, (batch,), num_flows, dtype=t.dtype, device=t.device)
+        return as_weights(resolved, (batch,), num_flows, t)
+
+    if not isinstance(control, Schedule):
+        return (t - t[0])[:, None, None] * weights(control)
+    total = [t.new_zeros(batch, num_flows)]
+    for begin, end in zip(t[:-1].tolist(), t[1:].tolist(), strict=True):
+        pieces = control.segments(begin, end)
+        total.append(total[-1] + sum(((b - a) * weights(piece) for a, b, piece in pieces), torch.zeros_like(total[0])))
+    return torch.stack(total)
+
+
 def _as_index(control: ResolvedControl, batch_shape: Sequence[int], device: torch.device) -> Tensor:
     if isinstance(control.index, Tensor):
         return control.index

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactor.control import Schedule as ControlSchedule
+from flowfactor._checks import check_count
+from flowfactor.control import Schedule
 from flowfactor.data.base import Batch, SequenceDataset
 from flowfactor.data.checks import check_range, to_unit
 from flowfactor.data.colours import Colour, shift_each_hue
 from flowfactor.data.factors import FactorSequences
-from flowfactor.data.transformed import Schedule, TransformedImages
+from flowfactor.data.transformed import TransformedImages, TransformRange
 from flowfactor.data.transforms import Compose, Geometric, Hue, warp_each
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class CombinedImages(CombinedSequences):
     def __init__(
         self,
         images: Tensor | np.ndarray[Any, Any],
-        transforms: Mapping[str, Schedule] | Sequence[Schedule],
+        transforms: Mapping[str, TransformRange] | Sequence[TransformRange],
         steps: int = 8,
         *,
         modes: Modes = COMBINED_MODES,
@@ -283,8 +284,7 @@ class CombinedScenes(CombinedSequences):
     ) -> None:
         if not isinstance(data, FactorSequences):
             raise TypeError(f"data must be Scenes or another grid of factors, got {type(data).__name__}")
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"count must be an integer of at least 1, got {count!r}")
+        check_count("count", count)
         self.data = data
         self.image_shape, self.t, self.flow_names = data.image_shape, data.t, data.flow_names
         self._draw(count, modes, (1.0, 1.0), seed, data.apart)
@@ -310,7 +310,7 @@ class CombinedScenes(CombinedSequences):
         return {**self.data._pictures(states), "weights": weights}
 
 
-def weights_schedule(weights: Tensor, t: Tensor | Sequence[float] | None = None) -> ControlSchedule:
+def weights_schedule(weights: Tensor, t: Tensor | Sequence[float] | None = None) -> Schedule:
     """Makes the control under which a flow does what weights say.
 
     Args:
@@ -338,7 +338,7 @@ def weights_schedule(weights: Tensor, t: Tensor | Sequence[float] | None = None)
     if len(times) != len(steps) + 1:
         raise ValueError(f"weights of {len(steps)} steps need {len(steps) + 1} times, got {len(times)}")
     changed = [s for s, now in enumerate(steps) if s == 0 or not torch.equal(now, steps[s - 1])]
-    return ControlSchedule([(times[s], steps[s]) for s in changed])
+    return Schedule([(times[s], steps[s]) for s in changed])
 
 
 def _interpolated(amounts: Tensor, progress: Tensor) -> Tensor:

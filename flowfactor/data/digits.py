@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor.data.colours import Colour
-from flowfactor.data.mnist import paper_transforms
-from flowfactor.data.transformed import Schedule, TransformedImages
+from flowfactor.data.mnist import default_transforms
+from flowfactor.data.transformed import TransformedImages, TransformRange
 from flowfactor.errors import require
 
 _TEST = 297
@@ -51,7 +51,7 @@ class Digits(TransformedImages):
         self,
         split: Literal["train", "test", "all"] = "train",
         *,
-        transforms: Mapping[str, Schedule] | Sequence[Schedule] | None = None,
+        transforms: Mapping[str, TransformRange] | Sequence[TransformRange] | None = None,
         steps: int = 8,
         colour: Colour | None = "red",
     ) -> None:
@@ -60,10 +60,7 @@ class Digits(TransformedImages):
         source = require("sklearn.datasets", extra="data").load_digits()
         pictures, classes = torch.tensor(source.images), torch.tensor(source.target)
         chosen = _split(classes, split)
-        if transforms is None:
-            transforms = paper_transforms(steps)
-            if colour is None:
-                del transforms["colouring"]
+        transforms = default_transforms(steps, colour) if transforms is None else transforms
         self.split = split
         super().__init__(_enlarge(pictures[chosen] / 16), transforms, steps, colour=colour, labels=classes[chosen])
 

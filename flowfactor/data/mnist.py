@@ -13,7 +13,7 @@ from flowfactor.data.colours import Colour
 from flowfactor.data.download import data_root, download_file
 from flowfactor.data.factors import checked_names
 from flowfactor.data.idx import read_idx
-from flowfactor.data.transformed import Schedule, TransformedImages
+from flowfactor.data.transformed import TransformedImages, TransformRange
 from flowfactor.data.transforms import Compose, Hue, Perspective, Rotate, Scale
 
 MNIST_MIRRORS: tuple[str, ...] = (
@@ -35,7 +35,7 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 def paper_transforms(
     steps: int = 8, names: Sequence[str] = ("scaling", "rotation", "colouring")
-) -> dict[str, Schedule]:
+) -> dict[str, TransformRange]:
     """Gives the transformations of the paper's coloured digits.
 
     From one frame to the next, scaling grows by 0.1 from 1, rotation by 10 degrees and hue by 20 degrees: at 8 steps,
@@ -60,7 +60,7 @@ def paper_transforms(
         >>> list(paper_transforms(8, ("perspective", "rotation+hue")))
         ['perspective', 'rotation+hue']
     """
-    known: dict[str, Schedule] = {
+    known: dict[str, TransformRange] = {
         "scaling": (Scale(), 1.0, 1.0 + 0.1 * steps),
         "rotation": (Rotate(), 0.0, 10.0 * steps),
         "colouring": (Hue(), 0.0, 20.0 * steps),
@@ -70,6 +70,11 @@ def paper_transforms(
     if "perspective" in names and 7.5 * steps >= 90:
         raise ValueError(f"perspective turns by 7.5 degrees a step and must stay below 90, got {steps} steps")
     return {name: known[name] for name in checked_names(names, tuple(known), "names")}
+
+
+def default_transforms(steps: int, colour: Colour | None) -> dict[str, TransformRange]:
+    """Gives the paper's transformations of digits; grey ones have no hue to turn."""
+    return paper_transforms(steps, ("scaling", "rotation") if colour is None else ("scaling", "rotation", "colouring"))
 
 
 class MNIST(TransformedImages):
@@ -106,7 +111,7 @@ class MNIST(TransformedImages):
         root: str | Path | None = None,
         split: Literal["train", "test"] = "train",
         *,
-        transforms: Mapping[str, Schedule] | Sequence[Schedule] | None = None,
+        transforms: Mapping[str, TransformRange] | Sequence[TransformRange] | None = None,
         steps: int = 8,
         colour: Colour | None = "red",
         download: bool = False,
@@ -118,10 +123,7 @@ class MNIST(TransformedImages):
         self.root = data_root(root, "mnist")
         images, labels = (self._file(kind, download, mirrors) for kind in ("images-idx3", "labels-idx1"))
         pictures, classes = _read_pair(images, labels)
-        if transforms is None:
-            transforms = paper_transforms(steps)
-            if colour is None:
-                del transforms["colouring"]
+        transforms = default_transforms(steps, colour) if transforms is None else transforms
         super().__init__(pictures, transforms, steps, colour=colour, labels=classes)
 
     def _file(self, kind: str, download: bool, mirrors: Sequence[str]) -> Path:

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor.data import raycast
 from flowfactor.data.base import Batch
 from flowfactor.data.factors import FactorSequences, checked_names
@@ -228,13 +229,13 @@ def _checked_views(views: Mapping[str, int] | None, vary: Sequence[str], at_leas
     if unknown:
         raise ValueError(f"views names {', '.join(sorted(unknown))}, expected some of {', '.join(VIEW_FACTORS)}")
     for name, count in given.items():
-        _check_count(name, count)
+        check_count(name, count)
     return {name: given.get(name, at_least) for name in VIEW_FACTORS if name in given or name in vary}
 
 
 def _values(counts: dict[str, int], shapes: list[int], views: dict[str, int]) -> tuple[Tensor, ...]:
     for name, count in counts.items():
-        _check_count(name, count)
+        check_count(name, count)
     hue = torch.arange(counts["hues"], dtype=torch.float64) * 360 / counts["hues"]
     scale, turn = _spread(1.0, 0.25, counts["scales"]), _spread(0.0, 30.0, counts["orientations"])
     usual = dict(zip(VIEW_FACTORS, VIEW_DEFAULTS, strict=True))
@@ -249,8 +250,3 @@ def _spread(middle: float, half: float, count: int) -> Tensor:
     """Gives equally spaced states on both sides of the middle; a single one is the middle."""
     ends = (middle - half, middle + half) if count > 1 else (middle, middle)
     return torch.linspace(*ends, count, dtype=torch.float64)
-
-
-def _check_count(name: str, count: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")

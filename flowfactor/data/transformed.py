@@ -16,7 +16,7 @@ from flowfactor.data.colours import colour as to_rgb
 from flowfactor.data.transforms import Transform
 
 Warper: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Schedule: TypeAlias = tuple[Warper, float, float] | tuple[Warper, Sequence[float] | Tensor]
+TransformRange: TypeAlias = tuple[Warper, float, float] | tuple[Warper, Sequence[float] | Tensor]
 
 
 class TransformedImages(SequenceDataset):
@@ -63,7 +63,7 @@ class TransformedImages(SequenceDataset):
     def __init__(
         self,
         images: Tensor | np.ndarray[Any, Any],
-        transforms: Mapping[str, Schedule] | Sequence[Schedule],
+        transforms: Mapping[str, TransformRange] | Sequence[TransformRange],
         steps: int = 8,
         *,
         colour: Colour | None = None,
@@ -139,7 +139,7 @@ def _checked_images(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 
 def _checked_transforms(
-    transforms: Mapping[str, Schedule] | Sequence[Schedule], steps: int
+    transforms: Mapping[str, TransformRange] | Sequence[TransformRange], steps: int
 ) -> dict[str, tuple[Warper, Tensor]]:
     if isinstance(transforms, Mapping):
         named = list(transforms.items())
@@ -148,19 +148,19 @@ def _checked_transforms(
     if not named:
         raise ValueError("transforms is empty: give at least one (transform, start, end)")
     checked: dict[str, tuple[Warper, Tensor]] = {}
-    for name, schedule in named:
-        if not (isinstance(schedule, tuple) and len(schedule) in (2, 3) and callable(schedule[0])):
-            raise TypeError(f"a transformation is (transform, start, end) or (transform, amounts), got {schedule!r}")
+    for name, part in named:
+        if not (isinstance(part, tuple) and len(part) in (2, 3) and callable(part[0])):
+            raise TypeError(f"a transformation is (transform, start, end) or (transform, amounts), got {part!r}")
         if not name or name in checked:
-            problem = f"two transformations are named {name!r}" if name else f"{schedule[0]!r} has no name"
+            problem = f"two transformations are named {name!r}" if name else f"{part[0]!r} has no name"
             raise ValueError(f"{problem}: give a mapping from names to transformations")
-        if len(schedule) == 3:
-            amounts = torch.linspace(float(schedule[1]), float(schedule[2]), steps + 1, dtype=torch.float64)
+        if len(part) == 3:
+            amounts = torch.linspace(float(part[1]), float(part[2]), steps + 1, dtype=torch.float64)
         else:
-            amounts = torch.as_tensor(schedule[1], dtype=torch.float64)
+            amounts = torch.as_tensor(part[1], dtype=torch.float64)
         if amounts.shape != (steps + 1,) or not bool(amounts.isfinite().all()):
             raise ValueError(
                 f"transformation {name!r} needs {steps + 1} finite amounts for {steps} steps, got {amounts.tolist()}"
             )
-        checked[name] = (schedule[0], amounts)
+        checked[name] = (part[0], amounts)
     return checked

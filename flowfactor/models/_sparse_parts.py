@@ -48,13 +48,10 @@ def check_sizes(encoder: Any, decoder: Any, flow: LatentFlow, pair_encoder: Any,
         )
 
 
-def check_settings(force: object, frames_per_step: int | None, warmup_span: int | None) -> None:
-    """Checks settings that several others depend on; raises ValueError where one is out of range."""
+def check_force(force: object) -> None:
+    """Checks the force of the Hamilton-Jacobi equation; raises ValueError for an unknown name."""
     if isinstance(force, str) and force != "negative_square":
         raise ValueError(f'force must be "negative_square", None or a module f(z, t), got {force!r}')
-    for name, value in (("frames_per_step", frames_per_step), ("warmup_span", warmup_span)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
 
 
 def make_weights_prior(given: SpikeAndSlab | Mapping[str, Any] | None, pair_encoder: Any, num_flows: int) -> Any:
@@ -79,13 +76,6 @@ def course(name: str, values: Sequence[float]) -> tuple[float, float]:
     if isinstance(values, (int, float, str)) or len(values) != 2 or not all(0 < v < float("inf") for v in values):
         raise ValueError(f"{name} must be two positive numbers, its start and its end, got {values!r}")
     return float(values[0]), float(values[1])
-
-
-def count(name: str, value: int) -> int:
-    """Checks a number of steps."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} must be an integer that is not negative, got {value!r}")
-    return value
 
 
 def anneal(ends: tuple[float, float], step: int, steps: int) -> float:

@@ -60,10 +60,3 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
     if generator is not None and generator.device.type != device.type:
         raise ValueError(f"the generator is on {generator.device} and the data on {device}; make one on {device}")
     return generator
-
-
-def check_samples(samples: int) -> int:
-    """Checks the number of importance samples."""
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be a positive integer, got {samples!r}")
-    return samples

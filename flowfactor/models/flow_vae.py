@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from flowfactor import objectives
+from flowfactor._checks import check_count, check_optional_count
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.checks import check_batch_control, check_frames, check_generator, check_samples, check_weight
+from flowfactor.models.checks import check_batch_control, check_frames, check_generator, check_weight
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.terms import Begin, Pieces, Terms
 from flowfactor.models.weak import (
@@ -93,8 +94,6 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
             raise TypeError(f"flow must be a flowfactor.LatentFlow, got {type(flow).__name__}")
         if objective not in objectives.OBJECTIVES:
             raise ValueError(f"objective must be one of {objectives.OBJECTIVES}, got {objective!r}")
-        if frames_per_step is not None and (not isinstance(frames_per_step, int) or frames_per_step < 1):
-            raise ValueError(f"frames_per_step must be a positive integer or None, got {frames_per_step!r}")
         for name, part in (("encoder", encoder), ("decoder", decoder), ("prior", prior)):
             size = getattr(part, "latent_dim", getattr(part, "dim", flow.dim))
             if size != flow.dim:
@@ -109,7 +108,7 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         self.kl_weight = check_weight("kl_weight", kl_weight)
         self.hj_weight = check_weight("hj_weight", hj_weight)
         self.start_weight = check_weight("start_weight", start_weight)
-        self.frames_per_step = frames_per_step
+        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         penalised = self.hj_weight > 0 and flow.field.has_potential
         if isinstance(force, str):  # a learned force that nothing trains would be a dead parameter
             force = NegativeSquare(flow.dim) if penalised else None
@@ -367,7 +366,7 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         Raises:
             ValueError: If ``samples`` is not positive or an argument does not fit.
         """
-        check_samples(samples)
+        check_count("samples", samples)
         frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
         q = self.encode(frames[:, 0])
         if k is not None:

@@ -11,15 +11,15 @@ from torch.distributions import Categorical, Distribution
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowfactor import objectives
+from flowfactor._checks import check_count, check_optional_count
 from flowfactor.control import Control, Schedule
 from flowfactor.encoders import PairEncoder, SparseWeights
 from flowfactor.fields import HelmholtzField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models._sparse_parts import (
     anneal,
-    check_settings,
+    check_force,
     check_sizes,
-    count,
     course,
     follow_unit,
     make_weights_prior,
@@ -28,7 +28,7 @@ from flowfactor.models._sparse_parts import (
     written,
 )
 from flowfactor.models._split import SplitControlField
-from flowfactor.models.checks import check_frames, check_generator, check_samples, check_weight
+from flowfactor.models.checks import check_frames, check_generator, check_weight
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.terms import Terms
 from flowfactor.models.weak import balanced_responsibilities
@@ -127,7 +127,7 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         if isinstance(pair_encoder, Mapping):
             pair_encoder = PairEncoder(**pair_encoder)
         check_sizes(encoder, decoder, flow, pair_encoder, prior)
-        check_settings(force, frames_per_step, warmup_span)
+        check_force(force)
         self.encoder, self.decoder, self.flow, self.pair_encoder = encoder, decoder, flow, pair_encoder
         self.prior: Prior = StandardNormal(flow.dim) if prior is None else prior
         self.weights_prior = make_weights_prior(weights_prior, pair_encoder, flow.num_flows)
@@ -135,12 +135,12 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         self.factor_weight = check_weight("factor_weight", factor_weight)
         self.hj_weight = check_weight("hj_weight", hj_weight)
         self.start_weight = check_weight("start_weight", start_weight)
-        self.frames_per_step = frames_per_step
+        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         self.temperature = course("temperature", temperature)
         self.warmup_temperature = course("warmup_temperature", warmup_temperature)
-        self.anneal_steps = count("anneal_steps", anneal_steps)
-        self.warmup_steps = count("warmup_steps", warmup_steps)
-        self.warmup_span = warmup_span
+        self.anneal_steps = check_count("anneal_steps", anneal_steps, 0)
+        self.warmup_steps = check_count("warmup_steps", warmup_steps, 0)
+        self.warmup_span = check_optional_count("warmup_span", warmup_span)
         self.penalised = self.hj_weight > 0 and flow.field.has_potential
         if isinstance(force, str):  # a learned force that nothing trains would be a dead parameter
             force = NegativeSquare(flow.dim) if self.penalised else None
@@ -388,7 +388,7 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         Raises:
             ValueError: If ``samples`` is not positive or an argument does not fit.
         """
-        check_samples(samples)
+        check_count("samples", samples)
         frames, t = self._checked(frames, t)
         q, q_g = self.encode(frames[:, 0]), self.infer_weights(frames)
         weights: list[Tensor] = []

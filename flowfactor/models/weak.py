@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowfactor._checks import check_count, check_optional_count
 from flowfactor.models.checks import check_positive
 
 
@@ -137,7 +138,7 @@ class FactorEstimator(nn.Module):
         options = dict(estimator)
         name = options.pop("name", None)
         if name not in _KINDS:
-            raise ValueError(f"estimator must be one of {tuple(_KINDS)}, got {name!r}")
+            raise ValueError(f"estimator must be one of {ESTIMATORS}, got {name!r}")
         kind = _KINDS[name]
         known = kind()._config
         unknown = sorted(set(options) - set(known))
@@ -275,10 +276,9 @@ class BalancedEstimator(FactorEstimator):
         check_positive("tau", tau)
         if check_positive("tau_end", tau_end) > tau:
             raise ValueError(f"the temperature falls: tau_end must not exceed tau, got {tau_end} and {tau}")
-        counts = {"anneal_steps": anneal_steps, "iterations": iterations}
-        for name, count in (counts if judge_frames is None else counts | {"judge_frames": judge_frames}).items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a positive integer, got {count!r}")
+        check_count("anneal_steps", anneal_steps)
+        check_count("iterations", iterations)
+        check_optional_count("judge_frames", judge_frames)
         if not 0 <= balance <= 1:
             raise ValueError(f"balance must lie between 0 (none) and 1 (exact), got {balance!r}")
         if not 0 <= prune < 0.5:

@@ -10,6 +10,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
+from flowfactor._checks import check_count
 from flowfactor.control import Control, Schedule, times
 from flowfactor.encoders.likelihoods import Event
 
@@ -32,11 +33,7 @@ class Prior(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(f"dim must be an integer, got {dim!r}")
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        self.dim = dim
+        self.dim = check_count("dim", dim)
 
     def at(self, t: float | Tensor, control: Control = 0) -> Distribution:
         """Distribution of the latents at time t.

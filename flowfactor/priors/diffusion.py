@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
+from flowfactor._checks import check_count
 from flowfactor.control import Control, PieceControl, Schedule, resolve, times
 from flowfactor.priors.base import GaussianPrior, Prior, broadcast
 from flowfactor.priors.static import inverse_softplus
@@ -53,10 +54,7 @@ class Diffusion(Prior):
                 f"got {type(base).__name__}"
             )
         super().__init__(base.dim)
-        if isinstance(num_flows, bool) or not isinstance(num_flows, int):
-            raise TypeError(f"num_flows must be an integer, got {num_flows!r}")
-        if num_flows < 1:
-            raise ValueError(f"num_flows must be at least 1, got {num_flows}")
+        check_count("num_flows", num_flows)
         rates = [float(rate) for rate in init] if isinstance(init, Sequence) else [float(init)] * num_flows
         if len(rates) != num_flows or not all(0 < rate < math.inf for rate in rates):
             raise ValueError(

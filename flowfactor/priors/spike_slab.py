@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import HalfNormal, Laplace, LogNormal
 from torch.nn import functional as F
 
+from flowfactor._checks import check_count
 from flowfactor.encoders.sparse_weights import SLABS, SlabName, SparseSample, SparseWeights
 
 
@@ -58,10 +59,7 @@ class SpikeAndSlab(nn.Module):
         learned: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(num_flows, bool) or not isinstance(num_flows, int):
-            raise TypeError(f"num_flows must be an integer, got {num_flows!r}")
-        if num_flows < 1:
-            raise ValueError(f"num_flows must be at least 1, got {num_flows}")
+        check_count("num_flows", num_flows)
         for name, value in (("initial", initial), ("persistence", persistence)):
             _check_probability(name, value)
         if onset is None:
@@ -106,7 +104,7 @@ class SpikeAndSlab(nn.Module):
     def marginals(self, steps: int) -> Tensor:
         """Probabilities that each flow acts in each interval, ``[steps, K]``."""
         now, every = self.initial, []
-        for _ in range(_checked_steps(steps)):
+        for _ in range(check_count("steps", steps)):
             every.append(now)
             now = now * self.persistence + (1 - now) * self.onset
         return torch.stack(every).unsqueeze(-1).expand(steps, self.num_flows)
@@ -137,7 +135,7 @@ class SpikeAndSlab(nn.Module):
         shape = (*sample_shape, self.num_flows)
         with torch.no_grad():
             spikes, p = [], self.initial.expand(shape)
-            for _ in range(_checked_steps(steps)):
+            for _ in range(check_count("steps", steps)):
                 now = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device) < p
                 spikes.append(now.to(like.dtype))
                 p = torch.where(now, self.persistence, self.onset)
@@ -234,12 +232,6 @@ class SpikeAndSlab(nn.Module):
     def _check_flows(self, num_flows: int) -> None:
         if num_flows != self.num_flows:
             raise ValueError(f"the prior has {self.num_flows} flows and the weights {num_flows}")
-
-
-def _checked_steps(steps: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
-    return steps
 
 
 def _check_probability(name: str, value: float) -> None:

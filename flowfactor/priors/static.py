@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.nn import functional as F
 
+from flowfactor._checks import check_count
 from flowfactor.priors.base import MIN_SCALE, Components, GaussianPrior
 
 # Pseudo-inputs start at least this far inside [0, 1]: at the very ends the sigmoid's gradient vanishes.
@@ -90,7 +91,7 @@ class GaussianMixture(GaussianPrior):
         self, dim: int, components: int = 10, *, spread: float = 0.5, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(dim)
-        _check_count("components", components)
+        check_count("components", components)
         if not 0 < spread < 1:
             raise ValueError(f"spread must lie strictly between 0 and 1, got {spread}")
         self._config = {"name": "gaussian_mixture", "dim": dim, "components": components, "spread": float(spread)}
@@ -187,13 +188,6 @@ class VampPrior(GaussianPrior):
         return {"name": "vamp", "count": count, "shape": shape}
 
 
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def _raw_pseudo_inputs(
     pseudo_inputs: Tensor | None, count: int | None, shape: Sequence[int] | None, generator: torch.Generator | None
 ) -> Tensor:
@@ -205,7 +199,7 @@ def _raw_pseudo_inputs(
         )
     if pseudo_inputs is None:
         assert count is not None and shape is not None  # checked above
-        _check_count("count", count)
+        check_count("count", count)
         return torch.randn(count, *shape, generator=generator)
     if not pseudo_inputs.is_floating_point() or pseudo_inputs.ndim < 2 or not len(pseudo_inputs):
         raise ValueError(

@@ -248,6 +248,13 @@ def scenes(request: pytest.FixtureRequest) -> dict[str, Scenes]:
     return {split: Scenes(split, **settings, **SMALL) for split in ("train", "test", "all")}
 
 
+def test_the_number_of_scenes_is_checked(scenes: dict[str, Scenes]) -> None:
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        CombinedScenes(scenes["all"], 0)
+    with pytest.raises(TypeError, match="count must be an integer"):
+        CombinedScenes(scenes["all"], 2.5)
+
+
 def test_scenes_move_as_their_weights_say(scenes: dict[str, Scenes]) -> None:
     for split, plain in scenes.items():
         data = CombinedScenes(plain, 90)

@@ -337,13 +337,19 @@ def test_epochs_and_subsets(data: Scenes) -> None:
         ({"held_out": 1.0}, "share between 0 and 1"),
         ({"vary": SCENE_FACTORS, "steps": 4, "scales": 5, "orientations": 5}, "use split='all'"),
         ({"views": {"light_colour": 3}}, "views names light_colour, expected some of light_intensity"),
-        ({"views": {"light_turn": 0}}, "light_turn must be an integer of at least 1"),
+        ({"views": {"light_turn": 0}}, "light_turn must be at least 1"),
         ({"vary": ("light_turn",), "views": {"light_turn": 7}}, "light_turn has 7 states"),
         ({"size": 2048}, "up to 480 combinations of scale, shape, orientation would have to be cast and kept, 22 GiB"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        Scenes(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"hues": 8.0}, {"scales": True}, {"views": {"light_turn": "9"}}])
+def test_numbers_of_states_are_integers(arguments: dict) -> None:
+    with pytest.raises(TypeError, match="must be an integer"):
         Scenes(**arguments)
 
 

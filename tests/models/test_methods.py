@@ -131,11 +131,31 @@ def test_bad_input_is_told(name: str) -> None:
         model.transform(frames[:, 0], [0.0, 2.0, 1.0], 0)
     with pytest.raises(ValueError, match="samples"):
         model.log_likelihood(frames, t, given, 0)
-    if (
-        given is not None and METHODS[name].transforms
-    ):  # what an omitted k means, the models that look at it cannot know
-        with pytest.raises((TypeError, ValueError), match=r"\bk\b"):
-            model.log_likelihood(frames, t, samples=1)
+    with pytest.raises(TypeError, match="samples"):
+        model.log_likelihood(frames, t, given, 1.0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_omitted_k_is_told_by_those_that_look_at_it(name: str) -> None:
+    model = make(name)
+    frames, t, _ = batch()
+    for use in (lambda: model(frames, t, None), lambda: model.log_likelihood(frames, t, samples=1)):
+        if METHODS[name].labels == "given":
+            with pytest.raises(ValueError, match=r"\bk\b"):
+                use()
+        else:
+            use()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if name != "po-flow"]
+)  # which decodes two, whatever this says
+def test_frames_per_step_is_a_count(name: str) -> None:
+    with pytest.raises(ValueError, match="frames_per_step must be at least"):
+        make(name, frames_per_step=0)
+    for wrong in (True, 2.0):
+        with pytest.raises(TypeError, match="frames_per_step must be an integer"):
+            make(name, frames_per_step=wrong)
 
 
 def test_unknown_methods_name_the_known_ones() -> None:

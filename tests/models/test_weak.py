@@ -11,9 +11,7 @@ import torch
 import flowfactor as ff
 from flowfactor import objectives
 from flowfactor.models import GumbelEstimator, balanced_responsibilities
-from flowfactor.models.weak import factor_divergence, truncate
-
-ESTIMATORS = ("balanced", "gumbel", "enumerate")
+from flowfactor.models.weak import ESTIMATORS, factor_divergence, truncate
 
 
 def _model(estimator="balanced", **settings):
@@ -322,7 +320,9 @@ def test_the_likelihood_where_k_is_inferred() -> None:
         ({"tau": float("nan")}, ValueError, "tau"),
         ({"tau": 0.5}, ValueError, "tau_end"),
         ({"anneal_steps": 0}, ValueError, "anneal_steps"),
+        ({"anneal_steps": 1.5}, TypeError, "anneal_steps"),
         ({"estimator": {"name": "balanced", "judge_frames": 0}}, ValueError, "judge_frames"),
+        ({"estimator": {"name": "balanced", "judge_frames": True}}, TypeError, "judge_frames"),
         ({"estimator": {"name": "gumbel", "tau": 3.0}}, ValueError, "tau"),
         ({"estimator": {"name": "balanced", "balance": 1.5}}, ValueError, "balance"),
         ({"estimator": {"name": "enumerate", "prune": 0.6}}, ValueError, "prune"),
@@ -352,9 +352,14 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         model(torch.rand(2, 3, 1, 8, 8), torch.arange(3))
     with pytest.raises(ValueError, match=r"\[B, T\+1, 1, 8, 8\]"):
         model(torch.rand(2, 4, 3, 8, 8), torch.arange(4))
-    for bad in ({"tau": 0.0}, {"tau": 1.0, "balance": 2.0}, {"tau": 1.0, "prior": torch.ones(2)}):
-        with pytest.raises(ValueError):
-            balanced_responsibilities(torch.zeros(4, 3), **bad)
+    wrong = [
+        ({"tau": 0.0}, "tau must be positive"),
+        ({"tau": 1.0, "balance": 2.0}, "balance must lie between"),
+        ({"tau": 1.0, "prior": torch.ones(2)}, "one probability a flow"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            balanced_responsibilities(torch.zeros(4, 3), **settings)
 
 
 def _moving(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

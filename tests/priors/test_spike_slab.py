@@ -144,8 +144,10 @@ def test_bad_settings(settings: dict, message: str) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match="num_flows must be an integer"):
         SpikeAndSlab(2.0)
-    with pytest.raises(ValueError, match="steps must be a positive integer"):
+    with pytest.raises(ValueError, match="steps must be at least 1"):
         prior().sample(steps=0)
+    with pytest.raises(TypeError, match="steps must be an integer"):
+        prior().marginals(2.0)
     with pytest.raises(ValueError, match="has 2 flows and the weights 3"):
         prior().kl(posterior("half_normal", flows=3))
     with pytest.raises(ValueError, match='make the encoder with slab="half_normal"'):

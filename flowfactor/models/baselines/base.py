@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flowfactor import objectives
+from flowfactor._checks import check_count
 from flowfactor._config import describe, rebuild
-from flowfactor.control import Control, Schedule, as_weights, resolve, times
-from flowfactor.models.checks import check_batch_control, check_frames, check_generator, check_samples
+from flowfactor.control import Control, Schedule, resolve, times, travelled
+from flowfactor.models.checks import check_batch_control, check_frames, check_generator
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.priors import StandardNormal
 
@@ -92,13 +93,12 @@ class Baseline(PretrainedMixin, nn.Module):
             Bounds ``[B]``, in nats per sequence.
 
         Raises:
-            TypeError: If k is missing and the model has a transformation.
-            ValueError: If ``samples`` is not positive or an argument does not fit.
+            TypeError: If an argument has the wrong type.
+            ValueError: If ``samples`` is not positive, k is missing and the model has a transformation, or an argument
+                does not fit.
         """
-        check_samples(samples)
-        if k is None and self.has_transformation:
-            raise TypeError(f"a {type(self).__name__} needs k, which transformation acts in each sequence")
-        k = 0 if k is None else k
+        check_count("samples", samples)
+        k = self._given(k)
         frames, t = self._checked(frames, t, k, generator)
         weigh = self._importance(frames, t, k, generator)
         bound = objectives.log_mean_exp([weigh((size,)) for size in objectives.chunks(samples, chunk)])
@@ -149,9 +149,16 @@ class Baseline(PretrainedMixin, nn.Module):
             parts[name] = rebuild(description)
         return cls(**parts, **config["settings"])
 
+    def _given(self, k: Control | None) -> Control:
+        """The control; any will do where k is missing and the model has no transformation."""
+        if k is None and self.has_transformation:
+            raise ValueError(f"a {type(self).__name__} needs k, which transformation acts in each sequence")
+        return 0 if k is None else k
+
     def _checked(
-        self, frames: Tensor, t: Any, k: Control, generator: torch.Generator | None = None
+        self, frames: Tensor, t: Any, k: Control | None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
+        k = self._given(k)
         frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
         check_times(t)
         check_batch_control(k, len(frames))
@@ -173,22 +180,6 @@ class Baseline(PretrainedMixin, nn.Module):
         return when
 
 
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """Checks a number of things; raises TypeError where it is no integer and ValueError where it is too small."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def check_frames_per_step(value: int | None, least: int = 1) -> int | None:
-    """Checks how many frames to use in a training step."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise ValueError(f"frames_per_step must be an integer of at least {least} or None, got {value!r}")
-    return value
-
-
 def check_times(t: Tensor) -> None:
     """Raises ValueError unless times are a vector ``[T]``, finite and strictly monotone."""
     if t.ndim != 1 or not len(t):
@@ -196,37 +187,3 @@ def check_times(t: Tensor) -> None:
     steps = t.diff()
     if not bool(torch.isfinite(t).all()) or not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise ValueError(f"t must be finite and strictly increasing or decreasing, got {t.tolist()}")
-
-
-def travelled(control: Control, t: Tensor, batch: int, num_flows: int) -> Tensor:
-    """How far each flow has acted: the integral of its weight from ``t[0]`` on.
-
-    Args:
-        control: Which flow acts.
-        t: Times ``[T]``.
-        batch: B.
-        num_flows: K.
-
-    Returns:
-        Integrals ``[T, B, K]``, in frames; with one index, t - t[0] for that flow and 0 for the others.
-
-    Raises:
-        TypeError: If it is no control.
-        ValueError: If a flow does not exist or a shape does not fit.
-
-    Example:
-        >>> travelled(1, torch.tensor([0.0, 2.0]), 1, 2).tolist()
-        [[[0.0, 0.0]], [[0.0, 2.0]]]
-    """
-
-    def weights(piece: Any) -> Tensor:
-        resolved = resolve(piece, (batch,), num_flows, dtype=t.dtype, device=t.device)
-        return as_weights(resolved, (batch,), num_flows, t)
-
-    if not isinstance(control, Schedule):
-        return (t - t[0])[:, None, None] * weights(control)
-    total = [t.new_zeros(batch, num_flows)]
-    for begin, end in zip(t[:-1].tolist(), t[1:].tolist(), strict=True):
-        pieces = control.segments(begin, end)
-        total.append(total[-1] + sum(((b - a) * weights(piece) for a, b, piece in pieces), torch.zeros_like(total[0])))
-    return torch.stack(total)

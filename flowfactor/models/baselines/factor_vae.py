@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowfactor.models.baselines.base import check_count
+from flowfactor._checks import check_count
 from flowfactor.models.baselines.vae import VAE
 from flowfactor.models.checks import check_weight
 from flowfactor.models.terms import Terms

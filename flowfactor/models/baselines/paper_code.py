@@ -11,13 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor import objectives
+from flowfactor._checks import check_count, check_optional_count
 from flowfactor.control import Control, Schedule
-from flowfactor.models.baselines.base import (
-    Baseline,
-    Weigh,
-    check_count,
-    check_frames_per_step,
-)
+from flowfactor.models.baselines.base import Baseline, Weigh
 from flowfactor.models.baselines.po_flow import one_index
 from flowfactor.models.terms import Terms
 from flowfactor.potentials import Potential
@@ -115,7 +111,7 @@ class PaperCodeVAE(Baseline):
             )
         self.potential, self.force = potential, force
         self.max_steps = check_count("max_steps", max_steps)
-        self.frames_per_step = check_frames_per_step(frames_per_step)
+        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         self.prior_scale = nn.Parameter(torch.ones(self.num_flows, self.max_steps))
         self.register_buffer("scale_gradient", torch.zeros(self.num_flows, self.max_steps))
 

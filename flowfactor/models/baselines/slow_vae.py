@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Laplace
 
 from flowfactor import objectives
+from flowfactor._checks import check_optional_count
 from flowfactor.control import Control
-from flowfactor.models.baselines.base import Weigh, check_frames_per_step
+from flowfactor.models.baselines.base import Weigh
 from flowfactor.models.baselines.vae import VAE
 from flowfactor.models.checks import check_positive, check_weight
 from flowfactor.models.terms import Terms
@@ -68,18 +69,20 @@ class SlowVAE(VAE):
         frames_per_step: int | None = 2,
     ) -> None:
         super().__init__(encoder, decoder, num_flows)
-        self.frames_per_step = check_frames_per_step(frames_per_step, 2)
+        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step, 2)
         self.rate = check_positive("rate", rate)
         self.beta = check_weight("beta", beta)
         self.gamma = check_weight("gamma", gamma)
 
-    def forward(self, frames: Tensor, t: Tensor, k: Control = 0, *, generator: torch.Generator | None = None) -> Terms:
+    def forward(
+        self, frames: Tensor, t: Tensor, k: Control | None = 0, *, generator: torch.Generator | None = None
+    ) -> Terms:
         """The terms of the objective on a batch of sequences: of pairs while training, of the chain in evaluation.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1], of at least 2 frames.
             t: Times ``[T+1]``, in frames; neighbours count as such whatever their distance in time.
-            k: Which transformation acts; checked and ignored.
+            k: Which transformation acts; checked and ignored, and may be None.
             generator: Source of all draws.
 
         Returns:

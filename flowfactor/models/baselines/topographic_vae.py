@@ -10,14 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flowfactor import objectives
-from flowfactor.control import Control
-from flowfactor.models.baselines.base import (
-    Baseline,
-    Weigh,
-    check_count,
-    check_frames_per_step,
-    travelled,
-)
+from flowfactor._checks import check_count, check_optional_count
+from flowfactor.control import Control, travelled
+from flowfactor.models.baselines.base import Baseline, Weigh
 from flowfactor.models.checks import check_positive
 from flowfactor.models.terms import Terms
 
@@ -109,9 +104,9 @@ class TopographicVAE(Baseline):
             raise ValueError(f"a spread of {spread} on both sides exceeds a capsule of size {self.capsule_dim}")
         self.shift = check_positive("shift", shift) if shift else 0.0
         self.supervised = bool(supervised)
-        self.num_frames = None if num_frames is None else check_count("num_frames", num_frames)
+        self.num_frames = check_optional_count("num_frames", num_frames)
         self.speed = min(1.0, self.capsule_dim / (self.num_frames or 1))
-        self.frames_per_step = check_frames_per_step(frames_per_step)
+        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         self.mu = nn.Parameter(torch.tensor(self.shift))
 
     def encode(self, x: Tensor) -> Distribution:

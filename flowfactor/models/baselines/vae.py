@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor import objectives
+from flowfactor._checks import check_optional_count
 from flowfactor.control import Control
-from flowfactor.models.baselines.base import (
-    Baseline,
-    Weigh,
-    check_frames_per_step,
-)
+from flowfactor.models.baselines.base import Baseline, Weigh
 from flowfactor.models.checks import check_weight
 from flowfactor.models.terms import Terms
 
@@ -58,7 +55,7 @@ class VAE(Baseline):
         self, encoder: nn.Module, decoder: nn.Module, num_flows: int = 1, *, frames_per_step: int | None = None
     ) -> None:
         super().__init__(encoder, decoder, num_flows)
-        self.frames_per_step = check_frames_per_step(frames_per_step)
+        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
 
     def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
         """The reconstruction of images, at every time: this model knows no transformation.
@@ -79,13 +76,15 @@ class VAE(Baseline):
         still = self.decode(self.encode(x0).mean)
         return still.unsqueeze(1).expand(-1, len(when), -1, -1, -1)
 
-    def forward(self, frames: Tensor, t: Tensor, k: Control = 0, *, generator: torch.Generator | None = None) -> Terms:
+    def forward(
+        self, frames: Tensor, t: Tensor, k: Control | None = 0, *, generator: torch.Generator | None = None
+    ) -> Terms:
         """The terms of the objective on a batch of sequences.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
             t: Times ``[T+1]``, in frames.
-            k: Which transformation acts; checked and ignored.
+            k: Which transformation acts; checked and ignored, and may be None.
             generator: Source of all draws.
 
         Returns:
