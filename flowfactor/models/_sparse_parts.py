@@ -78,17 +78,6 @@ def course(name: str, values: Sequence[float]) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def anneal(ends: tuple[float, float], step: int, steps: int) -> float:
-    """A temperature that falls geometrically from its start to its end.
-
-    Example:
-        >>> [round(anneal((1.0, 0.25), step, 10), 3) for step in (-5, 0, 5, 10, 99)]
-        [1.0, 1.0, 0.5, 0.25, 0.25]
-    """
-    progress = 1.0 if steps == 0 else min(max(step / steps, 0.0), 1.0)
-    return ends[0] ** (1 - progress) * ends[1] ** progress
-
-
 def weights_schedule(weights: Tensor, t: Tensor | Sequence[float]) -> Schedule:
     """The control that applies weights ``[*batch, T, K, C]`` over the intervals between the times ``t [T+1]``."""
     times = [float(v) for v in t]

@@ -7,20 +7,13 @@ from typing import Any
 
 import torch
 
-from flowfactor.encoders import ConvDecoder, ConvEncoder, FactorEncoder
-from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField, SolenoidalField
+from flowfactor.encoders import FactorEncoder
 from flowfactor.latent_flow import LatentFlow
+from flowfactor.models._parts import frame_shape, make_autoencoder, make_field, make_prior
 from flowfactor.models.flow_vae import FlowFactorizedVAE
-from flowfactor.potentials import ConvexPotential, MLPPotential, PaperPotential, Potential, ResNetPotential
-from flowfactor.priors import Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
 from flowfactor.solver import Solver
 
-FIELDS = ("helmholtz", "gradient", "free")
-POTENTIALS = ("mlp", "resnet", "convex", "paper")
 SUPERVISIONS = ("full", "weak")
-PRIORS = ("normal", "mixture", "vamp", "diffusion", "diffusion-mixture")
-
-_PSEUDO_INPUTS = 50
 
 
 def build_vae(
@@ -90,24 +83,18 @@ def build_vae(
         >>> type(model.flow.field).__name__
         'GradientField'
     """
-    image_shape = tuple(image_shape)
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape must be (C, H, W), got {image_shape}")
-    channels, *size = image_shape
-    shape: dict[str, Any] = {"channels": channels, "image_size": tuple(size)}
-    made_encoder = ConvEncoder(latent_dim, **shape, **(encoder or {}))
-    made_decoder = ConvDecoder(latent_dim, **shape, likelihood=likelihood, **(decoder or {}))
-    made_field = _field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
+    made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
+    made_field = make_field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
     if solver is None:
         # A step size, so that the map does not depend on the times that are asked for.
         solver = {"method": "rk4" if settings.get("objective") == "marginal" else "euler", "step_size": 1.0}
     flow = LatentFlow(made_field, Solver(**solver), divergence)
-    made_factor = _factor(supervision, num_flows, num_frames, shape, factor_encoder)
+    made_factor = _factor(supervision, num_flows, num_frames, frame_shape(image_shape), factor_encoder)
     return FlowFactorizedVAE(
         made_encoder,
         made_decoder,
         flow,
-        _prior(prior, made_encoder, image_shape, num_flows, generator),
+        make_prior(prior, made_encoder, image_shape, num_flows, generator),
         factor_encoder=made_factor,
         estimator=_estimator(estimator, tau, anneal_steps),
         **settings,
@@ -133,46 +120,3 @@ def _estimator(estimator: str | Mapping[str, Any], tau: float | None, anneal_ste
     given = {name: value for name, value in (("tau", tau), ("anneal_steps", anneal_steps)) if value is not None}
     # A preset's temperature must not be in the way of another estimator.
     return made | given if made.get("name") == "balanced" else made
-
-
-def _field(
-    field: str, potential: str, dim: int, num_flows: int, hidden: tuple[int, ...], activation: str,
-    skew: str | None, g: Any,
-) -> Field:  # fmt: skip
-    def make() -> Potential:
-        if potential == "mlp":
-            return MLPPotential(dim, num_flows, hidden, activation=activation, generator=g)
-        if potential == "convex":
-            return ConvexPotential(dim, num_flows, hidden, generator=g)
-        if potential == "resnet":
-            return ResNetPotential(dim, num_flows, width=hidden[0], generator=g)
-        if potential == "paper":
-            return PaperPotential(dim, num_flows, generator=g)
-        raise ValueError(f"potential must be one of {POTENTIALS}, got {potential!r}")
-
-    if field == "helmholtz":
-        if skew is None:
-            return HelmholtzField(make(), SolenoidalField(dim, num_flows, sum(hidden), generator=g))
-        return HelmholtzField(make(), make(), skew=skew, generator=g)
-    if field == "gradient":
-        return GradientField(make())
-    if field == "free":
-        return FreeField(dim, num_flows, hidden, generator=g)
-    raise ValueError(f"field must be one of {FIELDS}, got {field!r}")
-
-
-def _prior(
-    prior: str, encoder: ConvEncoder, image_shape: Sequence[int], num_flows: int, g: torch.Generator | None
-) -> Prior:
-    dim = encoder.latent_dim
-    if prior == "normal":
-        return StandardNormal(dim)
-    if prior == "mixture":
-        return GaussianMixture(dim, generator=g)
-    if prior == "vamp":
-        return VampPrior(encoder, count=_PSEUDO_INPUTS, shape=image_shape, generator=g)
-    if prior == "diffusion":
-        return Diffusion(StandardNormal(dim), num_flows)
-    if prior == "diffusion-mixture":
-        return Diffusion(GaussianMixture(dim, generator=g), num_flows)
-    raise ValueError(f"prior must be one of {PRIORS}, got {prior!r}")

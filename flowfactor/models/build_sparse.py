@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from flowfactor.encoders import ConvDecoder, ConvEncoder, PairEncoder
+from flowfactor.encoders import PairEncoder
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.build import _field, _prior
+from flowfactor.models._parts import frame_shape, make_autoencoder, make_field, make_prior
 from flowfactor.models.sparse import SparseTransformationVAE
 from flowfactor.solver import Solver
 
@@ -72,18 +72,12 @@ def build_sparse_vae(
         >>> model.controls
         2
     """
-    image_shape = tuple(image_shape)
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape must be (C, H, W), got {image_shape}")
     if control not in ("single", "double"):
         raise ValueError(f'control must be "single" or "double", got {control!r}')
-    channels, *size = image_shape
-    shape: dict[str, Any] = {"channels": channels, "image_size": tuple(size)}
-    made_encoder = ConvEncoder(latent_dim, **shape, **(encoder or {}))
-    made_decoder = ConvDecoder(latent_dim, **shape, likelihood=likelihood, **(decoder or {}))
+    made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
     chosen: dict[str, Any] = {"controls": 1 if control == "single" else 2, "slab": slab, **(pair_encoder or {})}
-    pairs = PairEncoder(num_flows, **shape, **chosen)
-    made_field = _field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
+    pairs = PairEncoder(num_flows, **frame_shape(image_shape), **chosen)
+    made_field = make_field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
     flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler", "step_size": 1.0})), divergence)
-    made_prior = _prior(prior, made_encoder, image_shape, num_flows, generator)
+    made_prior = make_prior(prior, made_encoder, image_shape, num_flows, generator)
     return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)

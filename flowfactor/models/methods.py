@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from flowfactor.models.baselines import BASELINES, build_baseline
 from flowfactor.models.build import build_vae
+from flowfactor.models.build_sparse import build_sparse_vae
 from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.models.pretrained import CONFIG
+from flowfactor.models.sparse import SparseTransformationVAE
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,6 @@ class Method:
         return self.build(tuple(image_shape), num_flows, latent_dim, **settings)
 
 
-def _sparse(*sizes: Any, **settings: Any) -> Any:
-    from flowfactor.models.build_sparse import build_sparse_vae
-
-    return build_sparse_vae(*sizes, **settings)
-
-
 def _baseline(name: str) -> Callable[..., Any]:
     def build(*sizes: Any, **settings: Any) -> Any:
         return build_baseline(name, *sizes, **settings)
@@ -103,7 +99,10 @@ _ALL = (
         "ours-weak", "flow-factorized VAE, weakly supervised", _PAPER, "inferred", True, build_vae,
         {"supervision": "weak"},
     ),
-    Method("sta", "sparse transformation analysis, unsupervised", "Song et al., TPAMI 2025", "inferred", True, _sparse),
+    Method(
+        "sta", "sparse transformation analysis, unsupervised", "Song et al., TPAMI 2025", "inferred", True,
+        build_sparse_vae,
+    ),
     Method(
         "free", "control: a free velocity field, no PDE", "Chen et al., NeurIPS 2018", "given", True, build_vae,
         {"field": "free", **_NO_PDE},
@@ -211,8 +210,6 @@ def load_pretrained(directory: str | os.PathLike[str], **parts: Any) -> Any:
         >>> type(load_pretrained(folder)).__name__
         'VAE'
     """
-    from flowfactor.models.sparse import SparseTransformationVAE
-
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}; it is written by model.save_pretrained(directory)")

@@ -17,7 +17,6 @@ from flowfactor.encoders import PairEncoder, SparseWeights
 from flowfactor.fields import HelmholtzField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models._sparse_parts import (
-    anneal,
     check_force,
     check_sizes,
     course,
@@ -31,7 +30,7 @@ from flowfactor.models._split import SplitControlField
 from flowfactor.models.checks import check_frames, check_generator, check_weight
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.terms import Terms
-from flowfactor.models.weak import balanced_responsibilities
+from flowfactor.models.weak import anneal, balanced_responsibilities
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior, SpikeAndSlab, StandardNormal
 from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest

@@ -79,6 +79,17 @@ def balanced_responsibilities(
     return log_r.exp()
 
 
+def anneal(ends: tuple[float, float], step: int, steps: int) -> float:
+    """A temperature that falls geometrically from its start to its end.
+
+    Example:
+        >>> [round(anneal((1.0, 0.25), step, 10), 3) for step in (-5, 0, 5, 10, 99)]
+        [1.0, 1.0, 0.5, 0.25, 0.25]
+    """
+    progress = 1.0 if steps == 0 else min(max(step / steps, 0.0), 1.0)
+    return ends[0] ** (1 - progress) * ends[1] ** progress
+
+
 class FactorEstimator(nn.Module):
     """Base of the estimators of the expectation over q(k|x).
 
@@ -297,8 +308,7 @@ class BalancedEstimator(FactorEstimator):
     @property
     def temperature(self) -> float:
         """The temperature of the step to come, in nats."""
-        progress = min(int(self.step) / self.anneal_steps, 1.0)
-        return self.tau * (self.tau_end / self.tau) ** progress
+        return anneal((self.tau, self.tau_end), int(self.step), self.anneal_steps)
 
     def responsibilities(self, losses: Tensor, log_prior: Tensor) -> Tensor:
         """Shares out samples by their losses ``[B, K]`` and ln p(k) ``[K]``, at the temperature of the step to come."""

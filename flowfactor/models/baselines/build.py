@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from flowfactor.encoders import ConvDecoder, ConvEncoder
+from flowfactor.encoders import ConvEncoder
+from flowfactor.models._parts import frame_shape, make_autoencoder, make_potential
 from flowfactor.models.baselines.base import Baseline
 from flowfactor.models.baselines.factor_vae import FactorVAE
 from flowfactor.models.baselines.paper_code import PaperCodeVAE
@@ -16,7 +17,6 @@ from flowfactor.models.baselines.po_flow import PoFlow
 from flowfactor.models.baselines.slow_vae import SlowVAE
 from flowfactor.models.baselines.topographic_vae import TopographicVAE
 from flowfactor.models.baselines.vae import VAE, BetaVAE
-from flowfactor.potentials import MLPPotential, PaperPotential, Potential
 
 BASELINES: Mapping[str, type[Baseline]] = {
     "vae": VAE,
@@ -85,31 +85,13 @@ def build_baseline(
         raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
     if frames_per_step is not None and "frames_per_step" in known:
         settings["frames_per_step"] = frames_per_step
-    image_shape = tuple(image_shape)
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape must be (C, H, W), got {image_shape}")
-    channels, *size = image_shape
-    shape: dict[str, Any] = {"channels": channels, "image_size": tuple(size)}
-
-    def make_encoder() -> ConvEncoder:
-        return ConvEncoder(latent_dim, **shape, **(encoder or {}))
-
-    parts: dict[str, Any] = {"encoder": make_encoder()}
-    parts["decoder"] = ConvDecoder(latent_dim, **shape, likelihood=likelihood, **(decoder or {}))
+    made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
+    parts: dict[str, Any] = {"encoder": made_encoder, "decoder": made_decoder}
     if kind is TopographicVAE:
-        parts["scale_encoder"] = make_encoder()
+        parts["scale_encoder"] = ConvEncoder(latent_dim, **frame_shape(image_shape), **(encoder or {}))
     if kind in (PoFlow, PaperCodeVAE):
-        parts["potential"] = _potential(potential, latent_dim, num_flows, generator)
+        for part in ("potential", "force") if kind is PaperCodeVAE else ("potential",):
+            parts[part] = make_potential(potential, latent_dim, num_flows, generator=generator, known=_POTENTIALS)
     else:
         settings["num_flows"] = num_flows
-    if kind is PaperCodeVAE:
-        parts["force"] = _potential(potential, latent_dim, num_flows, generator)
     return kind(**parts, **settings)
-
-
-def _potential(name: str, dim: int, num_flows: int, generator: torch.Generator | None) -> Potential:
-    if name not in _POTENTIALS:
-        raise ValueError(f"potential must be one of {_POTENTIALS}, got {name!r}")
-    if name == "paper":
-        return PaperPotential(dim, num_flows, generator=generator)
-    return MLPPotential(dim, num_flows, generator=generator)
