@@ -26,6 +26,8 @@ from flowfactor._rows import Rows
 from flowfactor._runge_kutta import tableau
 from flowfactor._way_back import go_back, rates_of
 from flowfactor.control import ResolvedControl
+from flowfactor.fields._tape import FieldTape
+from flowfactor.fields._weighted_tape import WeightedTape
 from flowfactor.path import SolveStats
 from flowfactor.solver import Solver
 
@@ -55,11 +57,20 @@ def solve_segment(
     table = tableau(flow.solver.method)
     if table is None or not _suits(flow.solver, y, segment.times, packing):
         return None
+    weights = acting.weights
     rows = Rows.of(acting, y.shape[:-1], flow.num_flows)
     if rows is None:
         return None
     along = None if probe is None else rows.arrange(probe)
-    tape = flow.field.tape(rows, want, flow.divergence if packing.log_det else None, along)
+    divergence = flow.divergence if packing.log_det else None
+    tape: FieldTape | WeightedTape | None
+    if weights is None:
+        tape = flow.field.tape(rows, want, divergence, along)
+    else:
+        every = Rows(y.shape[:-1], list(range(flow.num_flows)))
+        spread = None if along is None else along.expand(flow.num_flows, *along.shape[1:])
+        single = flow.field.tape(every, want, divergence, spread)
+        tape = None if single is None else WeightedTape(single, weights.reshape(-1, flow.num_flows))
     if tape is None:
         return None
     check_fixed_steps(flow.solver, segment.times)
@@ -172,8 +183,10 @@ class _Solve(torch.autograd.Function):
 def _by_autograd(plan: Plan, gradient: str, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients of `inputs` by the general solver, of which there are gradients again."""
     create = torch.is_grad_enabled()
-    wanted = [x for x in inputs if x.requires_grad]
     with torch.enable_grad():
+        # Inputs may depend on one another. As views of their own, none has a share in another's gradient.
+        inputs = [x.view_as(x) for x in inputs]
+        wanted = [x for x in inputs if x.requires_grad]
         outputs = plan.again(gradient, *inputs)
         found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in inputs]

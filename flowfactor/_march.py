@@ -14,6 +14,7 @@ from torch import Tensor
 from flowfactor._integrate import LOOK_EVERY
 from flowfactor._runge_kutta import StepControl, Steps, Tableau
 from flowfactor.fields._tape import FieldTape, Found
+from flowfactor.fields._weighted_tape import WeightedTape
 from flowfactor.fields.base import Evaluation
 from flowfactor.path import SolveStats
 from flowfactor.solver import Solver
@@ -64,7 +65,7 @@ class Block:
 class Plan:
     """What one solve needs to know."""
 
-    tape: FieldTape
+    tape: FieldTape | WeightedTape
     table: Tableau
     solver: Solver
     times: list[float]

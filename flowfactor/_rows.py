@@ -35,9 +35,12 @@ class Rows:
 
     @classmethod
     def of(cls, control: ResolvedControl, batch_shape: Sequence[int], num_flows: int) -> Rows | None:
-        """The rows of a control, or None where they cannot be laid out as one block without waste."""
+        """The rows of a control, or None where they cannot be laid out as one block without waste.
+
+        Under weights every flow acts on every sample: all are one group, whose flow says nothing.
+        """
         if control.weights is not None:
-            return None
+            return cls(batch_shape, [0])
         if not isinstance(control.index, Tensor):
             return cls(batch_shape, [control.index or 0])
         flat = control.index.reshape(-1)

@@ -54,8 +54,19 @@ def test_same_steps_values_and_gradients(
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_the_papers_potential(gradient: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    solver = ff.Solver("rk4", gradient=gradient)  # type: ignore[arg-type]
+    solver = ff.Solver("rk4", gradient=gradient)
     same_steps_values_and_gradients(field("paper", ""), solver, divergence, monkeypatch)
+
+
+@pytest.mark.parametrize(("method", "gradient"), [("dopri5", "direct"), ("rk4", "checkpoint"), ("euler", "direct")])
+@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge", "paper"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_superpositions(
+    method: str, gradient: str, kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solver = ff.Solver(method, gradient=gradient)
+    weights = (0.5 * torch.randn(5, K).double()).requires_grad_()
+    same_steps_values_and_gradients(field(kind, "logcosh"), solver, divergence, monkeypatch, weights)
 
 
 def same_steps_values_and_gradients(
@@ -63,17 +74,19 @@ def same_steps_values_and_gradients(
     solver: ff.Solver,
     divergence: str,
     monkeypatch: pytest.MonkeyPatch,
+    control: Tensor | None = None,
 ) -> None:
-    flow = ff.LatentFlow(field, solver, divergence=divergence)  # type: ignore[arg-type]
+    flow = ff.LatentFlow(field, solver, divergence=divergence)
     hj = ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())
     costs = {"hj": hj, "action": ff.regularizers.TransportCost(), "value": Value()}
-    index = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
+    if control is None:
+        control = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
     z0 = torch.randn(5, D).double().requires_grad_()
-    inputs = [z0, *flow.parameters(), *hj.parameters()]
+    inputs = [z0, *flow.parameters(), *hj.parameters(), *([control] if control.requires_grad else [])]
 
     def run(times: list[float]) -> tuple[ff.FlowPath, list[Tensor | None]]:
         t = torch.tensor(times).double()
-        path = flow(z0, t, index, log_det=True, costs=costs, generator=torch.Generator().manual_seed(3))
+        path = flow(z0, t, control, log_det=True, costs=costs, generator=torch.Generator().manual_seed(3))
         assert path.log_det is not None
         loss = path.z.sin().sum() + (path.z[1] ** 3).sum() + path.log_det[1].cos().sum() + path.log_det.sum()
         loss = loss + sum((c**2).sum() + c[1].sum() for c in path.costs.values())
@@ -105,16 +118,20 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Sequence[Tensor
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("control", ["some flows", "all flows", "weights"])
 @pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_gradients_of_gradients(kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    flow = ff.LatentFlow(field(kind, "logcosh"), ff.Solver("rk4"), divergence=divergence)  # type: ignore[arg-type]
+def test_gradients_of_gradients(control: str, kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = ff.LatentFlow(field(kind, "logcosh"), ff.Solver("rk4"), divergence=divergence)
     z = torch.randn(3, D).double().requires_grad_()
-    inputs = [z, *flow.parameters()]
+    acting = torch.tensor([2, 0, 2] if control == "some flows" else [2, 0, 1])
+    if control == "weights":
+        acting = (0.5 * torch.randn(3, K).double()).requires_grad_()
+    inputs = [z, *flow.parameters(), *([acting] if acting.requires_grad else [])]
 
     def run() -> Sequence[Tensor]:
         g = torch.Generator().manual_seed(1)
-        path = flow(z, [0.0, 1.0], torch.tensor([2, 0, 2]), log_det=True, generator=g)
+        path = flow(z, [0.0, 1.0], acting, log_det=True, generator=g)
         assert path.log_det is not None
         first = torch.autograd.grad(path.z[-1].sin().sum() + path.log_det[-1].sum(), inputs, create_graph=True)
         second = torch.autograd.grad(sum(x.square().sum() for x in first), inputs, allow_unused=True)
@@ -168,7 +185,7 @@ def test_a_cost_of_the_users_own_keeps_its_gradients() -> None:
 @pytest.mark.parametrize("norm", ["sample", "batch"])
 def test_schedules_and_groups_of_unequal_size(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeated rows count once in a mean, and tolerances know what a log-determinant holds already."""
-    flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver(rtol=1e-3, atol=1e-6, norm=norm))  # type: ignore[arg-type]
+    flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver(rtol=1e-3, atol=1e-6, norm=norm))
     control = ff.Schedule([(0.0, torch.tensor([1, 0, 2, 2, 0])), (0.6, 1), (1.3, torch.tensor([2, 2, 0, 0, 1]))])
     z = torch.randn(5, D).double().requires_grad_()
 
@@ -222,7 +239,7 @@ def test_checkpoint_takes_and_replays_the_steps_of_direct(method: str, kind: str
 
     def run(gradient: str) -> tuple[ff.FlowPath, Sequence[Tensor]]:
         step = 0.1 if method == "rk4" else None
-        solver = ff.Solver(method, 1e-8, 1e-8, gradient=gradient, step_size=step)  # type: ignore[arg-type]
+        solver = ff.Solver(method, 1e-8, 1e-8, gradient=gradient, step_size=step)
         flow = ff.LatentFlow(made, solver, divergence="hutchinson")
         g = torch.Generator().manual_seed(1)
         path = flow(z, times, torch.tensor([1, 0, 2, 2, 0]), log_det=True, costs={"hj": hj}, generator=g)
@@ -240,22 +257,27 @@ def test_checkpoint_takes_and_replays_the_steps_of_direct(method: str, kind: str
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("control", ["index", "weights"])
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
 @pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge", "paper"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_the_adjoint_equation_has_the_gradient_of_the_solution(method: str, kind: str, divergence: str) -> None:
+def test_the_adjoint_equation_has_the_gradient_of_the_solution(
+    control: str, method: str, kind: str, divergence: str
+) -> None:
     made = field(kind, "logcosh")
     hj = ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())
     z = torch.randn(5, D).double().requires_grad_()
-    inputs = [z, *made.parameters(), *hj.parameters()]
+    acting = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
+    if control == "weights":
+        acting = (0.5 * torch.randn(5, K).double()).requires_grad_()
+    inputs = [z, *made.parameters(), *hj.parameters(), *([acting] if acting.requires_grad else [])]
     step = 0.02 if method == "rk4" else None
 
     def run(gradient: str, scale: float = 1.0) -> Sequence[Tensor]:
-        solver = ff.Solver(method, 1e-9, 1e-9, gradient=gradient, step_size=step)  # type: ignore[arg-type]
-        flow = ff.LatentFlow(made, solver, divergence=divergence)  # type: ignore[arg-type]
+        solver = ff.Solver(method, 1e-9, 1e-9, gradient=gradient, step_size=step)
+        flow = ff.LatentFlow(made, solver, divergence=divergence)
         g = torch.Generator().manual_seed(1)
-        control = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
-        path = flow(z, [0.0, 0.3, 1.0], control, log_det=True, costs={"hj": hj}, generator=g)
+        path = flow(z, [0.0, 0.3, 1.0], acting, log_det=True, costs={"hj": hj}, generator=g)
         assert path.log_det is not None
         loss = path.z.sin().sum() + path.log_det.sum() + path.costs["hj"].sum()
         found = torch.autograd.grad(scale * loss, inputs)
