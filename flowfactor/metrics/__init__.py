@@ -2,7 +2,12 @@
 
 from flowfactor.metrics.composition import CompositionError, ErrorCurve, composition_error, extrapolation_error
 from flowfactor.metrics.dci import DCI, dci
-from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, latent_equivariance_error
+from flowfactor.metrics.equivariance import (
+    EquivarianceError,
+    NoLatentFlowError,
+    equivariance_error,
+    latent_equivariance_error,
+)
 from flowfactor.metrics.estimates import Estimate, wilson
 from flowfactor.metrics.gaps import GapScore, mig, sap
 from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood, paper_log_likelihood
@@ -28,6 +33,7 @@ __all__ = [
     "GapScore",
     "LogLikelihood",
     "MatchedModel",
+    "NoLatentFlowError",
     "SpikeMetrics",
     "Traversal",
     "TraversalError",

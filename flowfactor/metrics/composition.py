@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset, weights_schedule
-from flowfactor.metrics.equivariance import evaluating
+from flowfactor.metrics._checks import check_order
 from flowfactor.metrics.estimates import (
     CONFIDENCE,
     Estimate,
@@ -270,9 +271,7 @@ def _checked(batch: Mapping[str, Any], model: Any, order: Tensor | None) -> tupl
     weights = weights.to(frames)
     if order is None:
         return frames, t, weights
-    order = torch.as_tensor(order, device=weights.device).long()
-    if sorted(order.flatten().tolist()) != list(range(flows)):
-        raise ValueError(f"order must name each of 0 to {flows - 1} once, got {order.tolist()}")
+    order = check_order(order, flows).to(weights.device)
     return frames, t, torch.zeros_like(weights).index_copy(2, order, weights)
 
 

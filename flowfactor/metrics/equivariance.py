@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowfactor._evaluating import evaluating
 from flowfactor.control import Control
 from flowfactor.data import SequenceDataset
+from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 
@@ -80,8 +82,7 @@ def equivariance_error(
         >>> ff.metrics.equivariance_error(model, data).mean.shape
         torch.Size([1])
     """
-    if model.num_flows != data.num_flows:
-        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    check_flows(model, data)
     errors: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     resting: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
@@ -126,7 +127,7 @@ def latent_equivariance_error(
         The errors, ``[K]``, relative to doing nothing.
 
     Raises:
-        TypeError: If the model has no latent flow.
+        NoLatentFlowError: If the model has no latent flow.
         ValueError: If the model has other flows than the data set, there are no images, or the codes of the true frames
             of a transformation do not move at all.
 
@@ -137,8 +138,7 @@ def latent_equivariance_error(
         >>> ff.metrics.latent_equivariance_error(model, data).doing_nothing
         tensor([1.])
     """
-    if model.num_flows != data.num_flows:
-        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    check_flows(model, data)
     missed: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     moved: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
@@ -157,14 +157,26 @@ def latent_equivariance_error(
     return EquivarianceError(ratio, error, torch.ones_like(ratio), miss.shape[1], names)
 
 
+class NoLatentFlowError(TypeError):
+    """A model has no latent flow to measure.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> ff.metrics.MatchedModel(object(), torch.tensor([0])).path(torch.zeros(1, 4), [0.0, 1.0])
+        Traceback (most recent call last):
+        ...
+        flowfactor.metrics.equivariance.NoLatentFlowError: a object has no latent flow: it needs flow(z0, t, control), ...
+    """
+
+
 def latent_path(model: Any, z0: Tensor, t: Tensor, control: Control) -> Tensor:
-    """Latents ``[T, B, D]`` along a model's transformation, from ``z0 [B, D]``; TypeError where it has none."""
+    """Latents ``[T, B, D]`` along a model's transformation, from ``z0 [B, D]``; NoLatentFlowError where it has none."""
     if callable(getattr(model, "path", None)):
         return model.path(z0, t, control)
     # Some models run their flow in another way under some controls, as their own transform does.
     flow = model._flow_for(control) if hasattr(model, "_flow_for") else getattr(model, "flow", None)
     if flow is None:
-        raise TypeError(
+        raise NoLatentFlowError(
             f"a {type(model).__name__} has no latent flow: it needs flow(z0, t, control), a flowfactor.LatentFlow, or "
             "path(z0, t, control). Where a latent dimension stands in for a transformation, see TraversalModel"
         )
@@ -184,19 +196,3 @@ def every_flow(data: SequenceDataset, limit: int | None, batch_size: int) -> Ite
             raise ValueError(f"the data set has no sequence of flow {k}")
         for chosen in own.split(batch_size):
             yield k, data.batch(chosen, torch.full((len(chosen),), k))
-
-
-class evaluating:  # noqa: N801 - reads as a verb: with evaluating(model)
-    """Puts a model into evaluation mode for a while and back again."""
-
-    def __init__(self, model: object) -> None:
-        self.model = model
-        self.training = isinstance(model, nn.Module) and model.training
-
-    def __enter__(self) -> None:
-        if isinstance(self.model, nn.Module):
-            self.model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        if isinstance(self.model, nn.Module):
-            self.model.train(self.training)

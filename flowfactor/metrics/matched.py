@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset
 from flowfactor.data.combined import CombinedSequences
-from flowfactor.metrics.equivariance import evaluating, every_flow, latent_path
+from flowfactor.metrics._checks import check_flows
+from flowfactor.metrics.equivariance import every_flow, latent_path
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
 
 
@@ -39,7 +41,7 @@ def match_flows(
     Raises:
         ValueError: If the model has other flows than the data set.
     """
-    _check_flows(model, data)
+    check_flows(model, data)
     predicted, true = [], []
     with evaluating(model):
         for k, batch in every_flow(data, limit, batch_size):
@@ -75,18 +77,13 @@ def match_spikes(
     Raises:
         ValueError: If the model has other flows than the data set.
     """
-    _check_flows(model, data)
+    check_flows(model, data)
     found, true = [], []
     with evaluating(model):
         for active, frames in _known_activity(data, limit, batch_size):
             found.append((model.infer_weights(frames).spike_probs > threshold).cpu())
             true.append(active.cpu())
     return spike_metrics(torch.cat(found), torch.cat(true), order=order)
-
-
-def _check_flows(model: Any, data: SequenceDataset) -> None:
-    if model.num_flows != data.num_flows:
-        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
 
 
 def _known_activity(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,6 +99,11 @@ def _known_activity(data: SequenceDataset, limit: int | None, batch_size: int) -
         yield active, batch["frames"]
 
 
+def infers_k(model: Any) -> bool:
+    """Whether a model infers which transformation acts, so that its flows have to be matched to the true ones."""
+    return getattr(model, "supervision", "full") != "full"
+
+
 def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str, ...]:
     """Names the flows of a model by what they do: those of the data set, in the order that the model has them.
 
@@ -113,7 +115,7 @@ def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str
     Returns:
         The names, ``[K]``.
     """
-    if getattr(model, "supervision", "full") == "full":
+    if not infers_k(model):
         return data.flow_names
     order = match_flows(model, data, limit=limit).order
     return tuple(data.flow_names[k] for k in order.argsort().tolist())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactor.errors import require
+from flowfactor.metrics._checks import check_order
 from flowfactor.metrics.estimates import CONFIDENCE, Estimate, normal_quantile, wilson
 
 
@@ -79,12 +80,7 @@ def factor_accuracy(
         shapes = f"{list(predicted.shape)} and {list(true.shape)}"
         raise ValueError(f"predicted and true must hold one factor a sample, shape [N] with N > 0, got {shapes}")
     confusion = torch.bincount(true * num_factors + predicted, minlength=num_factors**2).reshape(num_factors, -1)
-    if order is None:
-        order = _assign(confusion)[1]
-    else:
-        order = torch.as_tensor(order).cpu().long()
-        if sorted(order.flatten().tolist()) != list(range(num_factors)):
-            raise ValueError(f"order must name each of 0 to {num_factors - 1} once, got {order.tolist()}")
+    order = _assign(confusion)[1] if order is None else check_order(order, num_factors).cpu()
     hits = int(confusion[torch.arange(num_factors), order].sum())
     return FactorAccuracy(wilson(hits, len(true), confidence=confidence), order, confusion)
 

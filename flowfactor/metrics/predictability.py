@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowfactor.metrics.equivariance import evaluating
+from flowfactor._evaluating import evaluating
 from flowfactor.metrics.estimates import CONFIDENCE, Estimate, student_quantile, wilson
 
 _BATCH = 64

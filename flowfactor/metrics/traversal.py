@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowfactor.control import Control, times
+from flowfactor._evaluating import evaluating
+from flowfactor.control import Control, times, travelled
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, evaluating, every_flow
-from flowfactor.models.baselines.base import travelled
+from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, every_flow
 from flowfactor.models.checks import check_frames
 
 _RANGES = tuple(half / 2 for half in range(-12, 13))

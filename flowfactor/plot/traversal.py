@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowfactor._evaluating import evaluating
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.plot.grid import (
@@ -260,7 +260,7 @@ def _follow(
     starts = batch.repeat(len(chosen), 1, 1, 1)
     control = torch.tensor(chosen, device=x0.device).repeat_interleave(len(batch))
     ticks = torch.tensor(times, dtype=x0.dtype, device=x0.device)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         frames = _transformed(model, starts, ticks[origin:], control)
         if origin:
             before = _transformed(model, starts, ticks[: origin + 1].flip(0), control)
@@ -323,19 +323,6 @@ def _columns(t: Tensor | Sequence[float] | None, at: float, steps: int, per_step
     if abs(float(values[nearest]) - float(at)) > 1e-6 * max(1.0, abs(float(at))):
         raise ValueError(f"t must contain {float(at):g}, the time of x0 (argument at); got {values.tolist()}")
     return tuple(values.tolist()), nearest
-
-
-@contextmanager
-def _evaluating(model: object) -> Iterator[None]:
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module.training for module in modules]
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode
 
 
 def _draw_frame(picture: Picture, layout: Layout, column: int, group: int) -> None:

@@ -1,0 +1,24 @@
+"""Checks that several metrics share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfactor.data import SequenceDataset
+
+
+def check_flows(model: Any, data: SequenceDataset) -> None:
+    """Checks that a model has as many flows as a data set has transformations; raises ValueError."""
+    if model.num_flows != data.num_flows:
+        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+
+
+def check_order(order: Any, count: int) -> Tensor:
+    """Checks that an order names each of ``count`` flows once, or raises ValueError; returns it as indices ``[K]``."""
+    order = torch.as_tensor(order).long()
+    if sorted(order.flatten().tolist()) != list(range(count)):
+        raise ValueError(f"order must name each of 0 to {count - 1} once, got {order.tolist()}")
+    return order
