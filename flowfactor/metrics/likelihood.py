@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +12,11 @@ import torch
 from torch import Tensor
 
 from flowfactor import objectives
+from flowfactor._evaluating import evaluating
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics.equivariance import evaluating, every_flow
+from flowfactor.latent_flow import LatentFlow
+from flowfactor.metrics._checks import check_flows
+from flowfactor.metrics.equivariance import every_flow
 from flowfactor.metrics.estimates import mean_bounds
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 
@@ -69,7 +74,8 @@ def log_likelihood(
     r"""The importance-weighted bound on data, in nats per frame.
 
     $\ln \frac1S \sum_s w_s$ with $w = p(x, z) / q(z)$ (Burda et al., ICLR 2016, eq. 8), a lower bound in expectation for
-    every S that tightens as S grows.
+    every S that tightens as S grows. Log-determinants are taken with the exact divergence, whatever the model's flow is
+    set to: noise of an estimate within the logarithm would raise the mean, and the value would be no bound.
 
     Args:
         model: A model with ``log_likelihood(frames, t, k, samples)``.
@@ -92,15 +98,28 @@ def log_likelihood(
         >>> ff.metrics.log_likelihood(model, data, samples=2).likelihood
         'bernoulli'
     """
-    if model.num_flows != data.num_flows:
-        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    check_flows(model, data)
     bounds: list[list[torch.Tensor]] = [[] for _ in range(data.num_flows)]
-    with evaluating(model):
+    with evaluating(model), _exact_divergence(model):
         for k, batch in every_flow(data, limit, batch_size):
             whole = model.log_likelihood(batch["frames"], batch["t"], batch["k"], samples, generator=generator)
             bounds[k].append(whole / batch["frames"].shape[1])
     likelihood = getattr(getattr(model.decoder, "likelihood", None), "name", "custom")
     return _result(bounds, samples, likelihood, model.objective)
+
+
+@contextmanager
+def _exact_divergence(model: Any) -> Iterator[None]:
+    """Makes a model's flow take its divergence exactly for a while."""
+    flow = getattr(model, "flow", None)
+    if not isinstance(flow, LatentFlow):
+        yield
+        return
+    divergence, flow.divergence = flow.divergence, "exact"
+    try:
+        yield
+    finally:
+        flow.divergence = divergence
 
 
 def _result(values: list[list[Tensor]], samples: int, likelihood: str, objective: str) -> LogLikelihood:
@@ -130,8 +149,8 @@ def paper_log_likelihood(
     the divergence and can exceed what any unit-variance decoder reaches ($-\frac{D}{2} \ln 2\pi$ a frame of D values).
     Take `log_likelihood` for a bound.
 
-    Densities here are exact, where the authors' code has a first-order form that is no determinant. A model without a
-    transformation (``has_transformation`` is False) keeps $z_t = z_0$.
+    Densities here are exact, whatever divergence the model's flow is set to; the authors' code has a first-order form that
+    is no determinant. A model without a transformation (``has_transformation`` is False) keeps $z_t = z_0$.
 
     Args:
         model: A model with ``encode``, ``decode``, ``prior`` and ``flow``, or without a transformation.
@@ -154,14 +173,13 @@ def paper_log_likelihood(
         >>> ff.metrics.paper_log_likelihood(model, data).objective
         'paper-protocol'
     """
-    if model.num_flows != data.num_flows:
-        raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")
+    check_flows(model, data)
     flow, prior = getattr(model, "flow", None), getattr(model, "prior", None)
     still = getattr(model, "has_transformation", True) is False
     if prior is None or (flow is None and not still):
         raise TypeError(f"a {type(model).__name__} has no flow and prior, whose densities the paper's protocol takes")
     values: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
-    with evaluating(model):
+    with evaluating(model), _exact_divergence(model):
         for k, batch in every_flow(data, limit, batch_size):
             frames, t = batch["frames"], batch["t"]
             q = model.encode(frames[:, 0])

@@ -13,6 +13,7 @@ from torch import Tensor
 from flowfactor.data import FactorSequences, SequenceDataset
 from flowfactor.errors import FlowSolveError
 from flowfactor.metrics import (
+    NoLatentFlowError,
     Traversal,
     TraversalModel,
     dci,
@@ -211,7 +212,7 @@ def _tried(wanted: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"missing": "not asked for"}
     try:
         return work()
-    except (ValueError, TypeError, ImportError, FlowSolveError) as error:
+    except (ValueError, NoLatentFlowError, ImportError, FlowSolveError) as error:
         return {"missing": str(error)}
 
 
@@ -224,21 +225,8 @@ def _likelihood(
     def work() -> dict[str, Any]:
         source = measured if isinstance(measured, MatchedModel) else model
         generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-        flow = getattr(model, "flow", None)
-        divergence = getattr(flow, "divergence", None)
-        if flow is not None:
-            flow.divergence = "exact"  # an estimate within the logarithm of the bound would bias it
-        try:
-            bound = log_likelihood(
-                source,
-                test,
-                samples=settings.likelihood_samples,
-                limit=settings.likelihood_images,
-                generator=generator,
-            )
-        finally:
-            if flow is not None:
-                flow.divergence = divergence
+        count, limit = settings.likelihood_samples, settings.likelihood_images
+        bound = log_likelihood(source, test, samples=count, limit=limit, generator=generator)
         if not math.isfinite(bound.per_frame):
             raise ValueError(f"the bound is {bound.per_frame}")
         return bound.as_dict()

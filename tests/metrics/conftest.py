@@ -51,6 +51,12 @@ def pixel_model() -> Callable[..., ff.models.FlowFactorizedVAE]:
 
 
 @pytest.fixture
+def seeded() -> Callable[[int], torch.Generator]:
+    """Makes a new generator of a seed, to draw the same numbers again."""
+    return lambda seed: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
 def brightened() -> Callable[..., torch.Tensor]:
     def frames(weights: torch.Tensor) -> torch.Tensor:
         """True frames [B, T+1, 1, 4, 4] under weights [B, T, K]."""

@@ -70,13 +70,28 @@ def test_models_without_a_latent_flow_and_codes_that_rest_are_refused(pixel_mode
         num_flows = 2
         encode = staticmethod(pixel_model().encode)
 
-    with pytest.raises(TypeError, match="no latent flow"):
+    assert issubclass(ff.metrics.NoLatentFlowError, TypeError)
+    with pytest.raises(ff.metrics.NoLatentFlowError, match="no latent flow"):
         ff.metrics.latent_equivariance_error(Flowless(), data)
     with pytest.raises(ValueError, match="3 flows"):
         ff.metrics.latent_equivariance_error(pixel_model(3), data)
     still = ff.data.Sequences(torch.rand(4, 1, 1, 4, 4).expand(4, 3, 1, 4, 4), [0, 1, 0, 1])
     with pytest.raises(ValueError, match="do not move"):
         ff.metrics.latent_equivariance_error(pixel_model(), still)
+
+
+def test_a_benchmark_notes_missing_flows_and_no_other_wrong_types() -> None:
+    from flowfactor.training.evaluation import _tried
+
+    def raising(error: Exception):
+        def work() -> dict[str, object]:
+            raise error
+
+        return work
+
+    assert _tried(1, raising(ff.metrics.NoLatentFlowError("no flow"))) == {"missing": "no flow"}
+    with pytest.raises(TypeError, match="a bug"):
+        _tried(1, raising(TypeError("a bug")))
 
 
 def test_intervals_of_means_are_normal_ones(pixel_model, brightened) -> None:
@@ -105,7 +120,7 @@ def test_the_papers_protocol_is_its_formula_and_exceeds_every_bound(pixel_model,
     json.dumps(value.as_dict())
 
 
-def test_the_papers_protocol_of_models_without_transformation_keeps_the_latent(pixel_model, brightened) -> None:
+def test_the_papers_protocol_of_models_without_transformation_keeps_the_latent(pixel_model, brightened, seeded) -> None:
     data = _data(brightened)
     still = pixel_model(speed=0.0)
 
@@ -113,8 +128,7 @@ def test_the_papers_protocol_of_models_without_transformation_keeps_the_latent(p
         num_flows, has_transformation = 2, False
         encode, decode, prior = staticmethod(still.encode), staticmethod(still.decode), still.prior
 
-    g = lambda: torch.Generator().manual_seed(0)  # noqa: E731
-    one, two = (ff.metrics.paper_log_likelihood(m, data, generator=g()) for m in (still, Resting()))
+    one, two = (ff.metrics.paper_log_likelihood(m, data, generator=seeded(0)) for m in (still, Resting()))
     assert one.per_frame == pytest.approx(two.per_frame, rel=1e-5)
 
     class Lost:

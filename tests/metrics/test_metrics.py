@@ -71,16 +71,63 @@ def test_with_the_exact_posterior_every_bound_is_the_evidence() -> None:
         torch.testing.assert_close(model.log_likelihood(x, [0.0], 0, samples), evidence, atol=1e-4, rtol=1e-4)
 
 
-def test_log_likelihood_averages_nats_per_frame_and_names_its_likelihood() -> None:
+def test_log_likelihood_averages_nats_per_frame_and_names_its_likelihood(seeded) -> None:
     data = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=2)
     model = ff.models.build_vae((1, 8, 8), num_flows=1, latent_dim=4, hidden=(8, 8), likelihood="gaussian").eval()
-    g = lambda: torch.Generator().manual_seed(3)  # noqa: E731
-    result = ff.metrics.log_likelihood(model, data, samples=4, generator=g())
+    result = ff.metrics.log_likelihood(model, data, samples=4, generator=seeded(3))
     batch = data.batch(torch.arange(4), 0)
     with torch.no_grad():
-        whole = model.log_likelihood(batch["frames"], batch["t"], batch["k"], 4, generator=g())
+        whole = model.log_likelihood(batch["frames"], batch["t"], batch["k"], 4, generator=seeded(3))
     assert result.per_frame == pytest.approx(float(whole.mean()) / 3, rel=1e-5)
     assert (result.likelihood, result.objective, result.count, result.samples) == ("gaussian", "path", 4, 4)
+
+
+def _estimating(**settings) -> ff.models.FlowFactorizedVAE:
+    """A model whose bound holds log-determinants, with estimated divergences."""
+    settings |= {"objective": "marginal", "divergence": "hutchinson", "solver": {"method": "rk4", "step_size": 1.0}}
+    return ff.models.build_vae((1, 8, 8), num_flows=2, latent_dim=4, hidden=(8, 8), **settings).eval()
+
+
+def _turns() -> ff.data.TransformedImages:
+    turns = {"left": (ff.data.Rotate(), 0, 80), "right": (ff.data.Rotate(), 0, -80)}
+    return ff.data.TransformedImages(torch.rand(4, 1, 8, 8), turns, steps=2)
+
+
+@pytest.mark.parametrize("metric", [ff.metrics.log_likelihood, ff.metrics.paper_log_likelihood])
+def test_likelihoods_take_the_exact_divergence(metric, monkeypatch: pytest.MonkeyPatch, seeded) -> None:
+    model, data = _estimating(), _turns()
+    found = metric(model, data, generator=seeded(3))
+    assert model.flow.divergence == "hutchinson"
+    model.flow.divergence = "exact"
+    assert found == metric(model, data, generator=seeded(3))
+
+    def broken(x: torch.Tensor) -> None:
+        raise RuntimeError("broken")
+
+    model.flow.divergence = "hutchinson"
+    monkeypatch.setattr(model, "encode", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        metric(model, data)
+    assert model.flow.divergence == "hutchinson"
+
+
+@pytest.mark.parametrize("settings", [{}, {"supervision": "weak", "num_frames": 3}])
+def test_evaluation_reports_the_bound_with_the_exact_divergence(settings: dict[str, object]) -> None:
+    from flowfactor.training.evaluation import evaluate
+
+    model, data = _estimating(**settings), _turns()
+    found = evaluate(model, data, samples=2)["log_likelihood"]
+    model.flow.divergence = "exact"
+    assert found == evaluate(model, data, samples=2)["log_likelihood"]
+
+
+@pytest.mark.parametrize("metric", [ff.metrics.equivariance_error, ff.metrics.log_likelihood])
+def test_metrics_leave_every_module_in_the_mode_it_was_in(metric) -> None:
+    model = _estimating().train()
+    model.encoder.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    metric(model, _turns())
+    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 def test_a_model_with_other_flows_is_refused() -> None:
