@@ -194,13 +194,18 @@ class LatentFlow(nn.Module):
             z1, reverse.flip(0) if reverse.ndim else reverse, control, log_det=log_det, costs=costs, generator=generator
         )
 
-    def transform(self, t0: float, t1: float, control: Control = 0) -> FlowTransform:
+    def transform(
+        self, t0: float, t1: float, control: Control = 0, *, generator: torch.Generator | None = None
+    ) -> FlowTransform:
         """The map from states at ``t0`` to states at ``t1`` as a transform of torch.distributions.
+
+        With ``divergence="hutchinson"`` its log-determinants, and the densities made with them, are random estimates.
 
         Args:
             t0: Start, in frames.
             t1: End, in frames; it may lie before ``t0``.
             control: Which flow acts. Its batch shape must broadcast to that of the states.
+            generator: Source of Hutchinson's probes, which the transform keeps.
 
         Returns:
             A bijective transform of vectors, with an inverse and a log-determinant.
@@ -217,10 +222,21 @@ class LatentFlow(nn.Module):
             >>> q.log_prob(q.sample((5,))).shape
             torch.Size([5])
         """
-        return FlowTransform(self, t0, t1, control)
+        return FlowTransform(self, t0, t1, control, generator=generator)
 
-    def push(self, q0: Distribution, t: float | Tensor, control: Control = 0, *, t0: float = 0.0) -> Distribution:
+    def push(
+        self,
+        q0: Distribution,
+        t: float | Tensor,
+        control: Control = 0,
+        *,
+        t0: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Distribution:
         r"""The distribution of z_t, given that of z_0: $\ln q_t(z_t) = \ln q_0(z_0) - \int_0^t \nabla\cdot v_c\,ds$.
+
+        With ``divergence="hutchinson"`` its ``log_prob`` is an unbiased estimate of $\ln q_t$, random at every call, whose
+        exponential is biased upwards; samples are not affected.
 
         Args:
             q0: Distribution of states at ``t0``: of vectors (event shape ``[D]``), or of independent coordinates (batch
@@ -228,6 +244,7 @@ class LatentFlow(nn.Module):
             t: Time in frames.
             control: Which flow acts.
             t0: Time of ``q0``, in frames.
+            generator: Source of Hutchinson's probes, which the distribution keeps.
 
         Returns:
             A distribution with ``rsample`` (where ``q0`` has it), ``sample`` and ``log_prob``.
@@ -256,7 +273,7 @@ class LatentFlow(nn.Module):
         t = float(t)
         if t == float(t0):
             return q0
-        return TransformedDistribution(q0, [self.transform(t0, t, control).with_cache()])
+        return TransformedDistribution(q0, [self.transform(t0, t, control, generator=generator).with_cache()])
 
     def _checked(self, z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
         check_state(z0, self.dim, self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
@@ -18,7 +19,8 @@ class FlowTransform(Transform):
     """The map from states at ``t0`` to states at ``t1`` along a latent flow.
 
     One solve gives both the mapped states and their log-determinant; the last one is kept, so that asking for both costs
-    one solve only.
+    one solve only. Where the flow's divergence is ``"hutchinson"``, log-determinants are unbiased estimates, with a new
+    probe for every solve: densities are then random.
 
     Args:
         flow: The latent flow.
@@ -26,6 +28,7 @@ class FlowTransform(Transform):
         t1: End, in frames.
         control: Which flow acts.
         cache_size: As for any torch transform, 0 or 1.
+        generator: Source of Hutchinson's probes.
 
     Raises:
         ValueError: If a time is not finite or both are equal.
@@ -35,7 +38,15 @@ class FlowTransform(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, flow: LatentFlow, t0: float, t1: float, control: Control = 0, cache_size: int = 0) -> None:
+    def __init__(
+        self,
+        flow: LatentFlow,
+        t0: float,
+        t1: float,
+        control: Control = 0,
+        cache_size: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__(cache_size=cache_size)
         t0, t1 = float(t0), float(t1)
         if not (math.isfinite(t0) and math.isfinite(t1)) or t0 == t1:
@@ -44,6 +55,7 @@ class FlowTransform(Transform):
         self.t0 = t0
         self.t1 = t1
         self.control = control
+        self.generator = generator
         self._solved: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -51,23 +63,23 @@ class FlowTransform(Transform):
             return False
         return (self.t0, self.t1) == (other.t0, other.t1) and self.control is other.control
 
-    __hash__ = None  # type: ignore[assignment]  # as torch's own transforms: they compare by value
+    __hash__ = None  # as torch's own transforms: they compare by value
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
         """The same transform with torch's cache of the last pair switched on or off."""
         if self._cache_size == cache_size:
             return self
-        return FlowTransform(self.flow, self.t0, self.t1, self.control, cache_size)
+        return FlowTransform(self.flow, self.t0, self.t1, self.control, cache_size, self.generator)
 
     def _call(self, x: Tensor) -> Tensor:
-        path = self.flow(x, [self.t0, self.t1], self.control, log_det=True)
+        path = self.flow(x, [self.t0, self.t1], self.control, log_det=True, generator=self.generator)
         y = path.z[-1]
         assert path.log_det is not None
         self._solved = (x, y, path.log_det[-1])
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        path = self.flow.inverse(y, [self.t0, self.t1], self.control, log_det=True)
+        path = self.flow.inverse(y, [self.t0, self.t1], self.control, log_det=True, generator=self.generator)
         x = path.z[-1]
         assert path.log_det is not None
         self._solved = (x, y, -path.log_det[-1])

@@ -56,6 +56,30 @@ def test_transforms_compose_and_invert() -> None:
     assert cached(z) is cached(z) and cached.with_cache() is cached
 
 
+def test_a_distribution_pushed_nowhere_is_itself() -> None:
+    q0 = base()
+    assert ff.LatentFlow(_Counting()).push(q0, 0.5, t0=0.5) is q0
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_estimated_densities_come_from_the_generator_given(inverse: bool) -> None:
+    flow = ff.LatentFlow(ff.fields.FreeField(2, init_scale=3.0).double(), ff.Solver("rk4"), divergence="hutchinson")
+    z = torch.randn(6, 2).double()
+
+    def log_prob(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        if not inverse:
+            return flow.push(base(), 1.0, generator=generator).log_prob(z)
+        back = flow.transform(1.0, 0.0, generator=generator).inv.with_cache()
+        return TransformedDistribution(base(), [back]).log_prob(z)
+
+    state = torch.get_rng_state()
+    assert torch.equal(log_prob(1), log_prob(1)) and not torch.equal(log_prob(1), log_prob(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    kept = torch.Generator()
+    assert flow.transform(0.0, 1.0, generator=kept).with_cache().generator is kept
+
+
 def test_equality_and_constraints() -> None:
     flow = ff.LatentFlow(_Counting())
     assert flow.transform(0.0, 1.0, 1) == flow.transform(0.0, 1.0, 1)
@@ -90,9 +114,8 @@ def test_reparametrised_samples_carry_gradients() -> None:
 
 def test_bad_arguments_are_named() -> None:
     flow = ff.LatentFlow(_Counting())
-    assert flow.push(base(), 0.0) is not None
     with pytest.raises(TypeError, match="Distribution"):
-        flow.push(torch.zeros(2), 1.0)  # type: ignore[arg-type]
+        flow.push(torch.zeros(2), 1.0)
     with pytest.raises(ValueError, match=r"event shape \[2\]"):
         flow.push(Independent(Normal(torch.zeros(3), torch.ones(3)), 1), 1.0)
     with pytest.raises(ValueError, match="event shape"):
