@@ -32,6 +32,7 @@ def trajectories(
     control: Control = 0,
     *,
     axes: tuple[int, int] | Tensor = (0, 1),
+    at: Tensor | None = None,
     log_det: bool = False,
     ax: Axes | None = None,
 ) -> Figure:
@@ -46,7 +47,9 @@ def trajectories(
         z0: Starts ``[N, D]``.
         t: Times in frames, strictly monotone, ``[T]`` with T > 1.
         control: Which flow acts: an int, an index per start ``[N]``, weights or a schedule.
-        axes: The two coordinates shown, or two orthonormal directions ``[2, D]`` to project onto.
+        axes: The two coordinates shown, the horizontal one first, or two orthonormal directions ``[2, D]`` to project onto.
+        at: A point ``[D]`` that the positions along two directions count from, as in `potential_surface`; the origin where
+            None. Coordinates are shown as they are.
         log_det: Whether to colour by ln |det dz_t/dz_0| instead of time.
         ax: Axes to draw on; a new figure where None.
 
@@ -72,12 +75,14 @@ def trajectories(
         found = list(z0.shape) if isinstance(z0, Tensor) else type(z0).__name__
         raise ValueError(f"z0 must be a tensor of starts [N, {flow.dim}], got {found}")
     plane, labels = _plane(axes, flow.dim, z0)
+    origin = _origin(at, flow.dim, z0).to(plane)
     collections = require("matplotlib.collections", extra="plot")
     with torch.no_grad():
         path = flow(z0, t, control, log_det=log_det)
     if len(path.t) < 2:
         raise ValueError(f"t must hold at least two times to draw a path, got {path.t.tolist()}")
-    points = _array(path.z @ plane.T)  # [T, N, 2]
+    z = path.z - origin if isinstance(axes, Tensor) else path.z
+    points = _array(z @ plane.T)  # [T, N, 2]
     if log_det:
         assert path.log_det is not None  # it was asked for
         values = _array(path.log_det)
@@ -125,7 +130,7 @@ def potential_surface(
         t: Time in frames.
         control: Which flow acts: an int, weights ``[K]`` or a schedule.
         extent: The part of the plane that is shown: ``(left, right, bottom, top)``, or r for (-r, r, -r, r).
-        axes: The two coordinates that span the plane, or two orthonormal directions ``[2, D]``.
+        axes: The two coordinates that span the plane, the horizontal one first, or two orthonormal directions ``[2, D]``.
         at: A point ``[D]`` of the plane; the origin where None. Along two coordinates, its own values of them do not
             matter; along two directions, ``extent`` counts from it.
         resolution: Points along each axis at which the potential is evaluated.
@@ -244,7 +249,7 @@ def _scaled(gradient: NDArray, x: NDArray, y: NDArray) -> NDArray:
 
 def _potential_of(potential: object) -> Potential:
     field = potential.field if isinstance(potential, LatentFlow) else potential
-    found = field.potential if isinstance(field, Field) and field.has_potential else field  # pyright: ignore
+    found = field.potential if isinstance(field, Field) and field.has_potential else field
     if not isinstance(found, Potential):
         raise TypeError(
             f"potential must be a flowfactor Potential, or a field or flow that has one; got {type(found).__name__}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
@@ -56,6 +57,20 @@ def test_each_start_may_follow_its_own_flow_into_a_projection(saddle) -> None:
     figure = plot.trajectories(ff.LatentFlow(saddle), z0, [0.0, 1.0], torch.tensor([0, 1]), axes=directions)
     ends = np.array(lines_of(figure).get_segments())[:, 1]
     np.testing.assert_allclose(ends, [[s * math.exp(2), 0.0], [3 * s, 1.0]], atol=1e-3)
+
+
+def test_paths_and_surfaces_along_directions_count_from_the_same_point(saddle) -> None:
+    flow, at, directions = ff.LatentFlow(saddle), torch.tensor([0.5, 1.0, 2.0]), torch.eye(3)[[2, 0]]
+    z0 = torch.tensor([[1.0, 5.0, 2.25]])
+    figure = plot.trajectories(flow, z0, [0.0, 1.0], axes=directions, at=at)
+    np.testing.assert_allclose(np.array(lines_of(figure).get_segments())[0, 0], [0.25, 0.5], atol=1e-6)
+    arrows = arrows_of(plot.potential_surface(flow, 0.0, 0, extent=1, axes=directions, at=at, resolution=3))
+    across = arrows.get_offsets() + np.array([2.0, 0.5])  # the gradient's zero lies at -at
+    np.testing.assert_allclose(arrows.U * 2 * across[:, 1], -arrows.V * across[:, 0], atol=1e-6)
+    plain = plot.trajectories(flow, z0, [0.0, 1.0], axes=(2, 0), at=at)
+    np.testing.assert_allclose(np.array(lines_of(plain).get_segments())[0, 0], [2.25, 1.0], atol=1e-6)
+    with pytest.raises(ValueError, match=r"at must be a tensor \[3\]"):
+        plot.trajectories(flow, z0, [0.0, 1.0], axes=directions, at=torch.zeros(2))
 
 
 def test_pictures_go_onto_given_axes(saddle) -> None:
@@ -110,16 +125,38 @@ def test_along_directions_the_extent_counts_from_the_point(saddle) -> None:
     assert (arrows_of(figure).V < 0).all()  # z_2 is about 10 throughout, and du/dz_2 = -z_2
 
 
-def test_a_constant_potential_and_weights_can_be_drawn(saddle) -> None:
-    for kind in ("contour", "surface"):
-        figure = plot.potential_surface(saddle, 0.0, torch.zeros(2), extent=1, kind=kind, resolution=4)
+def test_a_constant_potential_can_be_drawn(saddle) -> None:
+    flat = plot.potential_surface(saddle, 0.0, torch.zeros(2), extent=1, resolution=4)
+    filled = next(c for c in flat.axes[0].collections if isinstance(c, QuadContourSet))
+    assert (filled.zmin, filled.zmax) == (0, 0) and filled.levels[0] < 0 < filled.levels[-1]
+    assert not arrows_of(flat).U.any() and not arrows_of(flat).V.any()
+    relief = plot.potential_surface(saddle, 0.0, torch.zeros(2), extent=1, kind="surface", resolution=4)
+    assert relief.axes[0].get_zlim() == pytest.approx((-0.45, 0.0))  # the arrows' floor below, the constant on top
+    for figure in (flat, relief):
         figure.canvas.draw()
 
 
-def test_double_precision_is_followed(saddle) -> None:
-    double = saddle.double()
-    assert plot.potential_surface(double, 0.0, extent=1, resolution=4).axes
-    assert plot.trajectories(ff.LatentFlow(double), torch.ones(2, 3).double(), [0.0, 1.0]).axes
+def test_weights_superpose_the_potentials_that_are_drawn(saddle) -> None:
+    figure = plot.potential_surface(saddle, 0.0, torch.tensor([0.5, 2.0]), extent=1, resolution=4)
+    arrows = arrows_of(figure)
+    assert (arrows.V > 0).all()  # 2 du_1/dz_1 = 6
+    np.testing.assert_allclose(arrows.U / arrows.V, arrows.get_offsets()[:, 0] / 6, atol=1e-6)  # 0.5 du_0/dz_0 = z_0
+
+
+def test_double_precision_is_followed(saddle, monkeypatch) -> None:
+    double, seen, derivatives = saddle.double(), [], type(saddle).derivatives
+
+    def spy(self, z, t, control):
+        seen.append(z.dtype)
+        return derivatives(self, z, t, control)
+
+    monkeypatch.setattr(type(saddle), "derivatives", spy)
+    plot.potential_surface(double, 0.0, extent=1, resolution=4)
+    assert set(seen) == {torch.float64}
+    flow = ff.LatentFlow(double, ff.Solver(rtol=1e-11, atol=1e-11))
+    figure = plot.trajectories(flow, torch.ones(1, 3).double(), [0.0, 1.0])
+    end = np.array(lines_of(figure).get_segments())[0, 1]
+    np.testing.assert_allclose(end, [math.exp(2), 1.0], rtol=1e-9)  # single precision keeps no such digits
 
 
 def test_no_gradients_are_left_and_pyplot_is_not_touched(saddle) -> None:
@@ -141,7 +178,7 @@ def test_trajectories_refuse_bad_input(saddle) -> None:
         plot.trajectories(flow, z0, [0.0])
     for axes in [(0, 3), (0, 0), (0,), (0, 1.0), 1, (-1, 0)]:
         with pytest.raises(ValueError, match="from 0 to 2"):
-            plot.trajectories(flow, z0, [0.0, 1.0], axes=axes)  # pyright: ignore[reportArgumentType]
+            plot.trajectories(flow, z0, [0.0, 1.0], axes=axes)
     with pytest.raises(ValueError, match="orthonormal"):
         plot.trajectories(flow, z0, [0.0, 1.0], axes=torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"\[2, 3\]"):
@@ -151,9 +188,9 @@ def test_trajectories_refuse_bad_input(saddle) -> None:
 def test_potential_surface_refuses_bad_input(saddle) -> None:
     for extent in [0.0, -1, (1, -1, 0, 1), (0, 1, 2), (0, 1, 0, math.inf)]:
         with pytest.raises(ValueError, match="extent"):
-            plot.potential_surface(saddle, 0.0, extent=extent)  # pyright: ignore[reportArgumentType]
+            plot.potential_surface(saddle, 0.0, extent=extent)
     with pytest.raises(TypeError, match="extent"):
-        plot.potential_surface(saddle, 0.0, extent="wide")  # pyright: ignore[reportArgumentType]
+        plot.potential_surface(saddle, 0.0, extent="wide")
     with pytest.raises(ValueError, match="kind"):
         plot.potential_surface(saddle, 0.0, extent=1, kind="heat")
     with pytest.raises(ValueError, match="resolution"):
