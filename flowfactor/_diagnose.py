@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,7 +46,6 @@ def failure(
     """
     y = y.detach()
     now = float(t)
-    sign = 1.0 if t_end >= t_start else -1.0
     f = rhs(t.to(y.dtype), y)
     where = f"at t={now:.6g} after {step} accepted steps"
     if fixed:
@@ -58,16 +58,10 @@ def failure(
                 reason="stiff", time=now, step=step, sample=sample,
             )  # fmt: skip
     bad = first_bad(f)
-    remaining = abs(t_end - now)
     if bad is None and limit is None:
-        for part in (1e-12, 1e-9, 1e-6, 1e-3, 1e-1, 1.0):
-            h = sign * part * remaining
-            ahead = y + h * f
-            if bool(torch.isfinite(ahead).all()):
-                bad = first_bad(rhs((t + h).to(y.dtype), ahead))
-            if bad is not None:
-                where = f"just beyond t={now:.6g} after {step} accepted steps"
-                break
+        bad = _bad_ahead(rhs, t, y, f, math.copysign(t_end - now, t_end - t_start))
+        if bad is not None:
+            where = f"just beyond t={now:.6g} after {step} accepted steps"
     if bad is not None and not _runs_off(y, f, y_start, t_end - t_start):
         return FlowSolveError(
             f"the field returned NaN or infinity {where}, first in sample {_named(bad)}. Look at the field's inputs and "
@@ -98,7 +92,7 @@ def failure(
     if limit is not None:
         steps = f" and steps of {abs(dt):.3g}" if dt else ""
         return FlowSolveError(
-            f"the solve {at_limit} {where}, with {remaining:.6g} frames to go{steps}; the field "
+            f"the solve {at_limit} {where}, with {abs(t_end - now):.6g} frames to go{steps}; the field "
             f"changes fastest in sample {_named(sample)}. Raise max_steps, use looser tolerances, or a method of another "
             "order (dopri8 for tight tolerances)",
             reason="steps", time=now, step=step, sample=sample,
@@ -116,6 +110,17 @@ def first_bad(x: Tensor) -> tuple[int, ...] | None:
     if not bool(bad.any()):
         return None
     return tuple(bad.nonzero()[0].tolist())
+
+
+def _bad_ahead(rhs: RHS, t: Tensor, y: Tensor, f: Tensor, remaining: float) -> tuple[int, ...] | None:
+    """The first sample with NaN or infinity at the nearest of a few points straight ahead; None if all are finite."""
+    for part in (1e-12, 1e-9, 1e-6, 1e-3, 1e-1, 1.0):
+        h = part * remaining
+        ahead = y + h * f
+        bad = first_bad(rhs((t + h).to(y.dtype), ahead)) if bool(torch.isfinite(ahead).all()) else None
+        if bad is not None:
+            return bad
+    return None
 
 
 def _runs_off(y: Tensor, f: Tensor, y_start: Tensor, span: float) -> bool:
