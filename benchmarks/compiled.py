@@ -121,8 +121,8 @@ def _public_breaks(field: ff.fields.Field, z: Tensor, t: Tensor) -> dict[str, in
         torch._dynamo.reset()
         try:
             breaks[name] = torch._dynamo.explain(lambda z, t, c=control: field(z, t, c))(z, t).graph_break_count
-        except Exception as error:
-            breaks[name] = f"{type(error).__name__}"
+        except torch._dynamo.exc.TorchDynamoException as error:
+            breaks[name] = type(error).__name__
     torch._dynamo.reset()
     return breaks
 
