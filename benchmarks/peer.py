@@ -46,7 +46,7 @@ class DiffraxProcess:
 
     def __enter__(self) -> DiffraxProcess:
         path = Path(self._folder.name) / "problem.npz"
-        np.savez(path, **self.problem.arrays())  # type: ignore
+        np.savez(path, **self.problem.arrays())
         try:
             self.ask(do="load", path=str(path))
         except BaseException:

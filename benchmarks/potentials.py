@@ -174,7 +174,7 @@ def _check_paper_step(
         value = value + u
         z = z + gradient
         squares.append(z.square().mean())
-    loss = torch.stack(squares).mean() - log_det.mean() + residual.mean() + value.mean()  # type: ignore[union-attr]
+    loss = torch.stack(squares).mean() - log_det.mean() + residual.mean() + value.mean()
     found = step()
     same(found[0], loss.detach(), 1e-4, "paper step's loss")
     same(found[1], torch.autograd.grad(loss, start)[0], 1e-3, "paper step's gradient")

@@ -116,7 +116,7 @@ class Problem:
         start = self.z0.clone().requires_grad_()
         z, log_det = solve(start)
         (z.square().mean() - log_det.mean()).backward()
-        gradients = {n: w.grad.reshape(-1) for n, w in weights.items()} | {"z0": start.grad.reshape(-1)}  # type: ignore
+        gradients = {n: w.grad.reshape(-1) for n, w in weights.items()} | {"z0": start.grad.reshape(-1)}
         self.outcomes[name] = Outcome(z.detach(), log_det.detach(), gradients)
 
 

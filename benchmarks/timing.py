@@ -158,7 +158,7 @@ def interleaved(
     Returns:
         Milliseconds of each side, with one reading a turn.
     """
-    ready: dict[str, Side] = {n: s if hasattr(s, "reading") else Here(s) for n, s in sides.items()}  # type: ignore
+    ready: dict[str, Side] = {n: s if hasattr(s, "reading") else Here(s) for n, s in sides.items()}
     for side in ready.values():
         side.prepare(at_least)
     values: dict[str, list[float]] = {name: [] for name in ready}

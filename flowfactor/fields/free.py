@@ -159,4 +159,4 @@ def from_module(
         return ModuleField(list(module), dim)
     if not callable(module):
         raise TypeError(f"from_module takes a module or a list of modules, got {type(module).__name__}")
-    return ModuleField([module], dim)  # type: ignore[list-item]
+    return ModuleField([module], dim)

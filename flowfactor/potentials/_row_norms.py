@@ -86,16 +86,16 @@ class _Pairs(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, y_bar: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, y_bar: Tensor) -> Tensor:
         return _Gathered.apply(y_bar, *ctx.saved_tensors)
 
     @staticmethod
-    def jvp(ctx: Any, x_dot: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def jvp(ctx: Any, x_dot: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return _mixed(x, x_dot)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
         return _Pairs.apply(x.movedim(in_dims[0], 0)), 0
 
 
@@ -121,21 +121,19 @@ class _Gathered(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor, Tensor]:
         y, x = ctx.saved_tensors
         return _mixed(x, bar), _Gathered.apply(y, bar)
 
     @staticmethod
-    def jvp(ctx: Any, y_dot: Tensor | None, x_dot: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def jvp(ctx: Any, y_dot: Tensor | None, x_dot: Tensor | None) -> Tensor:
         y, x = ctx.saved_tensors
         parts = [] if y_dot is None else [_Gathered.apply(y_dot, x)]
         parts += [] if x_dot is None else [_Gathered.apply(y, x_dot)]
         return sum(parts[1:], parts[0])
 
     @staticmethod
-    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
-        info: Any, in_dims: tuple[int | None, int | None], y: Tensor, x: Tensor
-    ) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], y: Tensor, x: Tensor) -> tuple[Tensor, int]:
         both = [
             v.expand(info.batch_size, *v.shape) if dim is None else v.movedim(dim, 0)
             for v, dim in zip((y, x), in_dims, strict=True)

@@ -176,11 +176,11 @@ def test_solver_settings(settings: dict[str, Any], match: str) -> None:
 
 def test_constructions() -> None:
     with pytest.raises(TypeError, match=r"from_module"):
-        ff.LatentFlow(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+        ff.LatentFlow(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r'Solver\("dopri5"\)'):
-        ff.LatentFlow(ff.potentials.QuadraticPotential(2), "dopri5")  # type: ignore[arg-type]
+        ff.LatentFlow(ff.potentials.QuadraticPotential(2), "dopri5")
     with pytest.raises(ValueError, match="hutchinson"):
-        ff.LatentFlow(ff.potentials.QuadraticPotential(2), divergence="trace")  # type: ignore[arg-type]
+        ff.LatentFlow(ff.potentials.QuadraticPotential(2), divergence="trace")
 
 
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "scipy_solver"])

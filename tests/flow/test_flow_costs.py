@@ -68,7 +68,7 @@ def test_costs_get_what_they_need() -> None:
         assert e.probe.abs().eq(1).all() and e.probe.shape == e.z.shape
         return e.time + 0.5 * e.gradient.square().sum(-1) + e.value
 
-    everything.needs = ("potential", "value", "time", "probe")  # type: ignore[attr-defined]
+    everything.needs = ("potential", "value", "time", "probe")
     z0 = torch.randn(2, 3, D).double()
     path = ff.LatentFlow(field())(z0, [0.0, 1.0], costs={"all": everything})
     assert path.costs["all"].shape == (2, 2, 3)
@@ -87,7 +87,7 @@ def test_bad_costs_are_named() -> None:
         with pytest.raises(ValueError, match=f"cost 'mine' must return one number per sample.*{got}"):
             flow(z0, [0.0, 1.0], costs={"mine": cost})
     with pytest.raises(TypeError, match="callable"):
-        flow(z0, [0.0, 1.0], costs={"mine": 3.0})  # type: ignore[dict-item]
+        flow(z0, [0.0, 1.0], costs={"mine": 3.0})
 
 
 def test_costs_over_a_schedule_add_up() -> None:

@@ -64,7 +64,7 @@ def test_strips_refuse_settings_and_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="pad"):
         plot.strips(frames, pad=-1)
     with pytest.raises(ValueError, match="scale"):
-        plot.strips(frames, scale=1.5)  # pyright: ignore[reportArgumentType]
+        plot.strips(frames, scale=1.5)
     with pytest.raises(ValueError, match="background"):
         plot.strips(frames, background=2)
 
@@ -111,7 +111,7 @@ def test_save_refuses_bad_input(tmp_path) -> None:
     with pytest.raises(TypeError, match="int64"):
         plot.save(torch.zeros(8, 8, 3, dtype=torch.int64), tmp_path / "a.png")
     with pytest.raises(TypeError, match="str"):
-        plot.save("picture", tmp_path / "a.png")  # pyright: ignore[reportArgumentType]
+        plot.save("picture", tmp_path / "a.png")
     with pytest.raises(ValueError, match="dpi"):
         plot.save(Figure(), tmp_path / "a.png", dpi=0)
     assert not list(tmp_path.iterdir())

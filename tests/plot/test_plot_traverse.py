@@ -143,7 +143,7 @@ def test_bad_models_and_pictures_are_refused(model: Brightness) -> None:
         plot.traverse(model, x0.byte())
     with pytest.raises(ValueError, match=r"\[C, H, W\]"):
         plot.traverse(model, x0[0])
-    model.transform = lambda x0, t, control: torch.zeros(1, 2)  # pyright: ignore
+    model.transform = lambda x0, t, control: torch.zeros(1, 2)
     with pytest.raises(ValueError, match="must return frames"):
         plot.traverse(model, x0)
 

@@ -185,7 +185,7 @@ def test_bad_arguments_are_named() -> None:
     u = build("mlp")
     z = torch.randn(5, D)
     with pytest.raises(TypeError, match="tensor"):
-        u([[0.0] * D], 0.0)  # type: ignore[arg-type]
+        u([[0.0] * D], 0.0)
     with pytest.raises(ValueError, match=r"\[\*batch, 4\]"):
         u(torch.randn(5, D + 1), 0.0)
     with pytest.raises(TypeError, match="float64"):
@@ -195,7 +195,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="one time per sample"):
         u(z, torch.zeros(4))
     with pytest.raises(ValueError, match="laplacian"):
-        u.derivatives(z, 0.0, laplacian="trace")  # type: ignore[arg-type]
+        u.derivatives(z, 0.0, laplacian="trace")
     with pytest.raises(ValueError, match="probe"):
         u.derivatives(z, 0.0, laplacian="hutchinson", probe=torch.ones(5, D + 1))
     with pytest.raises(ValueError, match="0 to 2"):
@@ -230,10 +230,10 @@ def test_user_potentials_that_misbehave_are_named() -> None:
     with pytest.raises(ValueError, match="squeeze"):
         P.from_module(lambda z, t: z[..., :1], D)(z, 0.0)
     with pytest.raises(TypeError, match="float"):
-        P.from_module(lambda z, t: 1.0, D)(z, 0.0)  # type: ignore[arg-type, return-value]
+        P.from_module(lambda z, t: 1.0, D)(z, 0.0)
     with pytest.raises(TypeError, match="cannot be called"):
-        P.from_module([3], D)  # type: ignore[list-item]
+        P.from_module([3], D)
     with pytest.raises(TypeError, match="from_module"):
-        P.from_module(3, D)  # type: ignore[arg-type]
+        P.from_module(3, D)
     with pytest.raises(NotImplementedError, match="flow_potential"):
         Potential(D)(z, 0.0)

@@ -46,7 +46,7 @@ def test_torch_func_transforms_compose() -> None:
     many = torch.randn(6, *s.shape, dtype=torch.float64)
 
     def through(function: object) -> Tensor:
-        return torch.func.vmap(torch.func.grad(lambda s: function(s, m, w1, w2).sum()))(many)  # type: ignore[operator]
+        return torch.func.vmap(torch.func.grad(lambda s: function(s, m, w1, w2).sum()))(many)
 
     torch.testing.assert_close(through(ours), through(written_out))
     hessian = torch.func.jacrev(torch.func.jacrev(lambda w2: ours(s, m, w1, w2).sum()))(w2)
