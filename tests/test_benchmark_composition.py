@@ -19,7 +19,6 @@ from benchmarks import composition
 
 @pytest.fixture
 def digits() -> Any:
-    pytest.importorskip("sklearn")
     return ff.data.Digits("test", steps=8).subset(list(range(24)))
 
 
@@ -83,7 +82,6 @@ def test_tables_give_means_and_ratios_over_seeds(tmp_path: Path, monkeypatch: py
     assert "| combined | scaling | 4.0 | 8.0 | 10.0 | 12.0 | 14.0 | 16.0 |" in beyond
     assert held.count("| 7 | 10") == 6
 
-    pytest.importorskip("matplotlib")
     monkeypatch.setattr(composition, "FIGURE", tmp_path / "curves.png")
     composition.draw(found)
     assert composition.FIGURE.read_bytes().startswith(b"\x89PNG")

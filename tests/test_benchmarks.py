@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("benchmarks.run", reason="needs a checkout")
 
+import flowfactor as ff
 from benchmarks import curves, growth, peer, precision, report, run, solves, training_step
 from benchmarks.problem import Outcome, Problem, largest_difference, same
 from benchmarks.timing import Readings, Row, Target, interleaved, short
@@ -72,7 +73,7 @@ def test_numbers_are_short() -> None:
 
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_all_sides_solve_the_same_problem(divergence: str) -> None:
-    problem = Problem(5, divergence, batch=12, dtype=torch.float64)  # type: ignore[arg-type]
+    problem = Problem(5, divergence, batch=12, dtype=torch.float64)
     for mode in solves.MODES:
         problem.ours(*mode.split("/"))(True)
     problem.plain()(True)
@@ -111,9 +112,6 @@ def test_diffrax_solves_the_same_problem() -> None:
 
 
 def test_the_step_in_parts_is_the_whole_step() -> None:
-    pytest.importorskip("sklearn")
-    import flowfactor as ff
-
     trainer = training_step.Trainer({"method": "euler"}, ff.data.Digits())
     trainer.check_cut()
     spent = trainer.parts()

@@ -118,7 +118,9 @@ def test_step_limit_of_fixed_steps_is_seen_before_the_first() -> None:
 
 
 def test_the_limit_holds_over_output_times() -> None:
-    v: Velocity = lambda z, t: torch.sin(30 * t).unsqueeze(-1) + 0 * z  # noqa: E731
+    def v(z: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(30 * t).unsqueeze(-1) + 0 * z
+
     times = [0.1 * i for i in range(100)]
     assert fail(v, ff.Solver("dopri8", max_steps=60), times).reason == "steps"
 

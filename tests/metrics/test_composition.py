@@ -51,7 +51,10 @@ def test_flows_numbered_otherwise_are_put_in_order(pixel_model, brightened) -> N
     model = pixel_model()
     assert float(ff.metrics.composition_error(model, [swapped])) > 0.5
     assert float(ff.metrics.composition_error(model, [swapped], order=torch.tensor([1, 0]))) < 1e-3
-    reverse = lambda batch: ff.data.weights_schedule(batch["weights"].flip(-1), batch["t"])  # noqa: E731
+
+    def reverse(batch):
+        return ff.data.weights_schedule(batch["weights"].flip(-1), batch["t"])
+
     assert float(ff.metrics.composition_error(model, [swapped], control=reverse)) < 1e-3
 
 
@@ -59,7 +62,7 @@ def test_constant_weights_are_no_schedule() -> None:
     from flowfactor.metrics.composition import as_control
 
     weights, t = _weights(), torch.arange(5.0)
-    assert torch.equal(as_control(weights[:2], t), weights[:2, 0])  # type: ignore[arg-type]
+    assert torch.equal(as_control(weights[:2], t), weights[:2, 0])
     schedule = as_control(weights, 2 * t)
     assert isinstance(schedule, ff.Schedule) and schedule.starts == (0.0, 2.0)
 

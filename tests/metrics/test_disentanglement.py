@@ -123,15 +123,14 @@ def test_sap_by_support_vectors_separates_two_classes() -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_intervals_hold_the_value_shrink_with_samples_and_repeat(name: str) -> None:
+def test_intervals_hold_the_value_shrink_with_samples_and_repeat(name: str, seeded) -> None:
     settings: dict[str, Any] = {"method": "fast", "resamples": 8} if name == "dci" else {"resamples": 20}
 
     def width(count: int) -> float:
         torch.manual_seed(count)
         factors = _factors(count)
         codes = factors + 0.6 * torch.randn(count, 3)
-        g = lambda: torch.Generator().manual_seed(1)  # noqa: E731
-        one, two = (METRICS[name](codes, factors, generator=g(), **settings) for _ in range(2))
+        one, two = (METRICS[name](codes, factors, generator=seeded(1), **settings) for _ in range(2))
         assert one.as_dict() == two.as_dict()
         json.dumps(one.as_dict(), allow_nan=False)
         score = one.disentanglement if name == "dci" else one.score
@@ -187,9 +186,9 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="bins"):
         ff.metrics.mig(codes, factors, bins=1)
     with pytest.raises(ValueError, match="threshold"):
-        ff.metrics.sap(codes, factors, method="tree")  # type: ignore[arg-type]
+        ff.metrics.sap(codes, factors, method="tree")
     with pytest.raises(ValueError, match="boosting"):
-        ff.metrics.dci(codes, factors, method="tree")  # type: ignore[arg-type]
+        ff.metrics.dci(codes, factors, method="tree")
     with pytest.raises(ValueError, match="train_fraction"):
         ff.metrics.dci(codes, factors, train_fraction=1.0)
     with pytest.raises(ValueError, match="single factor"):

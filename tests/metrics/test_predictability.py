@@ -65,13 +65,12 @@ def test_training_pairs_are_shared_out_by_class() -> None:
     assert [int(train[classes == c].sum()) for c in range(3)] == [10, 2, 1]
 
 
-def test_flows_that_differ_score_one_and_flows_alike_score_chance(pixel_model) -> None:
+def test_flows_that_differ_score_one_and_flows_alike_score_chance(pixel_model, seeded) -> None:
     images = 0.4 * torch.rand(160, 1, 4, 4)
-    g = lambda: torch.Generator().manual_seed(1)  # noqa: E731
     settings = {"repeats": 2, "steps": 80, "fraction": 0.2}
-    moving = ff.metrics.vp_score(pixel_model(), images, torch.arange(9), **settings, generator=g())
+    moving = ff.metrics.vp_score(pixel_model(), images, torch.arange(9), **settings, generator=seeded(1))
     assert float(moving) > 0.95 and moving.accuracy.count == 128
-    still = ff.metrics.vp_score(pixel_model(speed=0.0), images, torch.arange(9), **settings, generator=g())
+    still = ff.metrics.vp_score(pixel_model(speed=0.0), images, torch.arange(9), **settings, generator=seeded(1))
     assert float(still) == pytest.approx(0.5, abs=0.15)
 
 

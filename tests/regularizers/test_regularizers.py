@@ -31,7 +31,10 @@ def test_the_residual_is_summed_over_dimensions_per_sample() -> None:
     S = torch.diag(torch.tensor([1.0, 2.0, 0.0]))
     flow = ff.LatentFlow(ff.potentials.QuadraticPotential(3, S=S), ff.Solver("euler"))
     z0 = torch.tensor([[1.0, 1.0, 5.0], [0.0, 0.0, 7.0]])
-    force = lambda z, t: -torch.ones_like(z[..., 0])  # noqa: E731
+
+    def force(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -torch.ones_like(z[..., 0])
+
     plain = flow(z0, [0.0, 1.0], costs={"hj": R.HamiltonJacobi()}).costs["hj"][-1]
     forced = flow(z0, [0.0, 1.0], costs={"hj": R.HamiltonJacobi(force)}).costs["hj"][-1]
     torch.testing.assert_close(plain, torch.tensor([2.5**2, 0.0]))
