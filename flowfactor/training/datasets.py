@@ -33,6 +33,24 @@ _ON_DISK = ("mnist", "mnist-combined", "shapes3d", "dsprites", "falcor3d", "isaa
 _FETCHED = ("mnist", "mnist-combined", "shapes3d", "dsprites", "smallnorb")
 
 
+def data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the sequences what they are: all settings of the data but where files lie and whether they are fetched.
+
+    Args:
+        data: The settings, as plain values.
+
+    Returns:
+        Those that must agree between two runs on the same data.
+
+    Example:
+        >>> data_identity({"name": "mnist", "root": "/old", "download": True, "options": {"colour": "red"}})
+        {'name': 'mnist', 'options': {'colour': 'red'}}
+    """
+    kept = {name: value for name, value in data.items() if name not in ("root", "download")}
+    options = {name: value for name, value in data.get("options", {}).items() if name != "cache"}
+    return kept | {"options": options}
+
+
 @dataclass
 class DataConfig:
     """Which data set of sequences to train on.
@@ -108,7 +126,9 @@ class DataConfig:
         settings: dict[str, Any] = dict(self.options)
         # What makes the training sequences of the combined sets, and would mean nothing to the plain ones.
         mixing = {
-            name: settings.pop(name) for name in ("modes", "strength", "seed", "count") if self._mixes(name, settings)
+            name: settings.pop(name)
+            for name in ("modes", "strength", "seed", "count")
+            if self.is_combined and name in settings
         }
         settings["steps"] = self.steps
         if self.name in _ON_DISK and self.root is not None:
@@ -133,9 +153,6 @@ class DataConfig:
             labels=plain.labels,
             **mixing,
         )
-
-    def _mixes(self, name: str, settings: Mapping[str, Any]) -> bool:
-        return self.is_combined and name in settings
 
     def _own(self, split: str) -> SequenceDataset:
         from flowfactor.data import Sequences

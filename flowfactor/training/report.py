@@ -9,12 +9,10 @@ from statistics import mean
 from typing import Any
 
 from flowfactor.errors import require
+from flowfactor.training._folder import ERROR, FIGURE, FIGURES, REPORT, SETTINGS
+from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import EvaluationConfig
-from flowfactor.training.tables import Column, Run, by_variant, spread, table
-from flowfactor.training.worker import ERROR, FIGURES, SETTINGS
-
-REPORT, FIGURE = "report.md", "report.png"
-"""Names in the folder of a benchmark."""
+from flowfactor.training.tables import Column, Record, by_variant, spread, table
 
 _OURS = "ours"
 _BOUNDS = {
@@ -26,7 +24,7 @@ _BOUNDS = {
 }
 
 
-def load_runs(folder: str | Path) -> tuple[list[Run], dict[str, str]]:
+def load_runs(folder: str | Path) -> tuple[list[Record], dict[str, str]]:
     """Reads the runs of a benchmark.
 
     Args:
@@ -94,7 +92,7 @@ def write_report(folder: str | Path) -> tuple[Path, Path | None]:
     return folder / REPORT, figure
 
 
-def markdown(runs: Sequence[Run], others: dict[str, str] | None = None, picture: str = "") -> str:
+def markdown(runs: Sequence[Record], others: dict[str, str] | None = None, picture: str = "") -> str:
     """Writes the report of runs as Markdown.
 
     Args:
@@ -123,11 +121,11 @@ def markdown(runs: Sequence[Run], others: dict[str, str] | None = None, picture:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _data_name(run: Run) -> str:
+def _data_name(run: Record) -> str:
     return run["config"]["data"]["name"]
 
 
-def _budget(run: Run) -> str:
+def _budget(run: Record) -> str:
     budget = run["budget"]
     each = ((budget["steps"], "steps"), (budget["minutes"], "minutes" if budget["minutes"] != 1 else "minute"))
     length = " or ".join(f"{value:g} {unit}" for value, unit in each if value is not None)
@@ -135,17 +133,18 @@ def _budget(run: Run) -> str:
     return f"{length} of processor time" if processor else length
 
 
-def _by_data(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def _by_data(runs: Sequence[Record]) -> dict[str, list[Record]]:
     """Runs whose figures can be compared: of the same sequences, evaluated alike, with the same budget."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[Record]] = {}
     for run in runs:
-        data = {name: value for name, value in run["config"]["data"].items() if name not in ("root", "download")}
-        key = json.dumps([data, run["flows"], run["evaluate"], run["budget"]], sort_keys=True)
+        key = json.dumps(
+            [data_identity(run["config"]["data"]), run["flows"], run["evaluate"], run["budget"]], sort_keys=True
+        )
         groups.setdefault(key, []).append(run)
     return groups
 
 
-def _errors(runs: Sequence[Run]) -> list[Column]:
+def _errors(runs: Sequence[Record]) -> list[Column]:
     def column(k: int, name: str) -> Column:
         return Column(f"E_k {name}", lambda run: run["figures"]["equivariance"]["mean"][k], -1)
 
@@ -153,7 +152,7 @@ def _errors(runs: Sequence[Run]) -> list[Column]:
 
 
 def _figures() -> list[Column]:
-    def latent(run: Run) -> float | None:
+    def latent(run: Record) -> float | None:
         values = run["figures"]["latent_equivariance"].get("mean")
         return None if values is None or None in values else mean(values)
 
@@ -170,8 +169,8 @@ def _figures() -> list[Column]:
     ]
 
 
-def _of(figure: str, *path: str) -> Callable[[Run], float | None]:
-    def get(run: Run) -> float | None:
+def _of(figure: str, *path: str) -> Callable[[Record], float | None]:
+    def get(run: Record) -> float | None:
         value: Any = run["figures"].get(figure)  # not all figures are of every method
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
@@ -180,7 +179,7 @@ def _of(figure: str, *path: str) -> Callable[[Run], float | None]:
     return get
 
 
-def _lowest(runs: Sequence[Run]) -> str:
+def _lowest(runs: Sequence[Record]) -> str:
     """Says which method has the lowest error on each transformation, by how much, and how ours does."""
     groups, lines = by_variant(runs), []
     for k, name in enumerate(runs[0]["flows"]):
@@ -207,7 +206,7 @@ def _ordinal(number: int) -> str:
     return f"{number}{'th' if 10 <= number % 100 <= 20 else endings.get(number % 10, 'th')}"
 
 
-def _disentanglement(runs: Sequence[Run]) -> str:
+def _disentanglement(runs: Sequence[Record]) -> str:
     columns = [
         Column("MIG", _of("mig", "value"), 1, ".3f"),
         Column("DCI disentanglement", _of("dci", "disentanglement", "value"), 1, ".3f"),
@@ -220,7 +219,7 @@ def _disentanglement(runs: Sequence[Run]) -> str:
     return "### Disentanglement of single latent dimensions\n\n" + table(runs, columns)
 
 
-def _explained(runs: Sequence[Run]) -> str:
+def _explained(runs: Sequence[Record]) -> str:
     """What the figures are, how many samples stand behind them, and what is missing where."""
     if not runs:
         return ""
@@ -267,7 +266,7 @@ def _who(bounds: dict[str, Any], kind: str) -> str:
     return ", ".join(f"`{name}`" for name, made in bounds.items() if made.get("objective") == kind)
 
 
-def _missing(runs: Sequence[Run]) -> list[str]:
+def _missing(runs: Sequence[Record]) -> list[str]:
     """The reasons why figures are missing, each with what it concerns, and whom."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for run in runs:
@@ -287,7 +286,7 @@ def _missing(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def _made(runs: Sequence[Run]) -> str:
+def _made(runs: Sequence[Record]) -> str:
     """The commands, machines and versions behind the figures."""
     if not runs:
         return ""
@@ -308,7 +307,7 @@ def _made(runs: Sequence[Run]) -> str:
     return "\n\n".join(lines)
 
 
-def _draw(runs: Sequence[Run], path: Path) -> Path:
+def _draw(runs: Sequence[Record], path: Path) -> Path:
     """Draws the errors of the largest group: a panel a transformation, a row a variant, a dot a seed, a bar the mean."""
     require("matplotlib", extra="plot")
     from matplotlib.figure import Figure

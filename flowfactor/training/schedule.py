@@ -1,4 +1,4 @@
-"""How the learning rate moves, by steps or by wall time."""
+"""How the learning rate moves, by steps or by time (on the wall, or the processor's)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-Run = dict[str, Any]
+Record = dict[str, Any]
 """What a run's ``benchmark.json`` holds."""
 
 
@@ -49,26 +49,26 @@ class Column:
     """
 
     title: str
-    get: Callable[[Run], float | None]
+    get: Callable[[Record], float | None]
     better: int = 0
     form: str = ".1f"
 
 
-def spread(runs: Sequence[Run], get: Callable[[Run], float | None]) -> Spread | None:
+def spread(runs: Sequence[Record], get: Callable[[Record], float | None]) -> Spread | None:
     """Gives the figure of runs that differ by their seed; None where none of them has it."""
     values = tuple(value for value in map(get, runs) if value is not None)
     return Spread(values) if values else None
 
 
-def by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_variant(runs: Sequence[Record]) -> dict[str, list[Record]]:
     """Runs by what they are runs of, in their order."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[Record]] = {}
     for run in runs:
         groups.setdefault(run["variant"], []).append(run)
     return groups
 
 
-def table(runs: Sequence[Run], columns: Sequence[Column], reference: bool = False) -> str:
+def table(runs: Sequence[Record], columns: Sequence[Column], reference: bool = False) -> str:
     """Writes a table, one row a variant, the best of each column in bold; columns without any figure are left out.
 
     Args:
