@@ -63,11 +63,18 @@ class SequenceData(pl.LightningDataModule):
         return DataLoader(_Endless(self._loader(rank, world), self._start), batch_size=None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives the position: the number of batches taken, and the seed."""
-        return {"start": self._start if self.trainer is None else self.trainer.global_step, "seed": self.seed}
+        """Gives the position: the number of batches taken, with the seed and the batch size that it belongs to."""
+        start = self._start if self.trainer is None else self.trainer.global_step
+        return {"start": start, "seed": self.seed, "batch_size": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up a position that `state_dict` gave."""
+        """Takes up a position that `state_dict` gave.
+
+        Raises:
+            ValueError: If it belongs to another batch size.
+        """
+        if (before := state_dict["batch_size"]) != self.batch_size:
+            raise ValueError(f"the saved data had batch_size {before}, these have {self.batch_size}: make them agree")
         self._start, self.seed = int(state_dict["start"]), int(state_dict["seed"])
 
     def _loader(self, rank: int, world: int) -> SequenceLoader:

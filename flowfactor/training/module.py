@@ -18,7 +18,8 @@ class FlowModule(pl.LightningModule):
     The optimiser is AdamW. The learning rate follows a `Schedule` over steps or minutes; time is counted from the first
     step and goes on where a checkpoint left it. A checkpoint also holds the state of the random draws. Every
     ``log_every_n_steps`` of the Trainer the terms of the objective, the learning rate and the speed are logged; in
-    between nothing is read back from the device.
+    between nothing is read back from the device. A loss that became NaN ends the training with a FloatingPointError there,
+    or where a checkpoint would be written of it, or where the model's distributions refuse what it led to.
 
     Args:
         model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
@@ -64,6 +65,7 @@ class FlowModule(pl.LightningModule):
         self._begun: float | None = None
         self._draws: list[Tensor] | None = None
         self._mark = (0, 0.0)
+        self._loss: Tensor | None = None
 
     @property
     def elapsed(self) -> float:
@@ -111,8 +113,14 @@ class FlowModule(pl.LightningModule):
         """Gives the loss of a batch of sequences."""
         # Who infers k does not get to see it.
         k = batch["k"] if getattr(self.model, "supervision", "full") == "full" else None
-        terms = self.model(batch["frames"], batch["t"], k, generator=self.generator)
         step = self.global_step + 1
+        try:
+            terms = self.model(batch["frames"], batch["t"], k, generator=self.generator)
+        except ValueError as error:
+            if "found invalid values" not in str(error):  # what torch's distributions say of parameters such as NaN
+                raise
+            raise _became_nan(step, "a distribution's parameters are no valid numbers") from error
+        self._loss = terms.loss.detach()
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(terms.as_dict(), step, len(batch["frames"]))
         return terms.loss
@@ -127,7 +135,9 @@ class FlowModule(pl.LightningModule):
         self._before, self._begun = self.elapsed, None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds elapsed time and random draws to a checkpoint."""
+        """Adds elapsed time and random draws to a checkpoint; none is made of a loss that is NaN."""
+        if self._loss is not None and bool(self._loss.isnan()):
+            raise _became_nan(self.global_step, "no checkpoint is written of it")
         generator = torch.Generator(self.device) if self.generator is None else self.generator
         draws = [generator.get_state()]
         if self.trainer.world_size > 1:
@@ -137,7 +147,8 @@ class FlowModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes elapsed time and random draws out of a checkpoint."""
         state = checkpoint["flowfactor"]
-        self._before, self._draws = state["elapsed"], [draws.cpu() for draws in state["draws"]]
+        # Copies: torch reads the state of a generator at the beginning of the storage, wherever in it the tensor begins.
+        self._before, self._draws = state["elapsed"], [draws.cpu().clone() for draws in state["draws"]]
         torch.set_rng_state(state["rng"].cpu())
 
     def _now(self) -> float:
@@ -156,10 +167,7 @@ class FlowModule(pl.LightningModule):
         self._mark = (step, now)
         self.latest = {name: float(value) for name, value in terms.items()}
         if self.latest["loss"] != self.latest["loss"]:
-            raise FloatingPointError(
-                f"the loss became NaN before step {step}: lower the learning rate, or clip the gradient (train.clip); "
-                f"the terms are {self.latest}"
-            )
+            raise _became_nan(step, f"the terms are {self.latest}")
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         logged = self.latest | {"learning_rate": rate, "seconds": self.elapsed, "steps_per_second": speed}
         self.latest["steps_per_second"] = speed
@@ -167,3 +175,9 @@ class FlowModule(pl.LightningModule):
         # Straight to the loggers: Lightning's own count of batches is one off in runs resumed from their last step.
         for logger in self.loggers:
             logger.log_metrics(logged, step)
+
+
+def _became_nan(step: int, more: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"the loss became NaN before step {step}: lower the learning rate, or clip the gradient (train.clip); {more}"
+    )
