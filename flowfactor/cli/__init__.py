@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import flowfactor
 from flowfactor.cli.benchmark import run_benchmark
 from flowfactor.cli.runs import run_demo, run_evaluate, run_traverse
-from flowfactor.cli.train import parse_train as parse_train
 from flowfactor.cli.train import run_train
-from flowfactor.cli.train import table as table
 from flowfactor.training.config import list_presets
 
 
@@ -42,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return parsed.run(parsed)
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flowfactor", description="Latent flows: train, measure and look at flow-factorized models."
@@ -55,11 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train a small model in three minutes, and look at it")
     demo.add_argument("--minutes", type=float, default=None, help="length of the training (default: the preset's)")
     demo.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    demo.add_argument("--output", default=None, help="folder, begun anew each time (default: demo_output)")
+    demo.add_argument("--output", type=_path, default=None, help="folder, begun anew each time (default: demo_output)")
     demo.set_defaults(run=run_demo)
 
     evaluate = commands.add_parser("evaluate", help="measure the model of a run on test data")
-    evaluate.add_argument("run_dir", help="folder of a run")
+    evaluate.add_argument("run_dir", type=_path, help="folder of a run")
     evaluate.add_argument("--limit", type=int, help="test sequences of each transformation (default: all)")
     evaluate.add_argument(
         "--samples", type=int, default=64, help="samples of the likelihood's bound; 0 leaves it out (default: 64)"
@@ -68,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=run_evaluate)
 
     traverse = commands.add_parser("traverse", help="draw test images along every flow")
-    traverse.add_argument("run_dir", help="folder of a run")
-    traverse.add_argument("--output", help="picture to write (default: RUN_DIR/traversal.png)")
-    traverse.add_argument("--gif", help="animation to write too")
+    traverse.add_argument("run_dir", type=_path, help="folder of a run")
+    traverse.add_argument("--output", type=_path, help="picture to write (default: RUN_DIR/traversal.png)")
+    traverse.add_argument("--gif", type=_path, help="animation to write too")
     traverse.add_argument("--images", type=int, default=3, help="how many test images (default: 3)")
     traverse.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
     traverse.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")

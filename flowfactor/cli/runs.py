@@ -11,6 +11,8 @@ from typing import Any
 from flowfactor.cli.errors import USER_ERRORS, fail
 from flowfactor.cli.train import report, table
 from flowfactor.errors import require
+from flowfactor.training._allocator import keep_freed_memory
+from flowfactor.training._folder import ANIMATION, EVALUATION, TRAVERSAL
 from flowfactor.training.config import Config, load_config
 
 
@@ -23,9 +25,10 @@ def run_demo(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    keep_freed_memory()
     try:
         config = load_config("demo")
-        values = config.as_dict() | {"seed": arguments.seed, "output": arguments.output or config.output}
+        values = config.as_dict() | {"seed": arguments.seed, "output": str(arguments.output or config.output)}
         if arguments.minutes is not None:
             values["train"]["minutes"] = arguments.minutes
         config = Config.from_dict(values)
@@ -40,12 +43,12 @@ def run_demo(arguments: argparse.Namespace) -> int:
     print(f"training on {len(run.data.dataset):,} handwritten digits for {minutes:g} minutes ...", file=sys.stderr)
     code = report(run.fit(), config.output)
     if code == 0:
-        folder = Path(config.output)
-        draw(run.model, run.test, folder / "traversal.png", folder / "transformations.gif")
+        folder = run.folder
+        draw(run.model, run.test, folder / TRAVERSAL, folder / ANIMATION)
         print(
             f"""
-look at {folder}/traversal.png: every row follows one flow from a test digit;
-{folder}/transformations.gif shows the same in motion.
+look at {folder / TRAVERSAL}: every row follows one flow from a test digit;
+{folder / ANIMATION} shows the same in motion.
 
 what to try next
   flowfactor demo --minutes 10
@@ -88,7 +91,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         likelihood_limit=0 if without else count,
         samples=arguments.samples or 1,
     )
-    path = Path(arguments.run_dir) / "evaluation.json"
+    path = arguments.run_dir / EVALUATION
     write_text(path, json.dumps(result | {"versions": versions()}, indent=2) + "\n")
     print(f"{table(result)}\n\nwritten to {path}")
     return 0
@@ -103,8 +106,7 @@ def run_traverse(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    picture = Path(arguments.output or Path(arguments.run_dir) / "traversal.png")
-    animation = None if arguments.gif is None else Path(arguments.gif)
+    picture, animation = arguments.output or arguments.run_dir / TRAVERSAL, arguments.gif
     try:
         for path, suffix in ((picture, ".png"), (animation, ".gif")):
             if path is not None and (path.suffix != suffix or not path.parent.is_dir()):

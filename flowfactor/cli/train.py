@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from flowfactor.cli.errors import USER_ERRORS, fail
 from flowfactor.errors import require
+from flowfactor.training._allocator import keep_freed_memory
 from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config, preset_path
 
 _TRAIN = """Train a model by a preset or by your own YAML file.
@@ -56,10 +57,15 @@ def train_parser(method: str = "ours") -> Any:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_class_arguments(TrainConfig, "train")
     skip = {"image_shape", "num_flows", "num_frames", "generator", "force"}
-    if build is build_vae:
-        parser.add_function_arguments(build_vae, "model", skip=skip)
-    elif method == "sta":
-        parser.add_function_arguments(build_sparse_vae, "model", skip=skip)
+    if build is build_vae or method == "sta":
+        parser.add_function_arguments(build_vae if build is build_vae else build_sparse_vae, "model", skip=skip)
+        # Skipped above for its type: a module cannot be written down, and a name or null can.
+        parser.add_argument(
+            "--model.force",
+            type=Literal["negative_square"] | None,
+            default="negative_square",
+            help="force f of the Hamilton-Jacobi equation: negative_square for a learned one, null for f = 0",
+        )
     else:  # the builder of the baselines checks its settings by itself: which there are depends on the name
         parser.add_argument(
             "--model", type=dict[str, Any], default={}, help="settings of build_baseline and of the model's class"
@@ -148,16 +154,19 @@ def run_train(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    keep_freed_memory()
     try:
         config, resume, overwrite = parse_train(arguments)
         from flowfactor.training import prepare
-        from flowfactor.training._allocator import keep_freed_memory
 
-        keep_freed_memory()
         run = prepare(config, resume=resume, overwrite=overwrite)
     except USER_ERRORS as error:
         fail("train", error)
-    return report(run.fit(), config.output)
+    result = run.fit()
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    # Of several processes the first one reports; it would be ended by another code than 0 of the others.
+    return report(result, config.output) if rank_zero_only.rank == 0 else 0
 
 
 def report(result: dict[str, Any], folder: str) -> int:

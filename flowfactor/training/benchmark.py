@@ -14,17 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowfactor.training.callbacks import clock
+from flowfactor.training._duration import format_duration
+from flowfactor.training._folder import ERROR, FIGURES, LOG, SETTINGS
 from flowfactor.training.config import Config
 from flowfactor.training.data import SequenceData
+from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import EvaluationConfig
 from flowfactor.training.run import make_model, write_text
 from flowfactor.training.variants import Variant, configure
-from flowfactor.training.worker import ERROR, FIGURES, INTERRUPTED, LOG, SETTINGS, main
+from flowfactor.training.worker import INTERRUPTED, main
 
 _POLL = 0.1
 _PATIENCE = 60.0  # seconds that an interrupted training has to save itself
-_ROOM = ("root", "download")  # where data lie may differ between two attempts at the same run
 
 
 @dataclass
@@ -98,7 +99,8 @@ class Benchmark:
                 if not run.finished:
                     self.failures[run.name] = _reason(run.folder, code)
                 left = len(waiting) - ended
-                tell(f"[{ended}/{len(waiting)}] {self._outcome(run)} | {clock(time.monotonic() - begun)}, {left} left")
+                passed = format_duration(time.monotonic() - begun)
+                tell(f"[{ended}/{len(waiting)}] {self._outcome(run)} | {passed}, {left} left")
         return not self.failures
 
     def _outcome(self, run: Planned) -> str:
@@ -272,8 +274,7 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps(settings))
     for name in ("command", "title"):
         plain.pop(name, None)
-    for name in _ROOM:
-        plain["config"]["data"].pop(name, None)
+    plain["config"]["data"] = data_identity(plain["config"]["data"])
     return plain
 
 

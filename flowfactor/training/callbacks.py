@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -11,6 +12,8 @@ from typing import Any, TextIO
 
 import lightning.pytorch as pl
 
+from flowfactor._files import replacing
+from flowfactor.training._duration import format_duration
 from flowfactor.training.module import FlowModule
 
 
@@ -59,11 +62,11 @@ class LastCheckpoint(pl.Callback):
         return time.monotonic() - self._saved_at >= 60 * self.minutes
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Saves to a temporary file, which then takes the place of the last one."""
-        temporary = self.path.with_name(f".{self.path.name}.part")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(self.path)
+        """Saves to a temporary file, which then takes the place of the last one; all processes have to call it."""
+        # The first process alone writes; the others take part in gathering the state.
+        with replacing(self.path) if trainer.is_global_zero else contextlib.nullcontext(self.path) as path:
+            trainer.save_checkpoint(path)
+        trainer.strategy.barrier()
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 
@@ -125,31 +128,13 @@ def describe(module: FlowModule) -> str:
     progress, elapsed = module.progress, module.elapsed
     parts = [f"{min(progress, 1):4.0%}", f"step {module.global_step:,}"]
     if 0 < progress < 1:
-        parts.append(f"{clock(elapsed * (1 - progress) / progress)} left")
+        parts.append(f"{format_duration(elapsed * (1 - progress) / progress)} left")
     latest = dict(module.latest)
     speed = latest.pop("steps_per_second", None)
     if speed is not None:
         parts.append(f"{speed:.1f} steps/s")
     parts += [f"{name} {value:.4g}" for name, value in latest.items()]
     return " | ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Writes a duration as people do.
-
-    Args:
-        seconds: The duration.
-
-    Returns:
-        Minutes and seconds, with hours where there are any.
-
-    Example:
-        >>> clock(75), clock(7384.2)
-        ('1:15', '2:03:04')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class GracefulStop(pl.Callback):
@@ -179,7 +164,11 @@ class GracefulStop(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ends the training where an interruption came."""
+        """Ends the training where an interruption came: of several processes at the next log entry, so that all agree."""
+        if trainer.world_size > 1:
+            if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+                return
+            self.stopped = trainer.strategy.reduce_boolean_decision(self.stopped, all=False)
         if self.stopped:
             trainer.should_stop = True
 

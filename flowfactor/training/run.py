@@ -5,40 +5,58 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import platform
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import flowfactor
+from flowfactor._files import replacing
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import require
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
+from flowfactor.training._folder import (
+    ANIMATION,
+    CHECKPOINT,
+    CONFIG,
+    EVALUATION,
+    FIGURES,
+    METRICS,
+    MODEL,
+    RESULT,
+    TENSORBOARD,
+    TRAVERSAL,
+)
 from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
 from flowfactor.training.config import Config, load_config
 from flowfactor.training.data import SequenceData
+from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import evaluate
 from flowfactor.training.module import FlowModule
 from flowfactor.training.schedule import Schedule
 
-CHECKPOINT, RESULT, CONFIG, MODEL = "last.ckpt", "result.json", "config.yaml", "model"
-METRICS, TENSORBOARD = "metrics.csv", "tensorboard"
-"""Names in the folder of a run."""
+_OF_THE_MODEL = (RESULT, EVALUATION, TRAVERSAL, ANIMATION)  # what tells of the model that lies in the folder
+_MAY_CHANGE = (
+    *("minutes", "steps", "log_every", "checkpoint_minutes", "checkpoint_steps", "tensorboard", "progress"),
+    *("evaluate_limit", "likelihood_limit", "likelihood_samples", "accelerator", "threads"),
+)
+"""Settings of the training that may differ where a run is resumed: its length, and what does not move the weights."""
 
 _QUIET = (
     ".*does not have many workers.*",  # batches are made whole by the data set: workers would only copy them
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",
-    ".*LeafSpec.*",  # a deprecation of PyTorch's that Lightning has not followed yet
+    ".*LeafSpec.*",  # deprecations of PyTorch's that Lightning has not followed yet
+    ".*all_gather is deprecated.*",
 )
 
 
@@ -69,19 +87,22 @@ class Run:
             measure: Whether to evaluate; without, the result holds what is known of the training alone.
 
         Returns:
-            The result, as in ``result.json``.
+            The result, as in ``result.json``. Of several processes all train, and the first alone writes and evaluates.
 
         Raises:
-            FloatingPointError: If the loss becomes NaN.
+            FloatingPointError: If the loss became NaN.
         """
+        with use_threads(self.config.train.threads):
+            return self._fit(measure)
+
+    def _fit(self, measure: bool) -> dict[str, Any]:
         config, train = self.config, self.config.train
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.resume:
-            _clear(self.folder)
-        yaml = require("yaml", extra="train")
-        write_text(self.folder / CONFIG, yaml.safe_dump(config.as_dict(), sort_keys=False))
-        if train.threads is not None:
-            torch.set_num_threads(train.threads)
+        if rank_zero_only.rank == 0:  # other processes prepare while this one may have begun to write
+            if not self.resume:
+                _clear(self.folder)
+            yaml = require("yaml", extra="train")
+            write_text(self.folder / CONFIG, yaml.safe_dump(config.as_dict(), sort_keys=False))
         module = FlowModule(
             self.model,
             _schedule(config),
@@ -106,6 +127,8 @@ class Run:
         result = self._result(module, trainer, stop.stopped)
         if not trainer.is_global_zero:
             return result
+        for name in _OF_THE_MODEL:
+            (self.folder / name).unlink(missing_ok=True)
         self.model.save_pretrained(self.folder / MODEL)
         if measure and not stop.stopped:
             result |= evaluate(
@@ -176,7 +199,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     Raises:
         FileNotFoundError: If data are missing, or there is nothing to resume.
         FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set.
-        ValueError: If settings are out of range, do not fit each other, or differ from the run to resume.
+        ValueError: If settings are out of range, do not fit each other, or differ from the run to resume in more than its
+            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie.
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
@@ -246,7 +270,7 @@ def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool 
     Raises:
         FileNotFoundError: If data are missing, or there is nothing to resume.
         FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set.
-        ValueError: If settings are out of range, do not fit each other, or differ from the run to resume.
+        ValueError: If settings are out of range, do not fit each other, or differ from the run to resume (see `prepare`).
         TypeError: If the model takes no such setting.
 
     Example:
@@ -289,9 +313,20 @@ def versions() -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def use_threads(count: int | None) -> Iterator[None]:
+    """Has PyTorch use so many threads, or as many as before where None; behind the block it uses those of before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _schedule(config: Config) -> Schedule:
@@ -314,12 +349,19 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _check_resumable(config: Config, folder: Path, data: SequenceDataset) -> None:
-    """Checks that what the checkpoint's state belongs to is the same; length and logging may change."""
+    """Checks that the run before had the same settings, but for those that may change."""
     before = load_config(folder / CONFIG)
-    for name in ("method", "data", "seed"):
-        if getattr(before, name) != getattr(config, name):
+    pairs = [(name, getattr(before, name), getattr(config, name)) for name in ("method", "seed")]
+    pairs.append(("data", data_identity(asdict(before.data)), data_identity(asdict(config.data))))
+    pairs += [
+        (f"train.{name}", value, getattr(config.train, name))
+        for name, value in vars(before.train).items()
+        if name not in _MAY_CHANGE
+    ]
+    for name, old, new in pairs:
+        if old != new:
             raise ValueError(
-                f"the run in {folder} has {name} {getattr(before, name)}, not {getattr(config, name)}: make them agree"
+                f"the run in {folder} has {name} {old}, not {new}: make them agree, or choose another output"
             )
     made = [make_model(settings, data).config() for settings in (before, config)]
     if made[0] != made[1]:
@@ -328,7 +370,7 @@ def _check_resumable(config: Config, folder: Path, data: SequenceDataset) -> Non
 
 def _clear(folder: Path) -> None:
     """Removes what an earlier run left that this one would not replace at once."""
-    for name in (CHECKPOINT, RESULT, METRICS):
+    for name in (CHECKPOINT, METRICS, FIGURES, *_OF_THE_MODEL):
         (folder / name).unlink(missing_ok=True)
     for name in (MODEL, TENSORBOARD):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -338,7 +380,7 @@ def _loggers(folder: Path, tensorboard: bool, resume: bool) -> list[Logger]:
     table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
     earlier = (folder / METRICS).read_text(encoding="utf-8") if resume and (folder / METRICS).exists() else None
     _ = table.experiment  # Lightning deletes an earlier table here; a resumed run goes on with it
-    if earlier is not None:
+    if earlier is not None and rank_zero_only.rank == 0:
         write_text(folder / METRICS, earlier)
     loggers: list[Logger] = [table]
     if tensorboard:

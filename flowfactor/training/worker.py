@@ -14,12 +14,10 @@ from typing import Any
 import torch
 
 from flowfactor.training._allocator import keep_freed_memory
+from flowfactor.training._folder import CHECKPOINT, ERROR, FIGURES, RESULT, SETTINGS
 from flowfactor.training.config import Config
 from flowfactor.training.evaluation import EvaluationConfig, measure
-from flowfactor.training.run import CHECKPOINT, RESULT, load_run, prepare, versions, write_text
-
-SETTINGS, FIGURES, ERROR, LOG = "settings.json", "benchmark.json", "error.txt", "log.txt"
-"""Names in the folder of a benchmark's run, beside those of any run."""
+from flowfactor.training.run import load_run, prepare, use_threads, versions, write_text
 
 INTERRUPTED = 130
 
@@ -37,8 +35,11 @@ def execute(folder: str | Path) -> dict[str, Any] | None:
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     (folder / ERROR).unlink(missing_ok=True)
     config = Config.from_dict(settings["config"] | {"output": str(folder)})
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    with use_threads(config.train.threads):
+        return _trained_and_measured(folder, config, settings)
+
+
+def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Any] | None:
     result = _finished_training(folder)
     if result is None:
         resume = (folder / CHECKPOINT).is_file()
@@ -114,7 +115,6 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 after an error, 130 after an interruption.
     """
-    keep_freed_memory()
     (folder,) = sys.argv[1:] if arguments is None else arguments
     try:
         return INTERRUPTED if execute(folder) is None else 0
@@ -125,4 +125,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowfactor.cli import main
-from flowfactor.training import _allocator, worker
+from flowfactor.training import _allocator
 
 PROGRAM = """
 import resource, torch
@@ -37,12 +38,31 @@ def test_large_tensors_reuse_the_pages_of_those_before() -> None:
     assert int(kept) < int(without) / 2
 
 
-def test_the_programs_that_train_ask_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("train", ["train", "demo", "--train.steps", "-1"]),
+        ("runs", ["demo", "--minutes", "-1"]),
+        ("benchmark", ["benchmark", "digits", "--steps", "0"]),
+    ],
+)
+def test_the_programs_that_train_ask_for_it(
+    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(_allocator, "keep_freed_memory", lambda: asked.append("train"))
-    monkeypatch.setattr(worker, "keep_freed_memory", lambda: asked.append("worker"))
-    monkeypatch.setattr(worker, "execute", lambda folder: {})
-    assert worker.main([str(tmp_path)]) == 0
-    with pytest.raises(SystemExit):  # there is no data folder; what comes before any work has been done
-        main(["train", "mnist-small", "--data.root", str(tmp_path), "--output", str(tmp_path / "run")])
-    assert asked == ["worker", "train"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"flowfactor.cli.{module}.keep_freed_memory", lambda: asked.append(module))
+    with pytest.raises(SystemExit):  # a setting is wrong; what comes before any work has been done
+        main(arguments)
+    assert asked == [module]
+
+
+def test_a_worker_asks_for_it_where_it_is_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(_allocator, "keep_freed_memory", lambda: asked.append("worker"))
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path)])  # where there is nothing to do
+    name = "flowfactor.training.worker"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(SystemExit):
+        runpy.run_module(name, run_name="__main__")
+    assert asked == ["worker"]

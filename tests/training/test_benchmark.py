@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from small_runs import TINY, write_mnist
 
-from flowfactor.cli import main, parse_train
+from flowfactor.cli import main
+from flowfactor.cli.train import parse_train
 from flowfactor.data import Digits, Scenes
 from flowfactor.models import METHODS, build_model
 from flowfactor.training import (
@@ -23,20 +26,18 @@ from flowfactor.training import (
     Schedule,
     choose_variants,
     configure,
+    evaluation,
     get_variant,
     load_config,
     load_run,
     measure,
     plan_benchmark,
+    worker,
 )
 from flowfactor.training import module as module_of_training
 from flowfactor.training.benchmark import _reason
 from flowfactor.training.run import make_model
 
-TINY = [
-    *("--data.steps", "2", "--data.limit", "12", "--model.latent_dim", "4", "--model.hidden", "[8,8]"),
-    *("--model.encoder", "{widths: [8]}", "--model.decoder", "{widths: [8]}", "--train.batch_size", "6"),
-]
 LITTLE = [
     *("--evaluate.images", "4", "--evaluate.likelihood_images", "2", "--evaluate.likelihood_samples", "2"),
     *("--evaluate.latent_images", "2", "--evaluate.search_images", "2", "--evaluate.vp_images", "0"),
@@ -52,14 +53,9 @@ def figures(folder: Path) -> dict[str, dict]:
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/benchmark.json")}
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as error:
-        main(arguments)
-    assert error.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_two_methods_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_methods_and_two_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[[list[str]], str]
+) -> None:
     asked = command(tmp_path, "--methods", "ours", "vae", "--seeds", "0", "1")
     assert main(asked) == 0
     told = capsys.readouterr().out
@@ -91,7 +87,7 @@ def test_two_methods_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "4 of 4 runs are finished already" in capsys.readouterr().out
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/benchmark.json")}
     other = command(tmp_path, "--methods", "ours", "--seeds", "0", steps=3)
-    error = refused(other, capsys)
+    error = refused(other)
     assert "ours-seed0 holds a run with other settings" in error and "budget.steps was 2, not 3" in error
     (tmp_path / "report.md").unlink()
     assert main(["benchmark", "report", str(tmp_path)]) == 0 and (tmp_path / "report.md").is_file()
@@ -145,6 +141,51 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(
     assert figures(tmp_path)["ours-seed3"]["figures"]["equivariance"] == before["equivariance"]
 
 
+def test_an_interrupted_benchmark_goes_on_where_its_data_have_moved(
+    tmp_path: Path, interrupt: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = write_mnist(tmp_path / "old"), tmp_path / "new"
+
+    def asked(root: Path) -> list[str]:
+        given = command(tmp_path / "made", "--methods", "vae", "--seeds", "0", "--data.root", str(root), steps=4)
+        return [given[0], "mnist", *given[2:]]
+
+    interrupt(1)
+    assert main(asked(old)) == 130 and (tmp_path / "made" / "vae-seed0" / "last.ckpt").is_file()
+    old.rename(new)
+    assert main(asked(new)) == 0
+    made = figures(tmp_path / "made")["vae-seed0"]
+    assert made["steps_made"] == 4 and made["config"]["data"]["root"] == str(new)
+
+
+def test_a_benchmark_in_this_process_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: asked.append("keep"))
+    base, _, _ = parse_train(["demo", *TINY])
+    little = EvaluationConfig(2, 0, 1, 0, 1, 0, 0)
+    before = torch.get_num_threads()
+    plan = plan_benchmark(
+        base, choose_variants(["vae"]), tmp_path, seeds=[0], steps=1, workers=0, threads=before + 1, evaluation=little
+    )
+    assert plan.run(lambda line: None)
+    assert figures(tmp_path)["vae-seed0"]["machine"]["threads"] == before + 1
+    assert torch.get_num_threads() == before and asked == []
+
+
+def test_mistakes_in_a_metric_are_not_told_as_missing_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: object, **named: object) -> None:
+        raise TypeError("unsupported operand")
+
+    data = Digits("test", steps=2)
+    sizes = {"latent_dim": 9, "encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
+    settings = EvaluationConfig(2, 0, 1, 2, 1, 0, 0)
+    model = build_model("topographic-vae", (3, 28, 28), 3, **sizes)
+    assert "has no latent flow" in measure(model, data, data, settings)["latent_equivariance"]["missing"]
+    monkeypatch.setattr(evaluation, "latent_equivariance_error", wrong)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        measure(model, data, data, settings)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -170,10 +211,10 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(
     ],
 )
 def test_mistakes_are_told_before_any_work(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+    arguments: list[str], message: str, refused: Callable[[list[str]], str], tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in refused(["benchmark", *arguments], capsys)
+    assert message in refused(["benchmark", *arguments])
     assert not list(tmp_path.iterdir())
 
 

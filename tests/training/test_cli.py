@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from small_runs import TINY
 
 from flowfactor import __version__, data
-from flowfactor.cli import main, parse_train
-from flowfactor.models import build_vae
-from flowfactor.training import Config, list_presets, load_config
+from flowfactor.cli import main
+from flowfactor.cli.train import parse_train
+from flowfactor.models import METHODS, build_vae
+from flowfactor.training import ABLATIONS, Config, configure, get_variant, list_presets, load_config
 from flowfactor.training.run import make_model
 
-TINY = [
-    *("--data.steps", "2", "--data.limit", "12", "--model.latent_dim", "4", "--model.hidden", "[8,8]"),
-    *("--train.minutes", "null", "--train.steps", "3", "--train.batch_size", "6", "--train.evaluate_limit", "3"),
-    *("--train.likelihood_limit", "0", "--train.progress", "false"),
+SHORT = [
+    *TINY,
+    *("--train.minutes", "null", "--train.steps", "3", "--train.evaluate_limit", "3", "--train.likelihood_limit", "0"),
+    *("--train.progress", "false"),
 ]
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as error:
-        main(arguments)
-    assert error.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_there_are_the_presets() -> None:
@@ -91,6 +88,26 @@ def test_a_file_is_as_good_as_a_preset(tmp_path: Path) -> None:
     assert load_config(file).train.steps == 4
 
 
+@pytest.mark.parametrize("name", [*METHODS, *ABLATIONS])
+def test_the_file_of_every_variant_is_read_as_it_was_meant(name: str, tmp_path: Path) -> None:
+    meant = configure(load_config("demo"), get_variant(name), 0)
+    meant.data.limit = 12
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(meant.as_dict(), sort_keys=False))
+    read, resume, _ = parse_train([str(tmp_path / "config.yaml"), "--resume"])
+    assert resume and (read.data, read.train, read.method) == (meant.data, meant.train, meant.method)
+    assert read.model.items() <= meant.model.items()
+    # What is not in it any more was the default.
+    dataset = meant.data.dataset()
+    assert make_model(read, dataset).config() == make_model(meant, dataset).config()
+
+
+def test_the_force_is_given_by_name_or_null(refused: Callable[[list[str]], str]) -> None:
+    assert parse_train(["demo", "--model.force", "null"])[0].model["force"] is None
+    assert "force" not in parse_train(["demo", "--model.force", "negative_square"])[0].model
+    assert parse_train(["mnist-sparse", "--model.force", "null"])[0].model["force"] is None
+    assert "model.force" in refused(["train", "demo", "--model.force", "torch.nn.Identity"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,16 +130,16 @@ def test_a_file_is_as_good_as_a_preset(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_end_with_code_2_before_any_work(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+    arguments: list[str], message: str, refused: Callable[[list[str]], str], tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in refused(arguments, capsys)
+    assert message in refused(arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_data_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_are_told(tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
     arguments = ["train", "mnist-small", "--data.root", str(tmp_path / "none"), "--output", str(tmp_path / "run")]
-    assert "holds no train-images-idx3-ubyte" in refused(arguments, capsys)
+    assert "holds no train-images-idx3-ubyte" in refused(arguments)
     assert not list(tmp_path.iterdir())
 
 
@@ -147,9 +164,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.value.code == 0 and capsys.readouterr().out == f"flowfactor {__version__}\n"
 
 
-def test_train_evaluate_traverse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_evaluate_traverse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[[list[str]], str]
+) -> None:
     run = tmp_path / "run"
-    assert main(["train", "demo", *TINY, "--output", str(run)]) == 0
+    assert main(["train", "demo", *SHORT, "--output", str(run)]) == 0
     assert "colouring" in capsys.readouterr().out
     trained = json.loads((run / "result.json").read_text())
     assert main(["evaluate", str(run), "--limit", "3", "--samples", "2"]) == 0
@@ -158,11 +177,30 @@ def test_train_evaluate_traverse(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert measured["log_likelihood"]["samples"] == 2 and measured["log_likelihood"]["count"] == 9
     assert main(["traverse", str(run), "--gif", str(run / "a.gif"), "--images", "1", "--back", "1"]) == 0
     assert (run / "traversal.png").read_bytes()[:4] == b"\x89PNG" and (run / "a.gif").read_bytes()[:3] == b"GIF"
-    assert "--images must be between" in refused(["traverse", str(run), "--images", "0"], capsys)
-    assert "holds a run" in refused(["train", "demo", *TINY, "--output", str(run)], capsys)
+    assert "--images must be between" in refused(["traverse", str(run), "--images", "0"])
+    assert "holds a run" in refused(["train", "demo", *SHORT, "--output", str(run)])
     more = ["train", str(run / "config.yaml"), "--resume", "--train.steps", "4"]
+    assert "has train.weight_decay 0.0, not 0.1" in refused([*more, "--train.weight_decay", "0.1"])
     assert main(more) == 0
     assert json.loads((run / "result.json").read_text())["steps"] == 4
+
+
+def test_the_users_folder_is_what_a_tilde_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["demo", "--minutes", "0.002", "--output", "~/run"]) == 0
+    assert (tmp_path / "run" / "traversal.png").is_file() and f"look at {tmp_path}/run" in capsys.readouterr().out
+    (tmp_path / "run" / "traversal.png").unlink()
+    assert main(["evaluate", "~/run", "--limit", "2", "--samples", "0"]) == 0
+    assert (tmp_path / "run" / "evaluation.json").is_file()
+    assert main(["traverse", "~/run", "--images", "1", "--gif", "~/a.gif"]) == 0
+    assert main(["traverse", "~/run", "--images", "1", "--output", "~/b.png"]) == 0
+    made = (tmp_path / "run" / "traversal.png", tmp_path / "a.gif", tmp_path / "b.png")
+    assert all(path.is_file() for path in made) and not list((tmp_path / "here").iterdir())
 
 
 def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
-import struct
 from pathlib import Path
 
 import h5py
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import write_mnist
 
 import flowfactor as ff
 from flowfactor.cli import main
@@ -21,17 +20,6 @@ from flowfactor.training import Config, DataConfig, load_run, prepare, train
 from flowfactor.training.worker import execute
 
 SMALL_SCENES = {"size": 8, "hues": 3, "scales": 3, "orientations": 2, "supersampling": 1}
-
-
-def write_mnist(folder: Path, count: int = 30) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
-    for prefix in ("train", "t10k"):
-        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        header = struct.pack(">IIII", 0x803, count, 28, 28)
-        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes(), 1))
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + bytes(count))
-    return folder
 
 
 def write_shapes3d(path: Path) -> Path:

@@ -7,27 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import SIZES, small_run
 
-from flowfactor.cli import main, parse_train
+from flowfactor.cli import main
+from flowfactor.cli.train import parse_train
 from flowfactor.metrics import equivariance_error
 from flowfactor.models import METHODS
 from flowfactor.training import Config, load_config, load_run, prepare, train
 
 
 def settings(method: str, output: Path, **train_options) -> Config:
-    options = {
-        "steps": 3, "batch_size": 6, "log_every": 1, "evaluate_limit": 2, "likelihood_limit": 3, "likelihood_samples": 2,
-        "tensorboard": False, "progress": False,
-    }  # fmt: skip
-    model = {"latent_dim": 12, "frames_per_step": 2, "encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
-    if method == "factor-vae":
-        model["hidden"] = [16]
-    return Config.from_dict(
-        {
-            "data": {"name": "digits", "steps": 2, "limit": 21},
-            "model": model, "method": method, "train": options | train_options, "output": str(output),
-        }
-    )  # fmt: skip
+    model = {**SIZES, "latent_dim": 12, "hidden": [16]}
+    if method != "factor-vae":
+        del model["hidden"]
+    few = {"steps": 3, "log_every": 1, "evaluate_limit": 2, "likelihood_limit": 3}
+    return small_run(output, model, method, **few | train_options)
 
 
 @pytest.mark.parametrize("method", METHODS)

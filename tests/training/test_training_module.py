@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from PIL import Image
+from small_runs import SIZES, small_run
 
 from flowfactor.data import Rotate, Scale, SequenceLoader, TransformedImages
 from flowfactor.models import FlowFactorizedVAE, build_vae
-from flowfactor.training import Config, FlowModule, Schedule, SequenceData, load_run, prepare, train
+from flowfactor.training import DataConfig, FlowModule, Schedule, SequenceData, load_run, prepare, train
 from flowfactor.training import module as module_of_training
-
-MODEL = {
-    "latent_dim": 4,
-    "hidden": [8, 8],
-    "frames_per_step": 2,
-    "encoder": {"widths": [8]},
-    "decoder": {"widths": [8]},
-}
-
-
-def settings(output: Path, **train_options) -> Config:
-    options = {"batch_size": 6, "log_every": 2, "evaluate_limit": 4, "likelihood_limit": 6, "likelihood_samples": 2}
-    return Config.from_dict(
-        {
-            "data": {"name": "digits", "steps": 2, "limit": 21},
-            "model": MODEL,
-            "train": {"steps": 8, "tensorboard": False, "progress": False, **options, **train_options},
-            "output": str(output),
-        }
-    )
+from flowfactor.training.run import write_text
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -72,7 +55,7 @@ def test_wrong_schedules_are_refused(options: dict, message: str) -> None:
 
 
 def test_a_run_from_end_to_end(tmp_path: Path) -> None:
-    run = prepare(settings(tmp_path / "run"))
+    run = prepare(small_run(tmp_path / "run"))
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     result = run.fit()
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
@@ -89,9 +72,9 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
 
 
 def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
-    config = settings(tmp_path / "run", steps=5, clip=50.0, warmup=0.0)
+    config = small_run(tmp_path / "run", steps=5, clip=50.0, warmup=0.0)
     run = prepare(config)
-    plain = build_vae((3, 28, 28), 3, **MODEL)
+    plain = build_vae((3, 28, 28), 3, **SIZES)
     plain.load_state_dict(run.model.state_dict())
     run.fit()
 
@@ -109,25 +92,17 @@ def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(settings(tmp_path / "whole", likelihood_limit=0))
-    original = FlowModule.training_step
-
-    def interrupted(self: FlowModule, batch: dict, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(FlowModule, "training_step", interrupted)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, interrupt: Callable[[int], None]) -> None:
+    train(small_run(tmp_path / "whole", likelihood_limit=0))
+    interrupt(4)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    result = train(settings(tmp_path / "parts", likelihood_limit=0))
+    result = train(small_run(tmp_path / "parts", likelihood_limit=0))
     assert not result["finished"] and result["steps"] == 5 and "equivariance_error" not in result
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert any(not torch.equal(v, weights(tmp_path / "parts")[n]) for n, v in weights(tmp_path / "whole").items())
 
-    monkeypatch.setattr(FlowModule, "training_step", original)
     torch.manual_seed(99)
-    resumed = train(settings(tmp_path / "parts", likelihood_limit=0), resume=True)
+    resumed = train(small_run(tmp_path / "parts", likelihood_limit=0), resume=True)
     assert resumed["finished"] and resumed["steps"] == 8 and resumed["seconds"] > result["seconds"]
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(tmp_path / "parts")[name]), name
@@ -139,7 +114,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: 
 
 
 def test_after_a_crash_the_last_checkpoint_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(settings(tmp_path / "whole", likelihood_limit=0))
+    train(small_run(tmp_path / "whole", likelihood_limit=0))
     original = FlowModule.training_step
 
     def failing(self: FlowModule, batch: dict, batch_idx: int) -> torch.Tensor:
@@ -149,11 +124,11 @@ def test_after_a_crash_the_last_checkpoint_is_taken_up(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(FlowModule, "training_step", failing)
     with pytest.raises(OSError, match="power"):
-        train(settings(tmp_path / "parts", checkpoint_steps=3))
+        train(small_run(tmp_path / "parts", checkpoint_steps=3))
     monkeypatch.setattr(FlowModule, "training_step", original)
     state = torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 3
-    train(settings(tmp_path / "parts", likelihood_limit=0), resume=True)
+    train(small_run(tmp_path / "parts", likelihood_limit=0), resume=True)
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(tmp_path / "parts")[name]), name
 
@@ -170,40 +145,168 @@ def test_time_ends_the_training_with_the_rate_near_zero(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(module_of_training.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(FlowModule, "training_step", step)
-    result = train(settings(tmp_path / "run", steps=None, minutes=1, warmup=0.0, likelihood_limit=0))
+    result = train(small_run(tmp_path / "run", steps=None, minutes=1, warmup=0.0, likelihood_limit=0))
     assert result["steps"] == 10 and result["seconds"] == 60
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * p / 10)) / 2 for p in range(10)])
 
 
 def test_a_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    train(settings(tmp_path, steps=1, likelihood_limit=0))
+    train(small_run(tmp_path, steps=1, likelihood_limit=0))
     with pytest.raises(FileExistsError, match="holds a run"):
-        train(settings(tmp_path))
+        train(small_run(tmp_path))
     with pytest.raises(ValueError, match="choose one"):
-        train(settings(tmp_path), resume=True, overwrite=True)
-    assert train(settings(tmp_path, steps=2, likelihood_limit=0), overwrite=True)["steps"] == 2
+        train(small_run(tmp_path), resume=True, overwrite=True)
+    assert train(small_run(tmp_path, steps=2, likelihood_limit=0), overwrite=True)["steps"] == 2
 
 
 def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        prepare(settings(tmp_path), resume=True)
-    train(settings(tmp_path, steps=1, likelihood_limit=0))
-    other = settings(tmp_path)
-    other.model = MODEL | {"field": "gradient"}
+        prepare(small_run(tmp_path), resume=True)
+    train(small_run(tmp_path, steps=1, likelihood_limit=0))
+    other = small_run(tmp_path)
+    other.model = SIZES | {"field": "gradient"}
     with pytest.raises(ValueError, match="model"):
         prepare(other, resume=True)
-    other = settings(tmp_path)
+    other = small_run(tmp_path)
     other.seed = 3
     with pytest.raises(ValueError, match="seed"):
         prepare(other, resume=True)
-    same = settings(tmp_path)
-    same.model = MODEL | {"field": "helmholtz"}  # what is the default anyhow
+    same = small_run(tmp_path)
+    same.model = SIZES | {"field": "helmholtz"}  # what is the default anyhow
     assert prepare(same, resume=True).resume
 
 
-def test_nan_is_told(tmp_path: Path) -> None:
-    with pytest.raises((FloatingPointError, ValueError), match=r"NaN|nan"):
-        train(settings(tmp_path, learning_rate=1e30, steps=20, warmup=0.0))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("betas", (0.8, 0.99)),
+        ("weight_decay", 0.1),
+        ("batch_size", 9),
+        ("stratified", False),
+        ("precision", "bf16-true"),
+        ("learning_rate", 1e-4),
+        ("clip", 1.0),
+        ("clock", "processor"),
+    ],
+)
+def test_what_moves_the_weights_may_not_change(name: str, value: object, tmp_path: Path) -> None:
+    train(small_run(tmp_path, steps=1, likelihood_limit=0))
+    with pytest.raises(ValueError, match=rf"has train\.{name} .*, not .*: make them agree"):
+        prepare(small_run(tmp_path, **{name: value}), resume=True)
+
+
+def test_length_and_logging_may_change(tmp_path: Path) -> None:
+    train(small_run(tmp_path, steps=1, likelihood_limit=0))
+    free = {"steps": 3, "minutes": 5.0, "log_every": 1, "checkpoint_steps": 2, "evaluate_limit": 2, "threads": 1}
+    assert train(small_run(tmp_path, **free), resume=True)["steps"] == 3
+
+
+def test_moved_data_are_the_same_data(tmp_path: Path) -> None:
+    """Recorded sequences, because they lie somewhere."""
+    for index in range(20):
+        folder = tmp_path / "old" / "turn" / f"{index:02}"
+        folder.mkdir(parents=True)
+        for frame in range(3):
+            Image.new("L", (8, 8), 10 * index + frame).save(folder / f"{frame}.png")
+    config = small_run(tmp_path / "run", steps=1, likelihood_limit=0, batch_size=4)
+    config.data = DataConfig("sequences", root=str(tmp_path / "old"), limit=12)
+    train(config)
+    (tmp_path / "old").rename(tmp_path / "new")
+    config.data.root, config.train.steps = str(tmp_path / "new"), 2
+    assert train(config, resume=True)["steps"] == 2
+    assert load_run(tmp_path / "run")[1].data.root == str(tmp_path / "new")
+    config.data.limit = 13
+    with pytest.raises(ValueError, match=r"has data .*'limit': 12.*, not .*'limit': 13"):
+        prepare(config, resume=True)
+
+
+def test_what_tells_of_an_earlier_model_goes_with_it(tmp_path: Path) -> None:
+    told = ["evaluation.json", "traversal.png", "transformations.gif"]
+    train(small_run(tmp_path, steps=1, likelihood_limit=0))
+    for options in ({"overwrite": True}, {"resume": True}):
+        for name in (*told, "benchmark.json"):
+            (tmp_path / name).write_text("of the model before")
+        (tmp_path / "notes.txt").write_text("the user's own")
+        train(small_run(tmp_path, steps=2, likelihood_limit=0), **options)
+        assert [name for name in told if (tmp_path / name).exists()] == []
+        # A resumed run does not take away what a benchmark measured at its budget, with its settings beside it.
+        assert (tmp_path / "benchmark.json").exists() == ("resume" in options)
+        assert (tmp_path / "notes.txt").exists() and (tmp_path / "result.json").exists()
+
+
+def test_a_training_gives_the_threads_back(tmp_path: Path) -> None:
+    before, seen = torch.get_num_threads(), []
+    run = prepare(small_run(tmp_path, steps=1, likelihood_limit=0, threads=before + 1))
+    run.model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    run.fit()
+    assert set(seen) == {before + 1} and torch.get_num_threads() == before
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: pl.Trainer, path: Path) -> None:
+        if self.global_step == 4:
+            Path(path).write_bytes(b"half")
+            raise OSError("the disk is full")
+        save(self, path)
+
+    save = pl.Trainer.save_checkpoint
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", fail)
+    with pytest.raises(OSError, match="full"):
+        train(small_run(tmp_path, checkpoint_steps=2))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.json", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.json", "new \ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+class _Breaking(torch.nn.Module):
+    """Its loss is NaN from a step on, and nothing but the loss shows it."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.calls = at, 0
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, frames: torch.Tensor, t: torch.Tensor, k: torch.Tensor, generator: object = None) -> _Breaking:
+        self.calls += 1
+        self.loss = self.weight * (math.nan if self.calls >= self.at else 1.0)
+        return self
+
+    def as_dict(self) -> dict[str, torch.Tensor]:
+        return {"loss": self.loss.detach()}
+
+
+@pytest.mark.parametrize(
+    ("at", "log_every", "checkpoint_steps", "told", "kept"),
+    [
+        (3, 2, 1, "before step 3", 2),  # where it would be written
+        (3, 2, None, "before step 4.*the terms are", None),  # where it is logged
+        (3, 50, None, "before step 6.*no checkpoint is written", None),  # at the end
+    ],
+)
+def test_nan_is_told(
+    at: int, log_every: int, checkpoint_steps: int | None, told: str, kept: int | None, tmp_path: Path
+) -> None:
+    run = prepare(small_run(tmp_path, steps=6, log_every=log_every, checkpoint_steps=checkpoint_steps))
+    run.model = _Breaking(at)
+    with pytest.raises(FloatingPointError, match=f"the loss became NaN {told}"):
+        run.fit()
+    made = tmp_path / "last.ckpt"
+    assert (torch.load(made, weights_only=True)["global_step"] if made.exists() else None) == kept
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_explode_are_told_as_nan(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train(small_run(tmp_path, learning_rate=1e30, steps=20, warmup=0.0, log_every=50))
 
 
 def test_batches_go_on_without_an_end() -> None:
@@ -215,11 +318,14 @@ def test_batches_go_on_without_an_end() -> None:
     loader = SequenceLoader(data, 4, seed=5)
     expected = [batch["frames"] for _ in range(3) for batch in loader]
     assert all(torch.equal(a, b) for a, b in zip(taken, expected, strict=False))
-    module.load_state_dict({"start": 5, "seed": 5})
+    assert module.state_dict() == {"start": 0, "seed": 5, "batch_size": 4}
+    module.load_state_dict({"start": 5, "seed": 5, "batch_size": 4})
     again = iter(module.train_dataloader())
     assert all(torch.equal(next(again)["frames"], frames) for frames in expected[5:9])
     with pytest.raises(ValueError, match="batch_size"):
         SequenceData(data, 13)
+    with pytest.raises(ValueError, match="had batch_size 4, these have 6"):
+        SequenceData(data, 6).load_state_dict(module.state_dict())
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")

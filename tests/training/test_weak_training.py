@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from small_runs import SIZES, small_run
 
 import flowfactor as ff
-from flowfactor.cli import main, table
+from flowfactor.cli import main
+from flowfactor.cli.train import table
 from flowfactor.metrics.matched import MatchedModel, flow_names, match_flows
-from flowfactor.training import Config, FlowModule, load_run, train
+from flowfactor.training import Config, load_run, train
 from flowfactor.training.run import evaluate
 
 
 def settings(output: Path, **train_options) -> Config:
-    return Config.from_dict(
-        {
-            "data": {"name": "digits", "steps": 2, "limit": 21},
-            "model": {
-                "supervision": "weak",
-                "anneal_steps": 6,
-                "latent_dim": 4,
-                "hidden": [8, 8],
-                "frames_per_step": 2,
-                "encoder": {"widths": [8]},
-                "decoder": {"widths": [8]},
-                "factor_encoder": {"widths": [8], "hidden": [8]},
-            },
-            "train": {
-                **{"steps": 8, "batch_size": 6, "stratified": False, "log_every": 2, "evaluate_limit": 4},
-                **{"likelihood_limit": 6, "likelihood_samples": 2, "tensorboard": False, "progress": False},
-                **train_options,
-            },
-            "output": str(output),
-        }
-    )
+    weak = {"supervision": "weak", "anneal_steps": 6, "factor_encoder": {"widths": [8], "hidden": [8]}}
+    return small_run(output, SIZES | weak, stratified=False, **train_options)
 
 
 def test_a_weak_run_from_end_to_end(
@@ -66,19 +48,11 @@ def test_a_weak_run_from_end_to_end(
     assert "factor_accuracy" in json.loads((tmp_path / "run" / "evaluation.json").read_text())
 
 
-def test_a_resumed_weak_run_goes_on_with_its_annealing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_weak_run_goes_on_with_its_annealing(tmp_path: Path, interrupt: Callable[[int], None]) -> None:
     train(settings(tmp_path / "whole", likelihood_limit=0))
-    original = FlowModule.training_step
-
-    def interrupted(self: FlowModule, batch: dict, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(FlowModule, "training_step", interrupted)
+    interrupt(2)
     train(settings(tmp_path / "parts", likelihood_limit=0))
     assert int(load_run(tmp_path / "parts")[0].estimator.step) == 3
-    monkeypatch.setattr(FlowModule, "training_step", original)
     train(settings(tmp_path / "parts", likelihood_limit=0), resume=True)
     whole, parts = (load_run(tmp_path / name)[0].state_dict() for name in ("whole", "parts"))
     assert int(parts["estimator.step"]) == 8
