@@ -34,7 +34,7 @@ docs: $(STAMP)
 	FLOWFACTOR_RUN_NOTEBOOKS=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv site dist build .pytest_cache .ruff_cache .hypothesis .benchmarks demo_output
+	rm -rf .venv site dist build .pytest_cache .ruff_cache demo_output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
