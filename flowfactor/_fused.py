@@ -11,6 +11,7 @@ has every stage still on the tape; ``checkpoint`` has a state here and there and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from flowfactor._integrate import check_fixed_steps, integrate
 from flowfactor._march import Block, GaveUpError, March, Plan
 from flowfactor._packing import Packing, Segment
 from flowfactor._rows import Rows
-from flowfactor._runge_kutta import tableau
+from flowfactor._runge_kutta import Tableau, tableau
 from flowfactor._way_back import go_back, rates_of
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._tape import FieldTape
@@ -54,10 +55,14 @@ def solve_segment(
     Returns:
         Packed states ``[T, *batch, S]``; None where the general solver has to do it, or explain why it cannot be done.
     """
+    if not _suits(flow.solver, y, segment.times, packing):
+        return None
     table = tableau(flow.solver.method)
-    if table is None or not _suits(flow.solver, y, segment.times, packing):
+    if table is None:
         return None
     weights = acting.weights
+    if weights is not None and _evaluations(flow.solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS:
+        return None
     rows = Rows.of(acting, y.shape[:-1], flow.num_flows)
     if rows is None:
         return None
@@ -122,6 +127,14 @@ def _suits(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
         and torch.autograd.forward_ad._current_level < 0
     )
+
+
+_FEWEST_UNDER_WEIGHTS = 3  # below, what a solve by closed forms costs beside its stages is not made good
+
+
+def _evaluations(solver: Solver, t: Tensor, table: Tableau) -> float:
+    """How often a solve of fixed steps evaluates the field."""
+    return math.inf if solver.adaptive else (len(solver.grid(t)) - 1) * table.size
 
 
 _STEPS_AT_ONCE = 8  # steps whose record is held at a time where memory must not grow with their number

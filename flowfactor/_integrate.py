@@ -133,8 +133,9 @@ def integrate(solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, 
 
     Raises:
         FlowSolveError: If the solve fails.
-        ValueError: If a gradient is asked for that the method cannot give.
+        ValueError: If a gradient is asked for that the method cannot give, or a transform of torch.func cannot follow.
     """
+    _check_transforms(solver)
     stats.method = solver.method
     check_fixed_steps(solver, t)
     dynamics = _Dynamics(rhs, solver, stats, t)
@@ -159,6 +160,14 @@ def integrate(solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, 
     dynamics.forward_done, dynamics.asked = True, 0
     dynamics.last = None  # holds a part of the graph
     return ys
+
+
+def _check_transforms(solver: Solver) -> None:
+    if solver.adaptive and torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            f"transforms of torch.func cannot follow the adaptive steps of {solver.method}: take fixed ones, "
+            'for example Solver("rk4", step_size=0.1), or torch.autograd'
+        )
 
 
 def _solve(

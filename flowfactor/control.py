@@ -288,7 +288,7 @@ def _as_index(control: ResolvedControl, batch_shape: Sequence[int], device: torc
 
 
 def _checked_int(control: object, num_flows: int) -> int:
-    if isinstance(control, bool) or not hasattr(control, "__index__"):
+    if isinstance(control, bool) or not hasattr(control, "__index__") or getattr(control, "ndim", 0):
         raise TypeError(
             "a control is an int, an integer tensor [*batch], float weights [*batch, K] or a flowfactor.Schedule; "
             f"got {type(control).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from types import ModuleType
 from typing import Literal
 
@@ -39,6 +40,11 @@ class FlowSolveError(RuntimeError):
         self.time = time
         self.step = step
         self.sample = sample
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickles with the details, so that the error of a worker process arrives whole."""
+        details = {"reason": self.reason, "time": self.time, "step": self.step, "sample": self.sample}
+        return partial(type(self), **details), self.args
 
 
 def require(module: str, *, extra: str) -> ModuleType:

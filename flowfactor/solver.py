@@ -57,7 +57,7 @@ class Solver:
     norm: Literal["sample", "batch"] = "sample"
     step_size: float | None = None
     max_steps: int = 100_000
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -68,7 +68,7 @@ class Solver:
             raise ValueError(f'norm must be "sample" or "batch", got {self.norm!r}')
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
         if self.rtol == 0 and self.atol == 0:
             raise ValueError("rtol and atol cannot both be 0: no step would ever be accurate enough")

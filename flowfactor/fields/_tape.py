@@ -191,9 +191,10 @@ class FieldTape:
         out: list[Tensor | None] = [own.get(n) for own, names in zip(found, self.names, strict=True) for n in names]
         if any(self.learned):
             lam = lam if self.of_velocity is None else lam + self.of_velocity
-            gradients = [g for tape in self.tapes for g in self._split(tape.plain_gradient())]
-            for g, learned in zip(gradients[self.has_potential :], self.learned, strict=True):
+            turned = self._split(self.tapes[0].plain_gradient()) if self.shared else self.tapes
+            for part, learned in zip(turned[self.has_potential :], self.learned, strict=True):
                 if learned:
+                    g = part if isinstance(part, Tensor) else part.plain_gradient()
                     out.append(torch.bmm(lam.flatten(1, 2).mT, g.flatten(1, 2)))
         return out
 

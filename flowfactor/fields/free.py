@@ -11,7 +11,7 @@ from flowfactor._layout import Stack, layout_of, run
 from flowfactor.control import ResolvedControl
 from flowfactor.fields.base import BoundField, Divergence, Field
 from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import check_sizes, uniform
+from flowfactor.potentials._stacked import check_sizes, own_tensors, uniform
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials.module import list_of_modules
 
@@ -83,7 +83,7 @@ class FreeField(Field):
     ) -> BoundField:
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
         layout = layout_of(control, batch_shape, self.num_flows)
-        stacks = layout.select(dict(self.named_parameters(recurse=False)))
+        stacks = layout.select(own_tensors(self))
         probes = layout.scatter(probe) if divergence == "hutchinson" and probe is not None else [None] * len(stacks)
         functions = [self._bind_stack(s, divergence, e) for s, e in zip(stacks, probes, strict=True)]
         return self._finish(lambda z, t: run(layout, functions, z, t, {"velocity": 1, "divergence": 0}), probe)

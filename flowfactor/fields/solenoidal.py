@@ -14,7 +14,7 @@ from flowfactor.fields._ridge_tape import RidgeTape
 from flowfactor.fields._tape import FieldTape
 from flowfactor.fields.base import Divergence, DivergenceFreeField
 from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import uniform
+from flowfactor.potentials._stacked import own_tensors, uniform
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials.base import PotentialTape
 
@@ -103,7 +103,7 @@ class SolenoidalField(DivergenceFreeField):
 
     def _stack(self) -> Stack:
         """The parameters by name, output weights made transverse."""
-        stack: Stack = dict(self.named_parameters(recurse=False))
+        stack = own_tensors(self)
         stack["r"] = transverse(self.r, self.w)
         if "p" in stack:
             stack["p"] = transverse(self.p, self.q)

@@ -33,6 +33,10 @@ class Activation:
     second: Callable[[Tensor, Tensor], Tensor]
     third: Callable[[Tensor, Tensor, Tensor], Tensor]
 
+    def __reduce__(self) -> tuple[Callable[[str], Activation], tuple[str]]:
+        """Pickles the name: the functions have none."""
+        return activation_named, (next(name for name, known in ACTIVATIONS.items() if known is self),)
+
     def __call__(self, a: Tensor) -> tuple[Callable[[], Tensor], Tensor, Callable[[], Tensor]]:
         b = self.base(a)
         s = self.first(b)

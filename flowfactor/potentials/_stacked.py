@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from flowfactor._layout import Stack, layout_of, run
 from flowfactor.control import ResolvedControl
@@ -44,6 +46,14 @@ class StackedPotential(Potential):
         return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))
 
 
+def own_tensors(module: nn.Module) -> Stack:
+    """What a module's own parameters are to its formulas, by name; parametrized and pruned ones included."""
+    names = [name.removesuffix("_orig") for name, _ in module.named_parameters(recurse=False)]
+    if is_parametrized(module):
+        names += list(module.parametrizations)  # type: ignore[arg-type]
+    return {name: getattr(module, name) for name in names}
+
+
 def uniform(
     shape: Sequence[int], fan_in: int, gain: float = 1.0, generator: torch.Generator | None = None
 ) -> nn.Parameter:
@@ -55,7 +65,8 @@ def uniform(
 def check_sizes(name: str, sizes: Sequence[int], count: int | None = None) -> tuple[int, ...]:
     """Checks a tuple of positive layer sizes; raises ValueError otherwise."""
     sizes = tuple(sizes)
-    if (count is not None and len(sizes) != count) or any(not isinstance(s, int) or s < 1 for s in sizes):
+    whole = all(isinstance(s, Integral) and not isinstance(s, bool) and s >= 1 for s in sizes)
+    if not whole or (count is not None and len(sizes) != count):
         wanted = "positive integers" if count is None else f"{count} positive integers"
         raise ValueError(f"{name} must be {wanted}, got {sizes}")
-    return sizes
+    return tuple(int(s) for s in sizes)

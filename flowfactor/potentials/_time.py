@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,18 @@ class TimeFeatures(nn.Module):
         super().__init__()
         if size < 2 or size % 2:
             raise ValueError(f"time_features must be an even number of at least 2, got {size}")
-        self.max_period = max_period
-        exponents = torch.linspace(0.0, 1.0, size // 2) if size > 2 else torch.zeros(1)
-        self.register_buffer("frequencies", torch.exp(-math.log(max_period) * exponents), persistent=False)
+        self.size, self.max_period = size, max_period
+        self.register_buffer("frequencies", self._frequencies().float(), persistent=False)
+
+    def _frequencies(self) -> Tensor:
+        exponents = torch.linspace(0.0, 1.0, self.size // 2, dtype=torch.float64)  # one alone is 0
+        return torch.exp(-math.log(self.max_period) * exponents)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimeFeatures:
+        super()._apply(fn, recurse)
+        # Written anew, or a model that was in half precision once would keep rounded frequencies.
+        self.frequencies = self._frequencies().to(self.frequencies)
+        return self
 
     def forward(self, t: Tensor, *, derivative: bool) -> tuple[Tensor, Tensor | None]:
         """Features ``[*t or 1, size]`` and, where asked for, their derivatives of the same shape."""

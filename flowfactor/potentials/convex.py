@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import StackedPotential, check_sizes, uniform
+from flowfactor.potentials._stacked import StackedPotential, check_sizes, own_tensors, uniform
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials._two_layer import two_layer
 from flowfactor.potentials.base import Laplacian
@@ -77,7 +77,7 @@ class ConvexPotential(StackedPotential):
         self.linear = nn.Parameter(torch.zeros(K, 1, dim))
 
     def _stack(self) -> Stack:
-        raw = dict(self.named_parameters(recurse=False))
+        raw = own_tensors(self)
         positive = {name[4:]: F.softplus(raw.pop(name)) for name in ("raw_w2", "raw_w3", "raw_scale")}
         return raw | positive
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowfactor._layout import Stack
 from flowfactor._rows import Rows
 from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import StackedPotential, check_sizes, uniform
+from flowfactor.potentials._stacked import StackedPotential, check_sizes, own_tensors, uniform
 from flowfactor.potentials._tape import Turn, TwoLayerTape
 from flowfactor.potentials._time import TimeFeatures
 from flowfactor.potentials._two_layer import time_terms, two_layer
@@ -84,7 +84,7 @@ class MLPPotential(StackedPotential):
             self.linear = nn.Parameter(torch.zeros(K, 1, dim))
 
     def _stack(self) -> Stack:
-        return dict(self.named_parameters(recurse=False))
+        return own_tensors(self)
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowfactor._layout import Stack
 from flowfactor._rows import Rows
 from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import StackedPotential, uniform
+from flowfactor.potentials._stacked import StackedPotential, own_tensors, uniform
 from flowfactor.potentials._tanh_tape import OuterTanhTape
 from flowfactor.potentials._tape import Turn
 from flowfactor.potentials._time import TimeFeatures
@@ -71,7 +71,7 @@ class PaperPotential(StackedPotential):
         self.b3 = nn.Parameter(torch.zeros(K, 1))
 
     def _stack(self) -> Stack:
-        return dict(self.named_parameters(recurse=False))
+        return own_tensors(self)
 
     def _time_terms(
         self, stack: Stack, *, t: Tensor, derivative: bool

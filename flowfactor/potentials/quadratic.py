@@ -45,12 +45,10 @@ class QuadraticPotential(StackedPotential):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(dim, num_flows)
-        if S is None:
-            S = torch.randn(num_flows, dim, dim, generator=generator) / dim
-        if b is None:
-            b = torch.zeros(num_flows, dim, dtype=S.dtype, device=S.device)
-        self.matrix = nn.Parameter(_shaped("S", S, (num_flows, dim, dim)))
-        self.vector = nn.Parameter(_shaped("b", b, (num_flows, dim)))
+        drawn = torch.randn(num_flows, dim, dim, generator=generator) / dim if S is None else S
+        self.matrix = nn.Parameter(_shaped("S", drawn, (num_flows, dim, dim)))
+        zero = self.matrix.detach().new_zeros(num_flows, dim)
+        self.vector = nn.Parameter(_shaped("b", zero if b is None else b, (num_flows, dim)))
 
     @property
     def S(self) -> Tensor:  # noqa: N802 - the formula's name

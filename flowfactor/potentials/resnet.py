@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import activation_named
 from flowfactor.potentials._row_norms import weighted_row_norms
-from flowfactor.potentials._stacked import StackedPotential, check_sizes, uniform
+from flowfactor.potentials._stacked import StackedPotential, check_sizes, own_tensors, uniform
 from flowfactor.potentials.base import Laplacian
 
 
@@ -72,7 +72,7 @@ class ResNetPotential(StackedPotential):
         self.linear = nn.Parameter(torch.zeros(K, 1, S))
 
     def _stack(self) -> Stack:
-        return dict(self.named_parameters(recurse=False))
+        return own_tensors(self)
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

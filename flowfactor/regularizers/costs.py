@@ -46,9 +46,9 @@ class NegativeSquare(Recorded, nn.Module):
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+    def forward(self, z: Tensor, t: float | Tensor) -> Tensor:
         """The force at ``z [*batch, D]`` and ``t`` (scalar or ``[*batch]``), shape ``[*batch]``."""
-        time = t.expand(z.shape[:-1]).unsqueeze(-1)
+        time = torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(z.shape[:-1]).unsqueeze(-1)
         return -self.second(torch.tanh(self.first(torch.cat([z, time], -1)))).squeeze(-1).square()
 
 
