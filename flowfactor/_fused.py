@@ -36,9 +36,48 @@ if TYPE_CHECKING:
     from flowfactor.latent_flow import LatentFlow
 
 
+def solve_segments(
+    flow: LatentFlow, segments: Sequence[Segment], acting: Sequence[ResolvedControl], y: Tensor, packing: Packing,
+    want: frozenset[str], probe: Tensor | None, stats: SolveStats,
+) -> Tensor | None:  # fmt: skip
+    """Solves all stretches of a schedule of weights at once by closed forms both ways.
+
+    The solver has to be one of fixed steps whose stages all lie before the step's end, where the next weights may begin.
+
+    Args:
+        flow: The flow.
+        segments: The stretches.
+        acting: Their controls.
+        y: Packed state at the start, ``[*batch, S]``.
+        packing: How it is packed.
+        want: What the costs need of ``value`` and ``time``.
+        probe: Hutchinson's probe ``[*batch, D]``.
+        stats: Counted into.
+
+    Returns:
+        Packed states ``[T, *batch, S]`` at the times that are wanted; None where stretches have to be solved one by one.
+    """
+    weights = [one.weights for one in acting if one.weights is not None]
+    if len(weights) < max(2, len(segments)) or flow.solver.adaptive or flow.solver.gradient == "adjoint":
+        return None
+    table = tableau(flow.solver.method)
+    if table is None or table.c.max() >= 1:
+        return None
+    times = torch.cat([segments[0].times, *(segment.times[1:] for segment in segments[1:])])
+    wanted, begin = [], 0
+    for segment in segments:
+        wanted += range(begin + segment.first, begin + segment.last)
+        begin += len(segment.times) - 1
+    # A time at which one stretch ends and the next begins is wanted by one of them.
+    whole = Segment(segments[0].control, times, 0, len(times))
+    starts = [float(segment.times[0]) for segment in segments]
+    ys = solve_segment(flow, whole, acting[0], y, packing, want, probe, stats, (starts, torch.stack(weights)))
+    return None if ys is None else ys[wanted]
+
+
 def solve_segment(
     flow: LatentFlow, segment: Segment, acting: ResolvedControl, y: Tensor, packing: Packing, want: frozenset[str],
-    probe: Tensor | None, stats: SolveStats,
+    probe: Tensor | None, stats: SolveStats, pieces: tuple[list[float], Tensor] | None = None,
 ) -> Tensor | None:  # fmt: skip
     """Solves a stretch by closed forms both ways.
 
@@ -51,6 +90,7 @@ def solve_segment(
         want: What the costs need of ``value`` and ``time``.
         probe: Hutchinson's probe ``[*batch, D]``.
         stats: Counted into.
+        pieces: Times from which weights act, and the weights ``[P, *batch, K]``, in place of ``acting``.
 
     Returns:
         Packed states ``[T, *batch, S]``; None where the general solver has to do it, or explain why it cannot be done.
@@ -60,8 +100,9 @@ def solve_segment(
     table = tableau(flow.solver.method)
     if table is None:
         return None
-    weights = acting.weights
-    if weights is not None and _evaluations(flow.solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS:
+    if pieces is None and acting.weights is not None:
+        pieces = [float(segment.times[0])], acting.weights.unsqueeze(0)
+    if pieces is not None and _evaluations(flow.solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS:
         return None
     rows = Rows.of(acting, y.shape[:-1], flow.num_flows)
     if rows is None:
@@ -69,13 +110,15 @@ def solve_segment(
     along = None if probe is None else rows.arrange(probe)
     divergence = flow.divergence if packing.log_det else None
     tape: FieldTape | WeightedTape | None
-    if weights is None:
+    if pieces is None:
         tape = flow.field.tape(rows, want, divergence, along)
     else:
         every = Rows(y.shape[:-1], list(range(flow.num_flows)))
         spread = None if along is None else along.expand(flow.num_flows, *along.shape[1:])
         single = flow.field.tape(every, want, divergence, spread)
-        tape = None if single is None else WeightedTape(single, weights.reshape(-1, flow.num_flows))
+        starts, weights = pieces
+        weights = weights.reshape(len(starts), -1, flow.num_flows)
+        tape = None if single is None else WeightedTape(single, weights, starts)
     if tape is None:
         return None
     check_fixed_steps(flow.solver, segment.times)

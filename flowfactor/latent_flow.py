@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
 from flowfactor._controlled import check_state
-from flowfactor._fused import solve_segment
+from flowfactor._fused import solve_segment, solve_segments
 from flowfactor._integrate import integrate
 from flowfactor._packing import Cost, Packing, segments_of
 from flowfactor.control import Control, resolve, times
@@ -151,6 +151,9 @@ class LatentFlow(nn.Module):
         want = frozenset(needs & {"value", "time"})
         packing = Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
         y, outputs = packing.start(z0), []
+        whole = solve_segments(self, segments, resolved, y, packing, want, probe, stats)
+        if whole is not None:
+            return packing.path(whole, t.to(z0.dtype), stats)
         for segment, acting in zip(segments, resolved, strict=True):
             ys = solve_segment(self, segment, acting, y, packing, want, probe, stats)
             if ys is None:

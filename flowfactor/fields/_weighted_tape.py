@@ -1,4 +1,4 @@
-r"""The tape of a superposition: $v = \sum_k w_k v_k$ with weights that stay the same for a solve.
+r"""The tape of a superposition: $v = \sum_k w_k v_k$ with weights that hold for a solve, or change at given times.
 
 All flows are evaluated at the same states, so the tape of the single flows works on K copies of them; potential, time
 derivative and divergence of a superposition are the same weighted sums. States are ``[1, n, D]``, records ``[1, S, n, .]``.
@@ -6,12 +6,14 @@ derivative and divergence of a superposition are the same weighted sums. States 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowfactor.fields._tape import FieldTape, Found
+from flowfactor.fields._tape import FieldTape
 from flowfactor.fields.base import Evaluation
 from flowfactor.potentials._tape import Stages
 
@@ -19,14 +21,19 @@ from flowfactor.potentials._tape import Stages
 class WeightedTape:
     """A `FieldTape` of K flows, superposed; it has the same methods.
 
+    What `terms` gives and `velocity` finds at a stage carries the number of the piece beside what the single flows know.
+
     Args:
         tape: The tape of all flows, for states ``[K, n, D]``.
-        weights: Weights ``[n, K]``.
+        weights: Weights of P pieces, ``[P, n, K]``.
+        starts: The time from which each piece acts, in the order of the solve.
     """
 
-    def __init__(self, tape: FieldTape, weights: Tensor) -> None:
+    def __init__(self, tape: FieldTape, weights: Tensor, starts: Sequence[float]) -> None:
         self.tape, self.weights = tape, weights
-        self.w = weights.detach().mT.contiguous()  # [K, n]
+        self.w = weights.detach().mT.contiguous()  # [P, K, n]
+        self.sign = 1.0 if starts[-1] >= starts[0] else -1.0
+        self.starts = [self.sign * start for start in starts]
         #: The tensors that gradients have to reach.
         self.inputs = [*tape.inputs, *([weights] if weights.requires_grad else [])]
 
@@ -35,26 +42,29 @@ class WeightedTape:
         """The states of all stages that were taken, ``[1, S, n, D]``."""
         return self.tape.z[:1]
 
-    def _spread(self, x: Tensor, vector: bool) -> Tensor:
-        """Something of the superposition ``[1, (S,) n(, D)]`` as its share in every flow, ``[K, (S,) n(, D)]``."""
-        w = self.w.unsqueeze(-1) if vector else self.w
-        return x * (w if x.ndim == w.ndim else w.unsqueeze(1))
+    def _piece(self, t: float, slack: float = 0.0) -> int:
+        return max(bisect_right(self.starts, self.sign * t + slack * (1 + abs(t))) - 1, 0)
 
-    def _sum(self, x: Tensor, vector: bool) -> Tensor:
-        """The weighted sum over flows, ``[1, (S,) n(, D)]``."""
-        return self._spread(x, vector).sum(0, keepdim=True)
+    def _spread(self, x: Tensor, at: Any = slice(None)) -> Tensor:
+        """Something of the superposition at some stages ``[1, (S,) n(, D)]`` as the share of every flow, ``[K, ...]``."""
+        w = self.stage_w[at]
+        return x * (w if x.ndim == w.ndim else w.unsqueeze(-1))
 
     def rebind(self, inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Evaluation]:
         """The same field by autograd, as a function of tensors in place of `inputs`."""
         own = len(self.tape.inputs)
         single = self.tape.rebind(inputs[:own])
-        w = (inputs[own] if len(inputs) > own else self.weights).mT
-
-        def total(x: Tensor | None) -> Tensor | None:
-            return None if x is None else ((w.unsqueeze(-1) if x.ndim == 3 else w) * x).sum(0, keepdim=True)
+        weights = (inputs[own] if len(inputs) > own else self.weights).mT
 
         def evaluate(z: Tensor, t: Tensor) -> Evaluation:
+            # Here times come in the precision of the state.
+            slack = 0.0 if z.dtype == torch.float64 else 4 * torch.finfo(z.dtype).eps
+            w = weights[self._piece(float(t), slack)]
             e = single(z.expand(len(w), *z.shape[1:]), t)
+
+            def total(x: Tensor | None) -> Tensor | None:
+                return None if x is None else ((w.unsqueeze(-1) if x.ndim == 3 else w) * x).sum(0, keepdim=True)
+
             velocity = total(e.velocity)
             assert velocity is not None
             return Evaluation(
@@ -64,18 +74,20 @@ class WeightedTape:
 
         return evaluate
 
-    def terms(self, ts: Sequence[float], like: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
-        """The time terms of some stages: what `velocity` takes, one entry a stage."""
-        return self.tape.terms(ts, like)
+    def terms(self, ts: Sequence[float], like: Tensor) -> list[Any]:
+        """The time terms and the piece of some stages: what `velocity` takes, one entry a stage."""
+        return [(terms, self._piece(t)) for terms, t in zip(self.tape.terms(ts, like), ts, strict=True)]
 
-    def velocity(self, z: Tensor, terms: list[tuple[Tensor, Tensor]], record: bool) -> tuple[Tensor, Found]:
+    def velocity(self, z: Tensor, terms: Any, record: bool) -> tuple[Tensor, Any]:
         """The velocity at one stage ``[1, n, D]``, and what was found on the way."""
-        single, found = self.tape.velocity(z.expand(len(self.w), *z.shape[1:]), terms, record)
-        return self._sum(single, True), found
+        w = self.w[terms[1]].unsqueeze(-1)
+        single, found = self.tape.velocity(z.expand(len(w), *z.shape[1:]), terms[0], record)
+        return (w * single).sum(0, keepdim=True), (found, terms[1])
 
-    def divergence(self, found: Sequence[Found]) -> Tensor:
+    def divergence(self, found: Sequence[Any]) -> Tensor:
         """The divergences at some stages ``[S, 1, n]``, from what `velocity` found there."""
-        return (self.w * self.tape.divergence(found)).sum(1, keepdim=True)
+        single = self.tape.divergence([f for f, _ in found])
+        return (self.w[[piece for _, piece in found]] * single).sum(1, keepdim=True)
 
     def begin_block(self, shared: bool) -> None:
         """See `FieldTape.begin_block`."""
@@ -88,35 +100,42 @@ class WeightedTape:
     def take(self, ts: list[float]) -> None:
         """See `FieldTape.take`."""
         self.tape.take(ts)
+        self._at([self._piece(t) for t in ts])
 
-    def put(self, found: Sequence[Found], ts: list[float]) -> None:
+    def put(self, found: Sequence[Any], ts: list[float]) -> None:
         """See `FieldTape.put`."""
-        self.tape.put(found, ts)
+        self.tape.put([f for f, _ in found], ts)
+        self._at([piece for _, piece in found])
+
+    def _at(self, pieces: list[int]) -> None:
+        self.pieces = pieces
+        self.stage_w = self.w[pieces].transpose(0, 1)  # [K, S, n]
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """``velocity`` and what of ``value, gradient, time, laplacian`` is wanted, at all stages."""
-        return {name: self._sum(x, x.ndim == 4) for name, x in self.tape.outputs(want).items()}
+        return {name: self._spread(x).sum(0, keepdim=True) for name, x in self.tape.outputs(want).items()}
 
     def begin(self, cotangents: dict[str, Tensor], *, weights: bool = True) -> Tensor | None:
         """Prepares the way back (see `FieldTape.begin`)."""
         self.cotangents = cotangents
-        shares = {name: self._spread(x, x.ndim == 4) for name, x in cotangents.items()}
-        direct = self.tape.begin(shares, weights=weights)
+        direct = self.tape.begin({name: self._spread(x) for name, x in cotangents.items()}, weights=weights)
         return None if direct is None else direct.sum(0, keepdim=True)
 
     def pull(self, at: Stages, lam: Tensor) -> Tensor:
         """The cotangent of z for a cotangent ``lam`` of the velocity, beside those given to `begin`."""
-        return self.tape.pull(at, self._spread(lam, True)).sum(0, keepdim=True)
+        return self.tape.pull(at, self._spread(lam, at)).sum(0, keepdim=True)
 
     def gradients(self, lam: Tensor) -> list[Tensor | None]:
         """The gradients of `inputs`, after every stage has been pulled with ``lam [1, S, n, D]``."""
-        out = self.tape.gradients(self._spread(lam, True))
+        out = self.tape.gradients(self._spread(lam))
         return [*out, self._gradient_of_weights(lam)] if self.weights.requires_grad else out
 
     def _gradient_of_weights(self, lam: Tensor) -> Tensor:
-        """What every flow's own outputs are to the cotangents of their weighted sums, ``[n, K]``."""
+        """What every flow's own outputs are to the cotangents of their weighted sums, ``[P, n, K]``."""
         bars = dict(self.cotangents)
         bars["velocity"] = lam + bars["velocity"] if "velocity" in bars else lam
         outputs = self.tape.outputs(frozenset(bars))
         shares = [outputs[name] * bar for name, bar in bars.items() if name in outputs]
-        return torch.stack([(x.sum(-1) if x.ndim == 4 else x).sum(1) for x in shares]).sum(0).mT
+        stages = torch.stack([x.sum(-1) if x.ndim == 4 else x for x in shares]).sum(0).transpose(0, 1)  # [S, K, n]
+        pieces = torch.tensor(self.pieces, device=stages.device)
+        return torch.zeros_like(self.w).index_add_(0, pieces, stages).mT

@@ -66,7 +66,32 @@ def test_superpositions(
 ) -> None:
     solver = ff.Solver(method, gradient=gradient)
     weights = (0.5 * torch.randn(5, K).double()).requires_grad_()
-    same_steps_values_and_gradients(field(kind, "logcosh"), solver, divergence, monkeypatch, weights)
+    same_steps_values_and_gradients(field(kind, "logcosh"), solver, divergence, monkeypatch, weights, [weights])
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize("kind", ["gradient", "learned", "ridge", "paper"])
+def test_schedules_of_weights(method: str, gradient: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [(0.5 * torch.randn(5, K).double()).requires_grad_() for _ in range(3)]
+    # One switch at an output, one between two of them, and the first piece begins before the solve does.
+    control = ff.Schedule(list(zip([-1.0, 0.7, 1.1], pieces, strict=True)))
+    solver = ff.Solver(method, gradient=gradient, step_size=0.3)
+    same_steps_values_and_gradients(field(kind, "logcosh"), solver, "hutchinson", monkeypatch, control, pieces)
+
+
+def test_a_schedule_of_weights_is_one_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+    forward = _fused._Solve.forward
+    monkeypatch.setattr(_fused._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
+    flow = ff.LatentFlow(field("ridge", "logcosh"), ff.Solver("euler", step_size=1.0))
+    z, weights = torch.randn(2, 5, D).double(), torch.randn(8, 2, 5, K).double()
+    path = flow(z, torch.arange(9.0).double(), ff.Schedule([(float(i), w) for i, w in enumerate(weights)]))
+    assert len(taken) == 1 and path.stats.accepted == 8
+    now = z
+    for i, w in enumerate(weights):
+        now = now + flow.velocity(now, float(i), w)
+        torch.testing.assert_close(path.z[i + 1], now)
 
 
 def same_steps_values_and_gradients(
@@ -74,7 +99,8 @@ def same_steps_values_and_gradients(
     solver: ff.Solver,
     divergence: str,
     monkeypatch: pytest.MonkeyPatch,
-    control: Tensor | None = None,
+    control: Tensor | ff.Schedule | None = None,
+    weights: Sequence[Tensor] = (),
 ) -> None:
     flow = ff.LatentFlow(field, solver, divergence=divergence)
     hj = ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())
@@ -82,7 +108,7 @@ def same_steps_values_and_gradients(
     if control is None:
         control = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
     z0 = torch.randn(5, D).double().requires_grad_()
-    inputs = [z0, *flow.parameters(), *hj.parameters(), *([control] if control.requires_grad else [])]
+    inputs = [z0, *flow.parameters(), *hj.parameters(), *weights]
 
     def run(times: list[float]) -> tuple[ff.FlowPath, list[Tensor | None]]:
         t = torch.tensor(times).double()
