@@ -1,4 +1,4 @@
-"""Checks, schedules and the written form of `SparseTransformationVAE`."""
+"""Checks and schedules of `SparseTransformationVAE`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowfactor._config import describe, solver_config
 from flowfactor.control import Schedule
-from flowfactor.encoders import PairEncoder, SparseWeights
+from flowfactor.encoders import SparseWeights
 from flowfactor.fields import HelmholtzField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.priors import SpikeAndSlab
@@ -19,20 +18,9 @@ from flowfactor.priors import SpikeAndSlab
 # Share of an old value in the running mean of the strengths, per step.
 _UNIT_MEMORY = 0.99
 
-SETTINGS = (
-    "kl_weight", "factor_weight", "hj_weight", "start_weight", "frames_per_step", "temperature", "anneal_steps",
-    "warmup_steps", "warmup_temperature", "warmup_span",
-)  # fmt: skip
 
-
-def check_sizes(encoder: Any, decoder: Any, flow: LatentFlow, pair_encoder: Any, prior: Any) -> None:
-    """Checks that the parts of a model fit each other; raises ValueError or TypeError where they do not."""
-    if not isinstance(flow, LatentFlow):
-        raise TypeError(f"flow must be a flowfactor.LatentFlow, got {type(flow).__name__}")
-    for name, part in (("encoder", encoder), ("decoder", decoder), ("prior", prior)):
-        size = getattr(part, "latent_dim", getattr(part, "dim", flow.dim))
-        if size != flow.dim:
-            raise ValueError(f"the {name} has latents of size {size} and the flow of size {flow.dim}")
+def check_pair_encoder(pair_encoder: Any, flow: LatentFlow) -> None:
+    """Checks that a pair encoder fits a flow; raises ValueError or TypeError where it does not."""
     for name in ("num_flows", "controls"):
         if not isinstance(getattr(pair_encoder, name, None), int):
             raise TypeError(
@@ -46,12 +34,6 @@ def check_sizes(encoder: Any, decoder: Any, flow: LatentFlow, pair_encoder: Any,
             f"double control weighs the two parts of a HelmholtzField, and the flow has a {type(flow.field).__name__}: "
             "take a HelmholtzField, or controls=1"
         )
-
-
-def check_force(force: object) -> None:
-    """Checks the force of the Hamilton-Jacobi equation; raises ValueError for an unknown name."""
-    if isinstance(force, str) and force != "negative_square":
-        raise ValueError(f'force must be "negative_square", None or a module f(z, t), got {force!r}')
 
 
 def make_weights_prior(given: SpikeAndSlab | Mapping[str, Any] | None, pair_encoder: Any, num_flows: int) -> Any:
@@ -78,7 +60,7 @@ def course(name: str, values: Sequence[float]) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def weights_schedule(weights: Tensor, t: Tensor | Sequence[float]) -> Schedule:
+def sparse_schedule(weights: Tensor, t: Tensor | Sequence[float]) -> Schedule:
     """The control that applies weights ``[*batch, T, K, C]`` over the intervals between the times ``t [T+1]``."""
     times = [float(v) for v in t]
     if weights.ndim < 3 or weights.shape[-3] != len(times) - 1:
@@ -121,25 +103,3 @@ def follow_unit(unit: Tensor, q: SparseWeights) -> Tensor:
     with torch.no_grad():
         unit.lerp_(typical.to(unit), (1 - _UNIT_MEMORY) * follows)
     return before + follows * (typical - typical.detach()) * before / typical.detach().clamp(min=1e-6)
-
-
-def written(model: Any) -> dict[str, Any]:
-    """How a model was made, as JSON values; parts of the user's own appear as None."""
-    flow, prior, force = model.flow, model.prior, model.force
-    parts: dict[str, Any] = {
-        "encoder": describe(model.encoder),
-        "decoder": describe(model.decoder),
-        "flow": {
-            "field": describe(flow.field), "solver": solver_config(flow.solver), "divergence": flow.divergence
-        },
-        "prior": prior.config if type(prior).__module__.startswith("flowfactor.priors") else None,
-        "force": "none" if force is None else describe(force),
-    }  # fmt: skip
-    settings = {name: getattr(model, name) for name in SETTINGS} | {"weights_prior": model.weights_prior.config}
-    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    pair_encoder: nn.Module = model.pair_encoder
-    if type(pair_encoder) is PairEncoder:
-        settings["pair_encoder"] = pair_encoder.config
-    else:
-        parts["pair_encoder"] = None  # has to be handed over again by whoever loads the model
-    return {"model": type(model).__name__, "parts": parts, "settings": settings}

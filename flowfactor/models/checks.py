@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowfactor.control import Control, times
+from flowfactor.latent_flow import LatentFlow
 
 
 def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
@@ -33,6 +34,27 @@ def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tu
     if when.shape != frames.shape[1:2]:
         raise ValueError(f"t must hold one time a frame, shape [{frames.shape[1]}], got {list(when.shape)}")
     return frames, when
+
+
+def check_flow_parts(encoder: object, decoder: object, flow: object) -> None:
+    """Checks that a flow is one, and that encoder and decoder have latents of its size."""
+    if not isinstance(flow, LatentFlow):
+        raise TypeError(f"flow must be a flowfactor.LatentFlow, got {type(flow).__name__}")
+    check_latent_size("encoder", encoder, flow.dim)
+    check_latent_size("decoder", decoder, flow.dim)
+
+
+def check_latent_size(name: str, part: object, dim: int) -> None:
+    """Raises ValueError where a part says that its latents are of another size than the flow's."""
+    size = getattr(part, "latent_dim", getattr(part, "dim", dim))
+    if size != dim:
+        raise ValueError(f"the {name} has latents of size {size} and the flow of size {dim}")
+
+
+def check_force(force: object) -> None:
+    """Raises ValueError for a name that is no force of the Hamilton-Jacobi equation."""
+    if isinstance(force, str) and force != "negative_square":
+        raise ValueError(f'force must be "negative_square", None or a module f(z, t), got {force!r}')
 
 
 def check_batch_control(control: Control, batch: int) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from flowfactor import objectives
-from flowfactor._checks import check_count, check_optional_count
+from flowfactor._checks import check_count
+from flowfactor._config import describe
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.checks import check_batch_control, check_frames, check_generator, check_weight
-from flowfactor.models.pretrained import PretrainedMixin
+from flowfactor.models._base import FlowModel
+from flowfactor.models.checks import check_batch_control, check_generator
 from flowfactor.models.terms import Begin, Pieces, Terms
 from flowfactor.models.weak import (
     BalancedEstimator,
@@ -25,11 +26,10 @@ from flowfactor.models.weak import (
     truncate,
 )
 from flowfactor.path import FlowPath
-from flowfactor.priors import Prior, StandardNormal
-from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
+from flowfactor.priors import Prior
 
 
-class FlowFactorizedVAE(PretrainedMixin, nn.Module):
+class FlowFactorizedVAE(FlowModel):
     r"""A sequence model in which each transformation is a latent flow (Song et al., NeurIPS 2023).
 
     An encoder gives q(z_0|x_0), the flow of transformation k carries z_0 to z_1, z_2, ..., and a decoder gives
@@ -72,6 +72,8 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         torch.Size([6, 3, 1, 8, 8])
     """
 
+    _settings = ("objective", "kl_weight", "hj_weight", "start_weight", "frames_per_step")
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -89,31 +91,20 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         factor_prior: Sequence[float] | None = None,
         estimator: FactorEstimator | str | Mapping[str, Any] = "balanced",
     ) -> None:
-        super().__init__()
-        if not isinstance(flow, LatentFlow):
-            raise TypeError(f"flow must be a flowfactor.LatentFlow, got {type(flow).__name__}")
         if objective not in objectives.OBJECTIVES:
             raise ValueError(f"objective must be one of {objectives.OBJECTIVES}, got {objective!r}")
-        for name, part in (("encoder", encoder), ("decoder", decoder), ("prior", prior)):
-            size = getattr(part, "latent_dim", getattr(part, "dim", flow.dim))
-            if size != flow.dim:
-                raise ValueError(f"the {name} has latents of size {size} and the flow of size {flow.dim}")
-        if isinstance(force, str) and force != "negative_square":
-            raise ValueError(f'force must be "negative_square", None or a module f(z, t), got {force!r}')
-        self.encoder = encoder
-        self.decoder = decoder
-        self.flow = flow
-        self.prior: Prior = StandardNormal(flow.dim) if prior is None else prior
+        super().__init__(
+            encoder,
+            decoder,
+            flow,
+            kl_weight=kl_weight,
+            hj_weight=hj_weight,
+            start_weight=start_weight,
+            frames_per_step=frames_per_step,
+        )
         self.objective = objective
-        self.kl_weight = check_weight("kl_weight", kl_weight)
-        self.hj_weight = check_weight("hj_weight", hj_weight)
-        self.start_weight = check_weight("start_weight", start_weight)
-        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
-        penalised = self.hj_weight > 0 and flow.field.has_potential
-        if isinstance(force, str):  # a learned force that nothing trains would be a dead parameter
-            force = NegativeSquare(flow.dim) if penalised else None
-        self.hamilton_jacobi = HamiltonJacobi(force)  # pyright: ignore[reportArgumentType]
-        self._start_at_rest = StartAtRest()
+        self._set_prior(prior)
+        self._set_force(force)
         self._set_factor(factor_encoder, factor_prior, estimator)
 
     def _set_factor(
@@ -139,24 +130,6 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
     def supervision(self) -> Literal["full", "weak"]:
         """``"weak"`` where q(k|x) can be inferred, else ``"full"``: k has to be given."""
         return "full" if self.factor_encoder is None else "weak"
-
-    @property
-    def num_flows(self) -> int:
-        """K, the number of flows."""
-        return self.flow.num_flows
-
-    @property
-    def force(self) -> Any:
-        """The force of the Hamilton-Jacobi equation, or None."""
-        return self.hamilton_jacobi.force
-
-    def encode(self, x: Tensor) -> Distribution:
-        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
-        return self.encoder(x)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
-        return self.decoder.mean(z)  # type: ignore[operator]
 
     def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
         """Transforms images along the latent flows, from the mean of their posterior.
@@ -224,7 +197,7 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
             ValueError: If an argument does not fit, or k is None and the model has no factor encoder.
             FlowSolveError: If the solve fails.
         """
-        frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
+        frames, t = self._checked(frames, t)
         check_generator(generator, frames.device)
         if k is None:
             return self._inferred(frames, t, generator)
@@ -269,17 +242,10 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
     def _judge(
         self, frames: Tensor, t: Tensor, begin: Begin, wanted: int | None, generator: torch.Generator | None
     ) -> Tensor:
-        """Minus the bound of every sequence under every flow, from a few frames each and without regularizers, [B, K].
-
-        Frames behind the first alone are looked at: that one is the same under all flows.
-        """
-        flow = torch.arange(self.num_flows, device=frames.device).repeat_interleave(len(frames))
-        row = torch.arange(len(frames), device=frames.device).repeat(self.num_flows)
+        """Minus the bound of every sequence under every flow, from a few frames each and without regularizers, [B, K]."""
+        flow, row = self._every_flow(frames)
         path, kl = self._path(begin, t, flow, generator, row)
-        begins = min(1, len(t) - 1)
-        seen = (frames[:, begins:], path.z[begins:])
-        reconstruction = objectives.sequence_log_likelihood(self.decoder, *seen, wanted, generator, row)
-        return (self.kl_weight * kl - reconstruction).reshape(self.num_flows, -1).T
+        return self.kl_weight * kl.reshape(self.num_flows, -1).mT - self._fit(frames, path.z, wanted, generator)
 
     def _all_flows(
         self, frames: Tensor, t: Tensor, log_q: Tensor, begin: Begin, generator: torch.Generator | None
@@ -306,16 +272,9 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         row: Tensor | None = None,
     ) -> Pieces:
         """What each solve gives: of every sequence under its k, or of the sequences ``row [N]`` under ``k [N]``."""
-        penalised = self.hj_weight > 0 and self.flow.field.has_potential
-        costs = {"hj": self.hamilton_jacobi} if penalised else {}
-        path, kl = self._path(begin, t, k, generator, row, costs)
-        wanted = self.frames_per_step if self.training else None
-        reconstruction = objectives.sequence_log_likelihood(self.decoder, frames, path.z, wanted, generator, row)
-        z0 = path.z[0]
-        zero = z0.new_zeros(len(z0))
-        span = (t[-1] - t[0]).abs()
-        hj = path.costs["hj"][-1] / span if penalised and len(t) > 1 else zero
-        start = self._start_at_rest(self.flow, z0, k, t[0]) if self.start_weight > 0 else zero
+        path, kl = self._path(begin, t, k, generator, row, self._costs())
+        reconstruction = self._reconstruction(frames, path.z, generator, row)
+        hj, start = self._regularizers(path, path.z[0], k, t)
         loss = -reconstruction + self.kl_weight * kl + self.hj_weight * hj + self.start_weight * start
         return Pieces(loss, reconstruction, kl, hj, start)
 
@@ -335,6 +294,14 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
         if not marginal:
             return path, density
         return path, objectives.marginal_log_ratio(density, self.prior, path, t, k).sum(0)
+
+    def config(self) -> dict[str, Any]:
+        """How the model was made, as JSON values; parts of the user's own appear as None."""
+        written = super().config()
+        if self.factor_encoder is not None and self.estimator is not None:
+            written["parts"]["factor_encoder"] = describe(self.factor_encoder)
+            written["settings"] |= {"factor_prior": self.factor_prior, "estimator": self.estimator.config}
+        return written
 
     def log_likelihood(
         self,
@@ -364,10 +331,11 @@ class FlowFactorizedVAE(PretrainedMixin, nn.Module):
             Bounds ``[B]``, in nats per sequence.
 
         Raises:
+            TypeError: If an argument has the wrong type.
             ValueError: If ``samples`` is not positive or an argument does not fit.
         """
         check_count("samples", samples)
-        frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
+        frames, t = self._checked(frames, t)
         q = self.encode(frames[:, 0])
         if k is not None:
             check_batch_control(k, len(frames))

@@ -5,44 +5,37 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from flowfactor._config import describe, rebuild, solver_config
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
+from flowfactor.priors import Prior
 from flowfactor.priors import build as build_prior
 from flowfactor.solver import Solver
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_SETTINGS = ("objective", "kl_weight", "hj_weight", "start_weight", "frames_per_step")
 
 
 class PretrainedMixin:
-    """Gives a flow-factorized model `save_pretrained` and `from_pretrained`."""
+    """Gives a model `save_pretrained` and `from_pretrained`: it is written as its parts and settings, by their names."""
+
+    _parts: ClassVar[tuple[str, ...]]
+    """Names of the modules that the constructor takes."""
+
+    _settings: ClassVar[tuple[str, ...]]
+    """Names of what else it takes."""
 
     def config(self) -> dict[str, Any]:
         """How the model was made, as JSON values; parts of the user's own appear as None."""
-        model: Any = self
-        flow = {"field": describe(model.flow.field), "solver": solver_config(model.flow.solver)}
-        prior = model.prior.config if _is_own(model.prior) else None
-        force = model.force
-        written = {
+        settings = {name: getattr(self, name) for name in self._settings}
+        return {
             "model": type(self).__name__,
-            "parts": {
-                "encoder": describe(model.encoder),
-                "decoder": describe(model.decoder),
-                "flow": flow | {"divergence": model.flow.divergence},
-                "prior": prior,
-                "force": "none" if force is None else describe(force),
-            },
-            "settings": {name: getattr(model, name) for name in _SETTINGS},
+            "parts": {name: _write_part(getattr(self, name)) for name in self._parts},
+            "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()},
         }
-        if getattr(model, "factor_encoder", None) is not None:
-            written["parts"]["factor_encoder"] = describe(model.factor_encoder)
-            written["settings"] |= {"factor_prior": model.factor_prior, "estimator": model.estimator.config}
-        return written
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Writes ``config.json`` and ``model.safetensors`` into a directory, each whole or not at all.
@@ -113,36 +106,40 @@ class PretrainedMixin:
 
     @classmethod
     def _assemble(cls, config: dict[str, Any], given: dict[str, Any]) -> Any:
-        """Makes the model of a config, with fresh weights; models with other parts give their own."""
-        return cls(**_parts(config["parts"], given), **config["settings"])
+        """Makes the model of a config, with fresh weights."""
+        written = config["parts"]
+        unknown = sorted(set(given) - set(written))
+        if unknown:
+            raise ValueError(f"a {cls.__name__} has no parts {unknown}; it has {sorted(written)}")
+        parts = dict(given)
+        for name in sorted(set(written) - set(given)):  # the encoder, which a prior may borrow, comes before it
+            parts[name] = _read_part(name, written[name], parts)
+        return cls(**parts, **config["settings"])
 
 
-def _parts(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    unknown = set(given) - set(written)
-    if unknown:
-        raise ValueError(f"a model has no parts {sorted(unknown)}; it has {sorted(written)}")
-    made = dict(given)
-    for name in ("encoder", "decoder", "factor_encoder"):
-        if name in written and name not in made:
-            made[name] = rebuild(_present(name, written[name]))
-    if "flow" not in made:
-        flow = written["flow"]
-        field: Any = rebuild(_present("flow", flow["field"]))
-        made["flow"] = LatentFlow(field, Solver(**flow["solver"]), flow["divergence"])
-    if "prior" not in made:
-        made["prior"] = build_prior(_present("prior", written["prior"]), made["encoder"])
-    if "force" not in made:
-        made["force"] = None if written["force"] == "none" else rebuild(_present("force", written["force"]))
-    return made
+def _write_part(part: Any) -> Any:
+    """A part as JSON values: ``"none"`` where there is none, None where it is the user's own."""
+    if part is None:
+        return "none"
+    if isinstance(part, LatentFlow):
+        field, solver = describe(part.field), solver_config(part.solver)
+        return {"field": field, "solver": solver, "divergence": part.divergence}
+    if isinstance(part, Prior):
+        return part.config if type(part).__module__.startswith("flowfactor.priors") else None
+    return describe(part)
 
 
-def _present(name: str, config: dict[str, Any] | None) -> dict[str, Any]:
-    if config is None:
+def _read_part(name: str, written: Any, parts: dict[str, Any]) -> Any:
+    """Makes a part anew, with the help of those that are there."""
+    if written == "none":
+        return None
+    if written is None or (name == "flow" and written["field"] is None):
         raise ValueError(
             f"this model's {name} is a part of the user's own: hand it over as from_pretrained(directory, {name}=...)"
         )
-    return config
-
-
-def _is_own(prior: Any) -> bool:
-    return type(prior).__module__.startswith("flowfactor.priors")
+    if name == "flow":
+        field: Any = rebuild(written["field"])
+        return LatentFlow(field, Solver(**written["solver"]), written["divergence"])
+    if name == "prior":
+        return build_prior(written, parts["encoder"])
+    return rebuild(written)

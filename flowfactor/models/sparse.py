@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Categorical
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowfactor import objectives
@@ -16,27 +16,23 @@ from flowfactor.control import Control, Schedule
 from flowfactor.encoders import PairEncoder, SparseWeights
 from flowfactor.fields import HelmholtzField
 from flowfactor.latent_flow import LatentFlow
+from flowfactor.models._base import FlowModel
 from flowfactor.models._sparse_parts import (
-    check_force,
-    check_sizes,
+    check_pair_encoder,
     course,
     follow_unit,
     make_weights_prior,
+    sparse_schedule,
     stretch,
-    weights_schedule,
-    written,
 )
 from flowfactor.models._split import SplitControlField
-from flowfactor.models.checks import check_frames, check_generator, check_weight
-from flowfactor.models.pretrained import PretrainedMixin
+from flowfactor.models.checks import check_generator, check_weight
 from flowfactor.models.terms import Terms
 from flowfactor.models.weak import anneal, balanced_responsibilities
-from flowfactor.path import FlowPath
-from flowfactor.priors import Prior, SpikeAndSlab, StandardNormal
-from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
+from flowfactor.priors import Prior, SpikeAndSlab
 
 
-class SparseTransformationVAE(PretrainedMixin, nn.Module):
+class SparseTransformationVAE(FlowModel):
     r"""A sequence model that finds its transformations unsupervised (Song et al. 2025, arXiv 2410.05564).
 
     An encoder gives $q(z_0|x_0)$. From each pair of neighbouring frames a second one gives sparse weights $g_s^k$, a
@@ -98,6 +94,10 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
 
     objective = "path"
     supervision = "none"
+    _settings = (
+        "kl_weight", "factor_weight", "hj_weight", "start_weight", "frames_per_step", "temperature", "anneal_steps",
+        "warmup_steps", "warmup_temperature", "warmup_span",
+    )  # fmt: skip
     step: Tensor
     unit: Tensor
 
@@ -122,46 +122,35 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         warmup_temperature: Sequence[float] = (300.0, 10.0),
         warmup_span: int | None = None,
     ) -> None:
-        super().__init__()
         if isinstance(pair_encoder, Mapping):
             pair_encoder = PairEncoder(**pair_encoder)
-        check_sizes(encoder, decoder, flow, pair_encoder, prior)
-        check_force(force)
-        self.encoder, self.decoder, self.flow, self.pair_encoder = encoder, decoder, flow, pair_encoder
-        self.prior: Prior = StandardNormal(flow.dim) if prior is None else prior
+        super().__init__(
+            encoder,
+            decoder,
+            flow,
+            kl_weight=kl_weight,
+            hj_weight=hj_weight,
+            start_weight=start_weight,
+            frames_per_step=frames_per_step,
+        )
+        check_pair_encoder(pair_encoder, flow)
+        self.pair_encoder: Any = pair_encoder
+        self._set_prior(prior)
         self.weights_prior = make_weights_prior(weights_prior, pair_encoder, flow.num_flows)
-        self.kl_weight = check_weight("kl_weight", kl_weight)
         self.factor_weight = check_weight("factor_weight", factor_weight)
-        self.hj_weight = check_weight("hj_weight", hj_weight)
-        self.start_weight = check_weight("start_weight", start_weight)
-        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         self.temperature = course("temperature", temperature)
         self.warmup_temperature = course("warmup_temperature", warmup_temperature)
         self.anneal_steps = check_count("anneal_steps", anneal_steps, 0)
         self.warmup_steps = check_count("warmup_steps", warmup_steps, 0)
         self.warmup_span = check_optional_count("warmup_span", warmup_span)
-        self.penalised = self.hj_weight > 0 and flow.field.has_potential
-        if isinstance(force, str):  # a learned force that nothing trains would be a dead parameter
-            force = NegativeSquare(flow.dim) if self.penalised else None
-        self.hamilton_jacobi = HamiltonJacobi(force)  # pyright: ignore[reportArgumentType]
-        self._start_at_rest = StartAtRest()
+        self._set_force(force)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("unit", torch.ones(flow.num_flows, self.controls))
 
     @property
-    def num_flows(self) -> int:
-        """K, the number of flows."""
-        return self.flow.num_flows
-
-    @property
     def controls(self) -> int:
         """Weights of a flow: 1, or 2 under double control."""
-        return int(self.pair_encoder.controls)  # type: ignore[arg-type]
-
-    @property
-    def force(self) -> Any:
-        """The force of the Hamilton-Jacobi equation, or None."""
-        return self.hamilton_jacobi.force
+        return int(self.pair_encoder.controls)
 
     @property
     def spike_temperature(self) -> float:
@@ -172,14 +161,6 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
     def warming_up(self) -> bool:
         """Whether the training is in its warm-up."""
         return int(self.step) < self.warmup_steps
-
-    def encode(self, x: Tensor) -> Distribution:
-        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
-        return self.encoder(x)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
-        return self.decoder.mean(z)  # type: ignore[operator]
 
     def infer_weights(self, frames: Tensor) -> SparseWeights:
         """The posterior q(g|x) of the weights over each interval between neighbouring frames.
@@ -221,7 +202,7 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         Raises:
             ValueError: If there are not as many weights as intervals.
         """
-        return weights_schedule(weights, t)
+        return sparse_schedule(weights, t)
 
     def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
         """Transforms images along the latent flows, from the mean of their posterior.
@@ -298,11 +279,11 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         with torch.no_grad():
             every = self._judge(frames, t, z0, generator)
             on = self.weights_prior.marginals(len(t) - 1).mean(0)
-            odds = torch.cat([on / (1 - on), on.new_ones(len(every) - flows)])  # of one flow alone against none
+            odds = torch.cat([on / (1 - on), on.new_ones(every.shape[-1] - flows)])  # of one flow alone against none
             prior = odds / odds.sum()
             # Shorter stretches differ by less: temperatures are meant for a whole sequence.
             tau = share * anneal(self.warmup_temperature, int(self.step), self.warmup_steps)
-            r = balanced_responsibilities(-every.mT, tau, prior, iterations=20)
+            r = balanced_responsibilities(-every, tau, prior, iterations=20)
             drawn = torch.multinomial(r, 1, generator=generator).squeeze(-1)
             information = (torch.special.xlogy(r, r) - r * prior.log()).sum(-1)
         acts, k = drawn < flows, drawn.clamp(max=flows - 1)
@@ -317,33 +298,12 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         return reconstruction, information, hj, start, lesson
 
     def _judge(self, frames: Tensor, t: Tensor, z0: Tensor, generator: torch.Generator | None) -> Tensor:
-        """E ln p of each sequence under every flow alone, and under none where stretches are looked at, [K or K+1, B].
-
-        From one frame behind the first: that one is the same under all flows.
-        """
-        flows, batch = self.num_flows, len(z0)
-        z, k = z0.repeat(flows, 1), torch.arange(flows, device=z0.device).repeat_interleave(batch)
-        states = self.flow(z, t, k, generator=generator).z
+        """E ln p of each sequence under every flow alone, and under none where stretches are looked at, [B, K or K+1]."""
+        flow, row = self._every_flow(frames)
+        states = self.flow(z0[row], t, flow, generator=generator).z
         if self.warmup_span is not None:
             states = torch.cat([states, z0.expand(len(t), *z0.shape)], 1)
-            flows += 1
-        row = torch.arange(batch, device=z0.device).repeat(flows)
-        every = objectives.sequence_log_likelihood(self.decoder, frames[:, 1:], states[1:], 1, generator, row)
-        return every.reshape(flows, batch)
-
-    def _costs(self) -> dict[str, Any]:
-        return {"hj": self.hamilton_jacobi} if self.penalised else {}
-
-    def _regularizers(self, path: FlowPath, z0: Tensor, control: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        zero = z0.new_zeros(z0.shape[:-1])
-        hj = path.costs["hj"][-1] / (t[-1] - t[0]).abs() if self.penalised else zero
-        start = self._start_at_rest(self.flow, z0, control, t[0]) if self.start_weight > 0 else zero
-        return hj, start
-
-    def _reconstruction(self, frames: Tensor, z: Tensor, generator: torch.Generator | None) -> Tensor:
-        """E ln p(x_t|z_t) summed over frames, ``[B]``, of states ``z [T+1, B, D]``; from a few frames in training."""
-        wanted = self.frames_per_step if self.training else None
-        return objectives.sequence_log_likelihood(self.decoder, frames, z, wanted, generator)
+        return self._fit(frames, states, 1, generator)
 
     def _flow_for(self, control: Control) -> LatentFlow:
         """The flow itself, or its view with 2K weights where a control holds those."""
@@ -356,7 +316,7 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
         return LatentFlow(SplitControlField(field), self.flow.solver, self.flow.divergence)
 
     def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
+        frames, t = super()._checked(frames, t)
         if frames.shape[1] < 2:
             raise ValueError("a sequence needs at least two frames: weights are inferred from neighbouring pairs")
         return frames, t
@@ -385,6 +345,7 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
             Bounds ``[B]``, in nats per sequence.
 
         Raises:
+            TypeError: If an argument has the wrong type.
             ValueError: If ``samples`` is not positive or an argument does not fit.
         """
         check_count("samples", samples)
@@ -403,4 +364,10 @@ class SparseTransformationVAE(PretrainedMixin, nn.Module):
 
     def config(self) -> dict[str, Any]:
         """How the model was made, as JSON values; parts of the user's own appear as None."""
-        return written(self)
+        written = super().config()
+        written["settings"]["weights_prior"] = self.weights_prior.config
+        if type(self.pair_encoder) is PairEncoder:
+            written["settings"]["pair_encoder"] = self.pair_encoder.config
+        else:
+            written["parts"]["pair_encoder"] = None
+        return written

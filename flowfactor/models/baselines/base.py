@@ -7,20 +7,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from flowfactor import objectives
 from flowfactor._checks import check_count
-from flowfactor._config import describe, rebuild
 from flowfactor.control import Control, Schedule, resolve, times, travelled
+from flowfactor.models._base import Autoencoder
 from flowfactor.models.checks import check_batch_control, check_frames, check_generator
-from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.priors import StandardNormal
 
 Weigh = Callable[[tuple[int]], Tensor]
 
 
-class Baseline(PretrainedMixin, nn.Module):
+class Baseline(Autoencoder):
     """Base of the baselines: an encoder, a decoder and what else a model has, saved by names.
 
     Args:
@@ -39,8 +37,8 @@ class Baseline(PretrainedMixin, nn.Module):
     has_transformation: ClassVar[bool]
     """Whether the model itself says how a transformation moves a latent."""
 
-    _parts: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
-    _settings: ClassVar[tuple[str, ...]] = ("num_flows",)
+    _parts = ("encoder", "decoder")
+    _settings = ("num_flows",)
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, num_flows: int) -> None:
         super().__init__()
@@ -57,14 +55,6 @@ class Baseline(PretrainedMixin, nn.Module):
     def latent_dim(self) -> int:
         """D, the size of a latent."""
         return self.encoder.latent_dim  # pyright: ignore[reportReturnType]
-
-    def encode(self, x: Tensor) -> Distribution:
-        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
-        return self.encoder(x)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
-        return self.decoder.mean(z)  # type: ignore[operator]
 
     def log_likelihood(
         self,
@@ -122,33 +112,6 @@ class Baseline(PretrainedMixin, nn.Module):
 
         return weigh
 
-    def config(self) -> dict[str, Any]:
-        """How the model was made, as JSON values; parts of the user's own appear as None."""
-        settings = {name: getattr(self, name) for name in self._settings}
-        return {
-            "model": type(self).__name__,
-            "parts": {name: describe(getattr(self, name)) for name in self._parts},
-            "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()},
-        }
-
-    @classmethod
-    def _assemble(cls, config: dict[str, Any], given: dict[str, Any]) -> Any:
-        written = config["parts"]
-        unknown = sorted(set(given) - set(written))
-        if unknown:
-            raise ValueError(f"a {cls.__name__} has no parts {unknown}; it has {sorted(written)}")
-        parts = dict(given)
-        for name, description in written.items():
-            if name in parts:
-                continue
-            if description is None:
-                raise ValueError(
-                    f"this model's {name} is a part of the user's own: hand it over as "
-                    f"from_pretrained(directory, {name}=...)"
-                )
-            parts[name] = rebuild(description)
-        return cls(**parts, **config["settings"])
-
     def _given(self, k: Control | None) -> Control:
         """The control; any will do where k is missing and the model has no transformation."""
         if k is None and self.has_transformation:
@@ -159,7 +122,7 @@ class Baseline(PretrainedMixin, nn.Module):
         self, frames: Tensor, t: Any, k: Control | None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         k = self._given(k)
-        frames, t = check_frames(frames, t, getattr(self.decoder, "event_shape", None))
+        frames, t = check_frames(frames, t, self._frame_shape)
         check_times(t)
         check_batch_control(k, len(frames))
         if not isinstance(k, Schedule):
@@ -169,7 +132,7 @@ class Baseline(PretrainedMixin, nn.Module):
 
     def _checked_transform(self, x0: Tensor, t: Any, control: Control) -> Tensor:
         """Checks the arguments of `transform`; returns the times."""
-        event = getattr(self.decoder, "event_shape", None)
+        event = self._frame_shape
         if not isinstance(x0, Tensor) or x0.ndim != 4 or (event is not None and tuple(x0.shape[1:]) != event):
             wanted = "C, H, W" if event is None else ", ".join(map(str, event))
             got = list(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__

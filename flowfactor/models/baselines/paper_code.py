@@ -234,7 +234,7 @@ class PaperCodeVAE(Baseline):
         if step == 1:
             return torch.ones_like(self.prior_scale[k, :1])
         scale = _NeverZeroed.apply(self.prior_scale, self.scale_gradient)
-        return 1 / (scale[k, step - 1].square() + _FLOOR).unsqueeze(-1)  # type: ignore[index]
+        return 1 / (scale[k, step - 1].square() + _FLOOR).unsqueeze(-1)
 
     def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
         return self._importance_of_paths(frames, lambda z0: self.path(z0, t, k), generator)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowfactor import objectives
 from flowfactor.control import Control, Schedule
+from flowfactor.fields import GradientField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.baselines.base import Baseline, Weigh
 from flowfactor.models.checks import check_weight
@@ -101,7 +102,9 @@ class PoFlow(Baseline):
     @property
     def potential(self) -> Potential:
         """The K potentials."""
-        return self.flow.field.potential  # type: ignore[attr-defined, return-value]
+        field = self.flow.field
+        assert isinstance(field, GradientField)  # what LatentFlow makes of a potential
+        return field.potential
 
     def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
         """Transforms images along the potentials' gradients, from the mean of their posterior.

@@ -230,7 +230,7 @@ class TopographicPosterior(Distribution):
         # The square of a mean near 0 says nothing of a scale: where the posterior is wide, the mean square does.
         return self._latents(self._z.mean, (self._u.mean.square() + self._u.variance).sqrt())
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws ``[*sample_shape, *batch, D]``, with gradients."""
         shape = torch.Size(sample_shape)
         return self._latents(self._z.rsample(shape), self._u.rsample(shape))

@@ -1,0 +1,146 @@
+"""What models share: encoding and decoding frames, and what comes with a latent flow."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from flowfactor import objectives
+from flowfactor._checks import check_optional_count
+from flowfactor.control import Control
+from flowfactor.latent_flow import LatentFlow
+from flowfactor.models.checks import check_flow_parts, check_force, check_frames, check_latent_size, check_weight
+from flowfactor.models.pretrained import PretrainedMixin
+from flowfactor.path import FlowPath
+from flowfactor.priors import Prior, StandardNormal
+from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
+
+
+class FrameDecoder(Protocol):
+    """What a model asks of its decoder, beside being a module."""
+
+    def __call__(self, z: Tensor, /) -> Distribution:
+        """The distribution of frames given latents ``[*batch, D]``."""
+        ...
+
+    def mean(self, z: Tensor, /) -> Tensor:
+        """The mean frames of latents ``[*batch, D]``, in [0, 1]."""
+        ...
+
+
+class Autoencoder(PretrainedMixin, nn.Module):
+    """Base of the models: an encoder and a decoder of frames."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def encode(self, x: Tensor) -> Distribution:
+        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
+        return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
+        return cast(FrameDecoder, self.decoder).mean(z)
+
+    @property
+    def _frame_shape(self) -> tuple[int, ...] | None:
+        """(C, H, W); None where the decoder does not say."""
+        return getattr(self.decoder, "event_shape", None)
+
+
+class FlowModel(Autoencoder):
+    """Base of the models with a latent flow.
+
+    A constructor calls this one, then registers its prior and what else it has, and last its force. The order of the
+    modules stays as it is: by it the checkpoints of an optimizer know the parameters.
+    """
+
+    _parts = ("encoder", "decoder", "flow", "prior", "force")
+    prior: Prior
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        flow: LatentFlow,
+        *,
+        kl_weight: float,
+        hj_weight: float,
+        start_weight: float,
+        frames_per_step: int | None,
+    ) -> None:
+        super().__init__()
+        check_flow_parts(encoder, decoder, flow)
+        self.encoder, self.decoder, self.flow = encoder, decoder, flow
+        self.kl_weight = check_weight("kl_weight", kl_weight)
+        self.hj_weight = check_weight("hj_weight", hj_weight)
+        self.start_weight = check_weight("start_weight", start_weight)
+        self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
+
+    def _set_prior(self, prior: Prior | None) -> None:
+        """Registers the prior of the latents; standard normal where None."""
+        check_latent_size("prior", prior, self.flow.dim)
+        self.prior = StandardNormal(self.flow.dim) if prior is None else prior
+
+    def _set_force(self, force: nn.Module | str | None) -> None:
+        """Registers the regularizers, with the force of the Hamilton-Jacobi equation."""
+        check_force(force)
+        if isinstance(force, str):  # a learned force that nothing trains would be a dead parameter
+            force = NegativeSquare(self.flow.dim) if self.penalised else None
+        self.hamilton_jacobi = HamiltonJacobi(force)  # pyright: ignore[reportArgumentType]
+        self._start_at_rest = StartAtRest()
+
+    @property
+    def num_flows(self) -> int:
+        """K, the number of flows."""
+        return self.flow.num_flows
+
+    @property
+    def force(self) -> Any:
+        """The force of the Hamilton-Jacobi equation, or None."""
+        return self.hamilton_jacobi.force
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the Hamilton-Jacobi residual is part of the loss."""
+        return self.hj_weight > 0 and self.flow.field.has_potential
+
+    def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return check_frames(frames, t, self._frame_shape)
+
+    def _costs(self) -> dict[str, Any]:
+        """What a solve integrates for `_regularizers`."""
+        return {"hj": self.hamilton_jacobi} if self.penalised else {}
+
+    def _regularizers(self, path: FlowPath, z0: Tensor, control: Control, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The Hamilton-Jacobi residual, mean over time, and the squared speed at the start, of each path."""
+        zero = z0.new_zeros(z0.shape[:-1])
+        hj = path.costs["hj"][-1] / (t[-1] - t[0]).abs() if self.penalised and len(t) > 1 else zero
+        start = self._start_at_rest(self.flow, z0, control, t[0]) if self.start_weight > 0 else zero
+        return hj, start
+
+    def _reconstruction(
+        self, frames: Tensor, z: Tensor, generator: torch.Generator | None, row: Tensor | None = None
+    ) -> Tensor:
+        """E ln p(x_t|z_t) summed over frames, of paths ``z [T+1, N, D]``; from a few frames in training."""
+        wanted = self.frames_per_step if self.training else None
+        return objectives.sequence_log_likelihood(self.decoder, frames, z, wanted, generator, row)
+
+    def _every_flow(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The flow and the sequence ``[K*B]`` of every pair of the two, sorted by flow."""
+        flow = torch.arange(self.num_flows, device=frames.device)
+        row = torch.arange(len(frames), device=frames.device)
+        return flow.repeat_interleave(len(frames)), row.repeat(self.num_flows)
+
+    def _fit(self, frames: Tensor, z: Tensor, wanted: int | None, generator: torch.Generator | None) -> Tensor:
+        """E ln p(x_t|z_t) of each sequence under each of F flows, ``[B, F]``, of states sorted by flow ``[T+1, F*B, D]``.
+
+        From so many of the frames behind the first: that one is the same under all flows.
+        """
+        begin = min(1, frames.shape[1] - 1)
+        row = torch.arange(len(frames), device=frames.device).repeat(z.shape[1] // len(frames))
+        every = objectives.sequence_log_likelihood(self.decoder, frames[:, begin:], z[begin:], wanted, generator, row)
+        return every.reshape(-1, len(frames)).mT
