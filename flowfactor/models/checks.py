@@ -14,7 +14,7 @@ def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tu
 
     Args:
         frames: The sequences.
-        t: The times, in frames.
+        t: The times, in frames; or the same times for every sequence, ``[B, T+1]``, as a DataLoader collates them.
         event: Expected ``(C, H, W)``; None where any will do.
 
     Returns:
@@ -22,7 +22,8 @@ def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tu
 
     Raises:
         TypeError: If frames are no floats.
-        ValueError: If a shape does not fit or the times are not strictly monotone.
+        ValueError: If a shape does not fit, there is no sequence, frames are not finite or the times are not strictly
+            monotone.
     """
     if not isinstance(frames, Tensor) or not frames.is_floating_point():
         got = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
@@ -30,6 +31,12 @@ def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tu
     if frames.ndim != 5 or (event is not None and tuple(frames.shape[2:]) != event):
         wanted = "C, H, W" if event is None else ", ".join(map(str, event))
         raise ValueError(f"frames must have shape [B, T+1, {wanted}], got {list(frames.shape)}")
+    if not len(frames):
+        raise ValueError(f"frames must hold at least one sequence, got shape {list(frames.shape)}")
+    if not bool(frames[:, 0].sum().isfinite()):  # the sum is one cheap pass
+        raise ValueError("frames hold NaN or infinity; expected values in [0, 1]")
+    if isinstance(t, Tensor) and t.ndim == 2 and t.shape == frames.shape[:2] and bool((t == t[:1]).all()):
+        t = t[0]  # as torch's DataLoader collates the times of sequences
     when = times(t, frames)
     if when.shape != frames.shape[1:2]:
         raise ValueError(f"t must hold one time a frame, shape [{frames.shape[1]}], got {list(when.shape)}")

@@ -148,7 +148,7 @@ class FlowFactorizedVAE(FlowModel):
             FlowSolveError: If the solve fails.
         """
         path = self.flow(self.encode(x0).mean, t, control)
-        return self.decode(path.z).movedim(0, 1)
+        return self.decode(path.z).movedim(0, x0.ndim - 3)
 
     def infer_factor(self, frames: Tensor) -> Categorical:
         """The posterior q(k|x_0..x_T) over which flow acts.
@@ -236,7 +236,8 @@ class FlowFactorizedVAE(FlowModel):
             log_q = truncate(log_q, estimator.prune)
             expected = self._all_flows(frames, t, log_q, begin, generator).expected(log_q)
             terms = self._terms(expected, factor_divergence(log_q, log_prior))
-        estimator.advance()
+        if torch.is_grad_enabled():
+            estimator.advance()
         return terms
 
     def _judge(

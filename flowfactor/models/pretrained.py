@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from flowfactor._config import describe, rebuild, solver_config
+from flowfactor._files import replacing
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.priors import Prior
@@ -53,13 +54,11 @@ class PretrainedMixin:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         assert isinstance(self, nn.Module)
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        weights = directory / f".{WEIGHTS}.{os.getpid()}"
-        safetensors.save_file(state, weights, metadata={"format": "pt"})
-        text = directory / f".{CONFIG}.{os.getpid()}"
-        text.write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
-        weights.replace(directory / WEIGHTS)
-        text.replace(directory / CONFIG)
+        # Copies, since safetensors refuses tensors that share memory, as those of a part used twice do.
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
+        with replacing(directory / WEIGHTS) as weights, replacing(directory / CONFIG) as text:
+            safetensors.save_file(state, weights, metadata={"format": "pt"})
+            text.write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
         return directory
 
     @classmethod
@@ -74,7 +73,7 @@ class PretrainedMixin:
                 as they were when the model was saved; their weights are loaded.
 
         Returns:
-            The model, in evaluation mode.
+            The model, in evaluation mode and the precision in which it was saved.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -99,6 +98,9 @@ class PretrainedMixin:
         try:
             state = safetensors.load_file(directory / WEIGHTS)
             assert isinstance(model, nn.Module)
+            dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
+            if len(dtypes) == 1:  # as it was saved
+                model.to(dtypes.pop())
             model.load_state_dict(state)
         except (RuntimeError, damaged) as error:
             raise ValueError(f"{directory / WEIGHTS} does not fit the model of its config: {error}") from error

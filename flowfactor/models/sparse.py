@@ -222,7 +222,7 @@ class SparseTransformationVAE(FlowModel):
             FlowSolveError: If the solve fails.
         """
         flow = self._flow_for(control)
-        return self.decode(flow(self.encode(x0).mean, t, control).z).movedim(0, 1)
+        return self.decode(flow(self.encode(x0).mean, t, control).z).movedim(0, x0.ndim - 3)
 
     def forward(self, frames: Tensor, t: Tensor, k: Any = None, *, generator: torch.Generator | None = None) -> Terms:
         """The terms of the objective on a batch of sequences.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 from flowfactor import objectives
 from flowfactor._checks import check_count
@@ -93,6 +94,13 @@ class Baseline(Autoencoder):
         weigh = self._importance(frames, t, k, generator)
         bound = objectives.log_mean_exp([weigh((size,)) for size in objectives.chunks(samples, chunk)])
         return bound if bound.ndim == 1 else bound.sum(-1)
+
+    def infer_factor(self, frames: Tensor) -> Categorical:
+        """Baselines do not infer which transformation acts: raises ValueError."""
+        raise ValueError(
+            f"a {type(self).__name__} does not infer k: FlowFactorizedVAE with a factor encoder and "
+            "SparseTransformationVAE do"
+        )
 
     def _importance(self, frames: Tensor, t: Tensor, k: Control, generator: torch.Generator | None) -> Weigh:
         """What draws latents and gives their log importance weights, ``[S, B]``, or ``[S, B, T+1]`` of every frame."""

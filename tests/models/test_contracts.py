@@ -1,0 +1,109 @@
+"""What users may expect of every model: shapes, precision, parts used twice, batches of a DataLoader, clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import flowfactor as ff
+from flowfactor.models import METHODS
+
+SHAPE, K, D = (1, 8, 8), 2, 4
+
+
+def vae(**settings: object) -> ff.models.FlowFactorizedVAE:
+    return ff.models.build_vae(SHAPE, K, D, hidden=(8, 8), **settings)  # pyright: ignore
+
+
+def sparse() -> ff.models.SparseTransformationVAE:
+    return ff.models.build_sparse_vae(SHAPE, K, D, hidden=(8, 8))
+
+
+def data() -> ff.data.TransformedImages:
+    turns = {"turn": (ff.data.Rotate(), 0, 80), "grow": (ff.data.Scale(), 1, 1.5)}
+    return ff.data.TransformedImages(torch.rand(8, *SHAPE), turns, steps=3)
+
+
+@pytest.mark.parametrize("make", [vae, sparse])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_transform_puts_time_behind_the_batch(make, batch: tuple[int, ...]) -> None:
+    model = make().eval()
+    x0 = torch.rand(*batch, *SHAPE)
+    with torch.no_grad():
+        frames = model.transform(x0, [0.0, 1.0, 2.0], 1)
+        assert frames.shape == (*batch, 3, *SHAPE)
+        flat = model.transform(x0.reshape(-1, *SHAPE), [0.0, 1.0, 2.0], 1)
+    torch.testing.assert_close(frames.reshape(flat.shape), flat)
+
+
+def test_batches_of_a_dataloader_fit() -> None:
+    batch = next(iter(DataLoader(data(), batch_size=4)))
+    model = vae().eval()
+    g = torch.Generator()
+    found = model(batch["frames"], batch["t"], batch["k"], generator=g.manual_seed(0)).loss
+    torch.testing.assert_close(
+        found, model(batch["frames"], batch["t"][0], batch["k"], generator=g.manual_seed(0)).loss
+    )
+    with pytest.raises(ValueError, match="one time a frame"):
+        model(batch["frames"], batch["t"] + torch.arange(4.0)[:, None], batch["k"])
+
+
+@pytest.mark.parametrize("make", [vae, sparse])
+def test_frames_that_are_none_are_named(make) -> None:
+    frames, t, k = torch.rand(3, 3, *SHAPE), torch.arange(3.0), torch.tensor([0, 1, 0])
+    with pytest.raises(ValueError, match="at least one sequence"):
+        make()(frames[:0], t, k[:0])
+    frames[1, 0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="frames hold NaN or infinity"):
+        make()(frames, t, k)
+
+
+@pytest.mark.parametrize("make", [vae, sparse])
+def test_models_come_back_in_their_precision(make, tmp_path: Path) -> None:
+    model = make().double()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    for a, b in zip(model.parameters(), loaded.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_part_that_is_used_twice_can_be_saved(tmp_path: Path) -> None:
+    model = vae()
+    potential = ff.potentials.MLPPotential(D, K, (8, 8))
+    field = ff.fields.HelmholtzField(potential, potential, skew="canonical")
+    model = ff.models.FlowFactorizedVAE(model.encoder, model.decoder, ff.LatentFlow(field))
+    model.save_pretrained(tmp_path)
+    x0 = torch.rand(2, *SHAPE)
+    loaded = ff.models.FlowFactorizedVAE.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.transform(x0, [0.0, 1.0], 1), model.eval().transform(x0, [0.0, 1.0], 1))
+
+
+def test_an_error_leaves_the_saved_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vae()
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    monkeypatch.setattr(type(model), "config", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_annealing_counts_steps_of_training_alone() -> None:
+    model = vae(supervision="weak", num_frames=3).train()
+    frames, t = torch.rand(4, 3, *SHAPE), torch.arange(3.0)
+    model(frames, t)
+    with torch.no_grad():
+        model(frames, t)
+    assert model.estimator is not None and int(model.estimator.step) == 1  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.labels == "unused"])
+def test_methods_that_infer_nothing_say_so(name: str) -> None:
+    model = METHODS[name].build(SHAPE, K, D)
+    with pytest.raises(ValueError, match="does not infer k"):
+        model.infer_factor(torch.rand(2, 3, *SHAPE))
