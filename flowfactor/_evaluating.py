@@ -13,7 +13,8 @@ def evaluating(model: object) -> Iterator[None]:
     """Puts a model into evaluation mode for a while, and every module of it back into the mode it was in.
 
     Args:
-        model: The model; one that is no module has no modes, and is left alone.
+        model: The model. What is no module itself, but wraps one as its ``model``, has the modes of that one; anything
+            else has none, and is left alone.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
@@ -23,6 +24,8 @@ def evaluating(model: object) -> Iterator[None]:
         >>> [part.training for part in model]
         [True, False]
     """
+    while not isinstance(model, nn.Module) and hasattr(model, "model"):
+        model = model.model  # pyright: ignore[reportAttributeAccessIssue]
     if not isinstance(model, nn.Module):
         yield
         return

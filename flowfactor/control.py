@@ -212,6 +212,64 @@ def resolve_at(
     return ResolvedControl(None, weights)
 
 
+def control_shape(control: Control) -> torch.Size:
+    """Batch shape that a control asks for, whatever the number of flows.
+
+    Args:
+        control: Any control.
+
+    Returns:
+        [] for an int, [*batch] for indices or weights, what the pieces broadcast to for a Schedule.
+
+    Raises:
+        TypeError: If it is no control.
+        ValueError: If weights have no dimension for the flows.
+
+    Example:
+        >>> import torch
+        >>> control_shape(torch.ones(4, 3)), control_shape(2)
+        (torch.Size([4]), torch.Size([]))
+    """
+    if isinstance(control, Schedule):
+        return broadcast(*(control_shape(piece) for piece in control.controls))
+    if isinstance(control, Tensor) and control.dtype != torch.bool and not control.is_complex():
+        if not control.is_floating_point():
+            return control.shape
+        if control.ndim == 0:
+            raise ValueError("weights must have one entry a flow, shape [*batch, K]; got a scalar")
+        return control.shape[:-1]
+    if not isinstance(control, Tensor | bool) and hasattr(control, "__index__"):
+        return torch.Size()
+    raise TypeError(
+        "a control is an int, an integer tensor [*batch], float weights [*batch, K] or a flowfactor.Schedule; "
+        f"got {control.dtype if isinstance(control, Tensor) else type(control).__name__}"
+    )
+
+
+def broadcast(*shapes: torch.Size) -> torch.Size:
+    """Broadcasts the batch shapes of times and controls.
+
+    Args:
+        shapes: The shapes.
+
+    Returns:
+        What they broadcast to.
+
+    Raises:
+        ValueError: If they do not.
+
+    Example:
+        >>> import torch
+        >>> broadcast(torch.Size((4, 1)), torch.Size((3,)))
+        torch.Size([4, 3])
+    """
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError as error:
+        listed = " and ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"times and controls must broadcast to one batch shape, got {listed}") from error
+
+
 def as_weights(control: ResolvedControl, batch_shape: Sequence[int], num_flows: int, like: Tensor) -> Tensor:
     """Writes a resolved control as weights ``[*batch, K]`` of the dtype and device of ``like``."""
     if control.weights is not None:

@@ -12,7 +12,7 @@ from flowfactor._controlled import check_state
 from flowfactor._fused import solve_segment, solve_segments
 from flowfactor._integrate import integrate
 from flowfactor._packing import Cost, Packing, segments_of
-from flowfactor.control import Control, resolve, times
+from flowfactor.control import Control, control_shape, resolve, times
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.path import FlowPath, SolveStats
@@ -130,6 +130,10 @@ class LatentFlow(nn.Module):
             FlowSolveError: If the solve fails.
         """
         t = self._checked(z0, t)
+        if costs is not None and not isinstance(costs, Mapping):
+            raise TypeError(
+                f"costs maps names to callables, such as {{'hj': HamiltonJacobi()}}; got {type(costs).__name__}"
+            )
         named = dict(costs or {})
         for name, cost in named.items():
             if not callable(cost):
@@ -198,7 +202,7 @@ class LatentFlow(nn.Module):
         )
 
     def transform(
-        self, t0: float, t1: float, control: Control = 0, *, generator: torch.Generator | None = None
+        self, t0: float | Tensor, t1: float | Tensor, control: Control = 0, *, generator: torch.Generator | None = None
     ) -> FlowTransform:
         """The map from states at ``t0`` to states at ``t1`` as a transform of torch.distributions.
 
@@ -206,7 +210,7 @@ class LatentFlow(nn.Module):
 
         Args:
             t0: Start, in frames.
-            t1: End, in frames; it may lie before ``t0``.
+            t1: End, in frames; it may lie before ``t0``, and at ``t0`` the map is the identity.
             control: Which flow acts. Its batch shape must broadcast to that of the states.
             generator: Source of Hutchinson's probes, which the transform keeps.
 
@@ -214,7 +218,7 @@ class LatentFlow(nn.Module):
             A bijective transform of vectors, with an inverse and a log-determinant.
 
         Raises:
-            ValueError: If a time is not finite or both are equal.
+            ValueError: If a time is not one finite number.
 
         Example:
             >>> import torch, flowfactor as ff
@@ -254,7 +258,7 @@ class LatentFlow(nn.Module):
 
         Raises:
             TypeError: If ``q0`` is no distribution.
-            ValueError: If it is not one of D-vectors.
+            ValueError: If it is not one of D-vectors, or ``t`` is not one finite number.
 
         Example:
             >>> import torch, flowfactor as ff
@@ -273,13 +277,18 @@ class LatentFlow(nn.Module):
                 f"q0 must be a distribution of vectors of size {self.dim} (event shape [{self.dim}]), got event shape "
                 f"{list(q0.event_shape)} and batch shape {list(q0.batch_shape)}"
             )
-        t = float(t)
-        if t == float(t0):
+        transform = self.transform(t0, t, control, generator=generator)
+        if transform.is_identity:
             return q0
-        return TransformedDistribution(q0, [self.transform(t0, t, control, generator=generator).with_cache()])
+        batch = torch.broadcast_shapes(q0.batch_shape, control_shape(control))
+        return TransformedDistribution(q0 if batch == q0.batch_shape else q0.expand(batch), [transform])
 
     def _checked(self, z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
         check_state(z0, self.dim, self)
+        if torch._C._functorch.is_batchedtensor(z0):  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(
+                "torch.vmap cannot follow a solve, whose course depends on data: hand over states [*batch, D]"
+            )
         if not bool(torch.isfinite(z0.detach()).all()):
             bad = ~torch.isfinite(z0.detach()).all(-1)
             raise ValueError(f"z0 holds NaN or infinity, first in sample {bad.nonzero()[0].tolist()}")
@@ -301,6 +310,6 @@ class LatentFlow(nn.Module):
 
 def _resting(z0: Tensor, t: Tensor, log_det: bool, costs: dict[str, Cost], stats: SolveStats) -> FlowPath:
     """The path of an empty batch, or of one time only: nothing moves."""
-    z = z0.expand(len(t), *z0.shape)
-    zero = z0.new_zeros((len(t), *z0.shape[:-1]))
+    z = z0.expand(len(t), *z0.shape).clone()
+    zero = 0 * z.sum(-1)  # with a graph, as along any path
     return FlowPath(t.to(z0.dtype), z, zero if log_det else None, dict.fromkeys(costs, zero), stats)

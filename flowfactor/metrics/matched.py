@@ -146,6 +146,8 @@ class MatchedModel:
         self.model, self.order = model, order
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("model", "order") or name.startswith("__"):  # a copy has none of them before it is filled
+            raise AttributeError(name)
         return getattr(self.model, name)
 
     def _own(self, control: Control) -> Control:

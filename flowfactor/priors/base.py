@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from flowfactor._checks import check_count
-from flowfactor.control import Control, Schedule, times
+from flowfactor.control import Control, broadcast, control_shape, times
 from flowfactor.encoders.likelihoods import Event
 
 # Scales are softplus(parameter) + floor: a component that shrinks onto one latent would have unbounded density.
@@ -151,60 +151,3 @@ class Mixture(MixtureSameFamily):
         """Log density [*sample, *batch] of values [*sample, *batch, D], in nats."""
         each = self.component_distribution.log_prob(value.unsqueeze(-2))
         return (each + self.mixture_distribution.logits).logsumexp(-1)
-
-
-def control_shape(control: Control) -> Size:
-    """Batch shape that a control asks for, whatever the number of flows.
-
-    Args:
-        control: Any control.
-
-    Returns:
-        [] for an int, [*batch] for indices or weights, what the pieces broadcast to for a Schedule.
-
-    Raises:
-        TypeError: If it is no control.
-        ValueError: If weights have no dimension for the flows.
-
-    Example:
-        >>> import torch
-        >>> control_shape(torch.ones(4, 3)), control_shape(2)
-        (torch.Size([4]), torch.Size([]))
-    """
-    if isinstance(control, Schedule):
-        return broadcast(*(control_shape(piece) for piece in control.controls))
-    if isinstance(control, Tensor) and control.dtype != torch.bool and not control.is_complex():
-        if not control.is_floating_point():
-            return control.shape
-        if control.ndim == 0:
-            raise ValueError("weights must have one entry a flow, shape [*batch, K]; got a scalar")
-        return control.shape[:-1]
-    if not isinstance(control, Tensor | bool) and hasattr(control, "__index__"):
-        return Size()
-    raise TypeError(
-        "a control is an int, an integer tensor [*batch], float weights [*batch, K] or a flowfactor.Schedule; "
-        f"got {control.dtype if isinstance(control, Tensor) else type(control).__name__}"
-    )
-
-
-def broadcast(*shapes: Size) -> Size:
-    """Broadcasts the batch shapes of times and controls.
-
-    Args:
-        shapes: The shapes.
-
-    Returns:
-        What they broadcast to.
-
-    Raises:
-        ValueError: If they do not.
-
-    Example:
-        >>> broadcast(Size((4, 1)), Size((3,)))
-        torch.Size([4, 3])
-    """
-    try:
-        return torch.broadcast_shapes(*shapes)
-    except RuntimeError as error:
-        listed = " and ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"times and controls must broadcast to one batch shape, got {listed}") from error

@@ -12,8 +12,8 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 
 from flowfactor._checks import check_count
-from flowfactor.control import Control, PieceControl, Schedule, resolve, times
-from flowfactor.priors.base import GaussianPrior, Prior, broadcast
+from flowfactor.control import Control, PieceControl, Schedule, broadcast, resolve, times
+from flowfactor.priors.base import GaussianPrior, Prior
 from flowfactor.priors.static import inverse_softplus
 
 
