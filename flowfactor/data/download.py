@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from flowfactor._files import replacing
 
 
 def download_file(target: str | Path, urls: Sequence[str], *, md5: str, timeout: float = 30.0) -> None:
@@ -35,23 +36,18 @@ def download_file(target: str | Path, urls: Sequence[str], *, md5: str, timeout:
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for url in urls:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        part = Path(name)
         digest = hashlib.md5(usedforsecurity=False)
         try:
-            with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=timeout) as response:
-                while chunk := response.read(2**20):
-                    file.write(chunk)
-                    digest.update(chunk)
-            if digest.hexdigest() == md5:
-                part.chmod(0o644)  # mkstemp makes files that only their owner can read
-                part.replace(target)
-                return
-            failures.append(f"{url}: MD5 {digest.hexdigest()}, expected {md5} ({part.stat().st_size:,} bytes)")
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: an address that is none
+            with replacing(target) as part:
+                with part.open("wb") as file, urllib.request.urlopen(url, timeout=timeout) as response:
+                    while chunk := response.read(2**20):
+                        file.write(chunk)
+                        digest.update(chunk)
+                if digest.hexdigest() != md5:
+                    raise ValueError(f"MD5 {digest.hexdigest()}, expected {md5} ({part.stat().st_size:,} bytes)")
+            return
+        except (OSError, HTTPException, ValueError) as error:  # ValueError also for an address that is none
             failures.append(f"{url}: {error}")
-        finally:
-            part.unlink(missing_ok=True)
     tried = "\n  ".join(failures) or "no address was given"
     raise ConnectionError(f"could not download {target.name}:\n  {tried}\nPut the file into {target.parent} by hand.")
 

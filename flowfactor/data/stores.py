@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfactor._files import replacing
 from flowfactor.data.folders import decode_picture, read_header
 from flowfactor.errors import require
 
@@ -213,14 +213,8 @@ def copied(store: ImageStore, path: str | Path) -> ArrayImages:
         raise ValueError(f"cache must be the path of an .npy file, got {path}")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(descriptor)
-        try:
-            _copy(store, name)
-            Path(name).chmod(0o644)  # mkstemp makes files that only their owner can read
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with replacing(path) as part:
+            _copy(store, part)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -232,9 +226,9 @@ def copied(store: ImageStore, path: str | Path) -> ArrayImages:
     return mapped
 
 
-def _copy(store: ImageStore, path: str) -> None:
+def _copy(store: ImageStore, path: Path) -> None:
     rows = max(1, _AT_ONCE // int(np.prod(store.shape[1:])))
-    with Path(path).open("wb") as file:
+    with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": store.shape}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, store.shape[0], rows):

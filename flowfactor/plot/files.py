@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowfactor._files import replacing
 from flowfactor.errors import require
 from flowfactor.plot.grid import check_count, checked_range, enlarge
 
@@ -52,12 +50,12 @@ def save(picture: NDArray | Tensor | Figure, path: str | os.PathLike[str], *, sc
     if callable(getattr(picture, "savefig", None)):
         if not dpi > 0:
             raise ValueError(f"dpi must be positive, got {dpi!r}")
-        with _replacing(target) as part:
+        with replacing(target) as part:
             picture.savefig(part, format="png", dpi=dpi)  # pyright: ignore[reportAttributeAccessIssue]
         return target
     values = _bytes(picture, "the picture", (2, 3))
     image = require("PIL.Image", extra="plot").fromarray(enlarge(values, scale))
-    with _replacing(target) as part:
+    with replacing(target) as part:
         image.save(part, format="PNG", optimize=True)
     return target
 
@@ -103,7 +101,7 @@ def to_gif(
         image.fromarray(enlarge(frame, scale)).quantize(palette=palette, dither=image.Dither.NONE) for frame in values
     ]
     options = {"loop": 0} if loop else {}
-    with _replacing(target) as part:
+    with replacing(target) as part:
         pictures[0].save(
             part,
             format="GIF",
@@ -153,14 +151,3 @@ def _checked_path(path: str | os.PathLike[str], suffix: str) -> Path:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent}; create it first")
     return target
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Gives a temporary name beside ``target``; what was written there takes its place if all went well."""
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
