@@ -234,7 +234,14 @@ class Hue(Transform):
 
     def colours(self, amounts: Tensor, colour: Tensor) -> Tensor:
         """Gives one colour [3] under every shift [S], as [S, 3]."""
-        return shift_hue(colour.to(amounts)[:, None, None], amounts)[..., 0, 0]
+        return _hues(tuple(colour.tolist()), tuple(amounts.tolist())).to(amounts)
+
+
+@functools.lru_cache(maxsize=64)
+def _hues(colour: tuple[float, ...], degrees: tuple[float, ...]) -> Tensor:
+    """One colour under every shift, [S, 3]: the same in every batch, and never written to."""
+    shown = torch.tensor(colour, dtype=torch.float64)[:, None, None]
+    return shift_hue(shown, torch.tensor(degrees, dtype=torch.float64))[..., 0, 0]
 
 
 class Compose(Transform):
@@ -349,11 +356,17 @@ def _warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Reads every image [B, C, H, W] through every homography [S, 3, 3]: [B, S, C, H, W]."""
     batch, channels, height, width = images.shape
     count = len(matrices)
-    grid = _grid(matrices, height, width).reshape(1, count * height, width, 2).to(images)
+    grid = _grid_of(tuple(matrices.flatten().tolist()), height, width, images.dtype).to(images.device)
+    grid = grid.reshape(1, count * height, width, 2)
     # One grid serves all images: as channels of one picture they share its weights, which is some ten times as fast.
     stacked = images.reshape(1, batch * channels, height, width)
     frames = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0, 1)
     return frames.reshape(batch, channels, count, height, width).transpose(1, 2)
+
+
+@functools.lru_cache(maxsize=64)  # a data set asks for the same few grids in every batch; they are never written to
+def _grid_of(matrices: tuple[float, ...], height: int, width: int, dtype: torch.dtype) -> Tensor:
+    return _grid(torch.tensor(matrices, dtype=torch.float64).reshape(-1, 3, 3), height, width).to(dtype)
 
 
 def warp_each(images: Tensor, matrices: Tensor) -> Tensor:

@@ -47,7 +47,10 @@ def weighted_row_norms(w2: Tensor, gram: Tensor) -> RowNorms:
 
 def _pairs(x: Tensor) -> Tensor:
     """Products ``x_i x_{i+d}`` of the columns of ``x [*stack, n, H]``, ``[*stack, (H // 2 + 1) H, n]`` with d first."""
-    return _Pairs.apply(x.mT.contiguous()).flatten(-3, -2)
+    x = x.mT.contiguous()
+    if torch.compiler.is_compiling():  # one graph for all batch sizes, which a Function with an unrolled loop is not
+        return (_shifted(x) * x.unsqueeze(-3)).flatten(-3, -2)
+    return _Pairs.apply(x).flatten(-3, -2)
 
 
 def _pair_weights(gram: Tensor) -> Tensor:
