@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from flowfactor.control import Control
+from flowfactor.potentials.base import rademacher_like
 
 if TYPE_CHECKING:
     from flowfactor.latent_flow import LatentFlow
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
 class FlowTransform(Transform):
     """The map from states at ``t0`` to states at ``t1`` along a latent flow.
 
-    One solve gives both the mapped states and their log-determinant. The last one is kept until its log-determinant has
-    been asked for, so that drawing a sample and its density costs one solve only; once the states, the flow's parameters
-    or the gradient mode have changed, it does not count any more. Where the flow's divergence is ``"hutchinson"``,
+    One solve gives both the mapped states and their log-determinant. The last one is kept as long as the states that came
+    out of it live, and until its log-determinant has been asked for, so that drawing a sample and its density costs one
+    solve only. The density's gradient then goes to what the sample was drawn from and to the flow; for that in the sample
+    itself take ``z.detach().requires_grad_()``. Once the states, the times, the flow's tensors, its solver or the gradient
+    mode have changed, the last solve does not count any more (writing into a parameter's ``.data`` goes unseen), and in
+    `torch.inference_mode`, where changes cannot be seen, none is kept. Where the flow's divergence is ``"hutchinson"``,
     log-determinants are unbiased estimates, with a new probe for every solve: densities are then random.
 
     Args:
@@ -33,6 +38,14 @@ class FlowTransform(Transform):
 
     Raises:
         ValueError: If a time is not one finite number.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> flow = ff.LatentFlow(ff.potentials.QuadraticPotential(2, S=torch.eye(2)))
+        >>> there = ff.FlowTransform(flow, 0.0, 1.0)                       # z_1 = e z_0
+        >>> z0 = torch.zeros(3, 2)
+        >>> there.log_abs_det_jacobian(z0, there(z0)).detach().round(decimals=3)
+        tensor([2., 2., 2.])
     """
 
     domain = constraints.real_vector
@@ -52,10 +65,12 @@ class FlowTransform(Transform):
         self.flow = flow
         self.t0 = one_time("t0", t0)
         self.t1 = one_time("t1", t1)
-        self._ends = _number(self.t0), _number(self.t1)
         self.control = control
         self.generator = generator
-        self._solved: tuple[Tensor, Tensor, Tensor, object] | None = None
+        self._solved: WeakTensorKeyDictionary | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_solved": None}  # torch copies no tensors inside a graph
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FlowTransform) or self.flow is not other.flow:
@@ -63,6 +78,10 @@ class FlowTransform(Transform):
         return self._ends == other._ends and self.control is other.control
 
     __hash__ = None  # as torch's own transforms: they compare by value
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return _number(self.t0), _number(self.t1)
 
     @property
     def is_identity(self) -> bool:
@@ -75,75 +94,90 @@ class FlowTransform(Transform):
             return self
         return FlowTransform(self.flow, self.t0, self.t1, self.control, cache_size, self.generator)
 
-    def _times(self) -> Tensor | list[float]:
-        if not isinstance(self.t0, Tensor) and not isinstance(self.t1, Tensor):
-            return [self.t0, self.t1]
-        return torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in (self.t0, self.t1)])
+    @property
+    def has_time_gradients(self) -> bool:
+        """Whether a time asks for its gradient."""
+        return isinstance(self.t0, Tensor) or isinstance(self.t1, Tensor)
 
-    def _state(self, x: Tensor, y: Tensor) -> object:
-        """What a kept solve depends on beside the identity of its ends."""
-        tensors = [*self.flow.parameters(), *self.flow.buffers()]
-        return x._version, y._version, [tensor._version for tensor in tensors], torch.is_grad_enabled()
+    def _times(self, z: Tensor) -> Tensor:
+        dtype = torch.float64 if z.device.type != "mps" else torch.float32
+        return torch.stack([torch.as_tensor(t, dtype=dtype, device=z.device).reshape(()) for t in (self.t0, self.t1)])
 
-    def _keep(self, x: Tensor, y: Tensor, log_det: Tensor | None) -> None:
-        assert log_det is not None
-        self._solved = x, y, log_det, self._state(x, y)
+    def _follow(self, z: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
+        """States at the other end, and the log-determinant of the way from ``t0`` to ``t1``."""
+        self._solved = None  # so that its graph does not outlive the start of another
+        if self.is_identity:
+            return self._rest(z, back)
+        follow = self.flow.inverse if back else self.flow
+        times = self._times(z) if self.has_time_gradients else self._ends
+        path = follow(z, times, self.control, log_det=True, generator=self.generator)
+        assert path.log_det is not None
+        end, log_det = path.z[-1], -path.log_det[-1] if back else path.log_det[-1]
+        self._solved = WeakTensorKeyDictionary()
+        self._solved[end] = z, log_det, back, self._state(z, end)
+        return end, log_det
 
-    def _kept(self, *, x: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The last solve, where it is that of these ends and nothing has changed since."""
-        if self._solved is None:
+    def _rest(self, z: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+        """The identity, which has gradients in time: those of one Euler step of length 0."""
+        if not self.has_time_gradients:
+            return z, (0 * z).sum(-1)
+        t0, t1 = self._times(z)
+        span = (t1 - t0).to(z.dtype)
+        probe = rademacher_like(z, self.generator) if self.flow.divergence == "hutchinson" else None
+        velocity = self.flow.velocity(z, self._ends[0], self.control)
+        divergence = self.flow.field.divergence(z, self._ends[0], self.control, self.flow.divergence, probe)
+        return z + (-span if back else span) * velocity, span * divergence
+
+    def _state(self, start: Tensor, end: Tensor) -> object:
+        """What a kept solve depends on beside the identity of its ends; None where changes cannot be seen."""
+        times = [t for t in (self.t0, self.t1) if isinstance(t, Tensor)]
+        tensors = [start, end, *times, *self.flow.parameters(), *self.flow.buffers()]
+        if any(tensor.is_inference() for tensor in tensors):
             return None
-        own_x, own_y, log_det, state = self._solved
-        if (
-            (x is not None and own_x is not x)
-            or (y is not None and own_y is not y)
-            or state != self._state(own_x, own_y)
-        ):
+        return [_mark(tensor) for tensor in tensors], self.flow.solver, self.flow.divergence, torch.is_grad_enabled()
+
+    def _kept(self, end: Tensor, *, back: bool) -> tuple[Tensor, Tensor] | None:
+        """Start and log-determinant of the last solve, where it led to ``end`` and nothing has changed since."""
+        solved = None if self._solved is None else self._solved.get(end)
+        if solved is None:
             return None
-        return own_x, own_y, log_det
+        start, log_det, went_back, state = solved
+        if went_back != back or state is None or state != self._state(start, end):
+            return None
+        return start, log_det
 
     def _call(self, x: Tensor) -> Tensor:
-        if self.is_identity:
-            return x
-        path = self.flow(x, self._times(), self.control, log_det=True, generator=self.generator)
-        y = path.z[-1]
-        self._keep(x, y, None if path.log_det is None else path.log_det[-1])
-        return y
+        return self._follow(x, back=False)[0]
 
     def _inverse(self, y: Tensor) -> Tensor:
-        if self.is_identity:
-            return y
-        kept = self._kept(y=y)
-        if kept is not None:
-            return kept[0]
-        path = self.flow.inverse(y, self._times(), self.control, log_det=True, generator=self.generator)
-        x = path.z[-1]
-        self._keep(x, y, None if path.log_det is None else -path.log_det[-1])
-        return x
+        kept = self._kept(y, back=False)
+        return self._follow(y, back=True)[0] if kept is None else kept[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Ln |det dy/dx|, shape ``[*batch]``, from the solve that made the pair where that is known."""
-        if self.is_identity:
-            return 0 * x.sum(-1)
-        kept = self._kept(x=x, y=y)
-        if kept is None:
-            self._call(x)
-            assert self._solved is not None
-            kept = self._solved[:3]
-        self._solved = None  # its graph is walked once
-        return kept[2]
+        for start, end, back in ((x, y, False), (y, x, True)):
+            kept = self._kept(end, back=back)
+            if kept is not None and kept[0] is start:
+                self._solved = None  # its graph is walked once
+                return kept[1]
+        log_det = self._follow(x, back=False)[1]
+        self._solved = None
+        return log_det
 
 
 def one_time(name: str, t: float | Tensor) -> float | Tensor:
-    """A finite time as a number, or as a scalar tensor where its gradient is asked for; raises ValueError for others."""
-    if isinstance(t, Tensor):
-        if t.numel() != 1:
-            raise ValueError(f"{name} is one time, got a tensor of shape {list(t.shape)}: take one map for each time")
-        if t.requires_grad:
-            t = t.reshape(())
+    """A finite time: a number, or the tensor itself where it asks for its gradient; raises ValueError for others."""
+    if isinstance(t, Tensor) and t.numel() != 1:
+        raise ValueError(f"{name} is one time, got a tensor of shape {list(t.shape)}: take one map for each time")
     if not math.isfinite(_number(t)):
         raise ValueError(f"{name} must be a finite time in frames, got {_number(t)}")
     return t if isinstance(t, Tensor) and t.requires_grad else _number(t)
+
+
+def _mark(tensor: Tensor) -> tuple[object, ...]:
+    """Tells a tensor from another, and from itself before it was changed."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+    return id(tensor), 0 if wrapped else tensor.data_ptr(), tensor._version, tensor.requires_grad
 
 
 def _number(t: float | Tensor) -> float:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import weakref
+
 import pytest
 import torch
 from torch.distributions import Independent, Normal, TransformedDistribution
@@ -120,6 +125,83 @@ def test_a_pair_that_has_changed_is_solved_again() -> None:
     torch.testing.assert_close(after, flow.transform(0.0, 1.0).log_abs_det_jacobian(x, y))
 
 
+@pytest.mark.parametrize("change", ["data", "solver", "divergence", "time", "frozen"])
+def test_a_pair_is_solved_again_whatever_has_changed(change: str) -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 1, (8, 8), init_scale=2.0).double(), ff.Solver("rk4"))
+    t = torch.tensor(1.0).double().requires_grad_()
+    x, transform = torch.randn(4, 2).double(), flow.transform(0.0, t)
+    if change == "frozen":
+        flow.requires_grad_(False)
+    y = transform(x)
+    kept = flow.transform(0.0, 1.0).log_abs_det_jacobian(x, y).detach()
+    if change == "data":
+        parameter = flow.field.potential.w1  # pyright: ignore
+        parameter.data = parameter.data + 0.3
+    elif change == "solver":
+        flow.solver = ff.Solver("euler", step_size=0.5)
+    elif change == "divergence":
+        flow.divergence = "hutchinson"
+    elif change == "time":
+        with torch.no_grad():
+            t.fill_(2.0)
+    else:
+        flow.requires_grad_(True)
+    log_det = transform.log_abs_det_jacobian(x, y)
+    if change == "frozen":
+        log_det.sum().backward()
+        assert all(p.grad is not None for p in flow.parameters())
+    else:
+        assert not torch.allclose(log_det, kept)
+
+
+def test_inverses_have_graphs_of_their_own() -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 1, (8, 8), init_scale=2.0).double(), ff.Solver("rk4"))
+    y, transform = torch.randn(4, 2).double(), flow.transform(0.0, 1.0)
+    for _ in range(2):
+        transform.inv(y).sum().backward()
+    twice = transform.inv(transform.inv(y))
+    back = flow.transform(1.0, 0.0)
+    torch.testing.assert_close(twice, back(back(y)))
+
+
+def test_a_frozen_flow_gives_the_score_of_its_samples() -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 1, (8, 8)).double(), ff.Solver("rk4")).requires_grad_(False)
+    q1 = flow.push(base(), 1.0)
+    z = q1.rsample((3,)).requires_grad_()
+    (score,) = torch.autograd.grad(q1.log_prob(z).sum(), z)
+    again = z.detach().clone().requires_grad_()
+    torch.testing.assert_close(score, torch.autograd.grad(flow.push(base(), 1.0).log_prob(again).sum(), again)[0])
+
+
+def test_a_solve_is_kept_no_longer_than_its_states() -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 1, (8, 8)).double(), ff.Solver("rk4"))
+    transform, x = flow.transform(0.0, 1.0), torch.randn(4, 2).double().requires_grad_()
+    start = weakref.ref(x)
+    y = transform(x)
+    del x, y
+    gc.collect()
+    assert start() is None
+
+
+def test_densities_in_inference_mode() -> None:
+    flow = ff.LatentFlow(_Counting(), ff.Solver("rk4"))
+    x = torch.randn(4, 2).double()
+    with torch.inference_mode():
+        q1 = flow.push(base(), 1.0)
+        z = q1.rsample((4,))
+        first = q1.log_prob(z)
+        torch.testing.assert_close(q1.log_prob(x), flow.push(base(), 1.0).log_prob(x))
+        z.mul_(2.0)
+        assert not torch.allclose(q1.log_prob(z), first)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda q: pickle.loads(pickle.dumps(q))], ids=["deepcopy", "pickle"])
+def test_distributions_are_copied_after_a_sample(copied) -> None:
+    q1 = ff.LatentFlow(ff.potentials.MLPPotential(2, 1, (8, 8)).double(), ff.Solver("rk4")).push(base(), 1.0)
+    z = q1.rsample((3,)).detach()
+    torch.testing.assert_close(copied(q1).log_prob(z), q1.log_prob(z))
+
+
 def test_densities_have_gradients_in_time() -> None:
     flow = ff.LatentFlow(
         ff.potentials.MLPPotential(2, 1, (8, 8), init_scale=2.0).double(), ff.Solver("rk4", step_size=0.05)
@@ -138,11 +220,41 @@ def test_densities_have_gradients_in_time() -> None:
         flow.push(base(), torch.tensor([0.5, 1.0]))
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_identity_has_gradients_in_time(inverse: bool) -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 1, (8, 8), init_scale=2.0).double(), ff.Solver("rk4"))
+    x = torch.randn(4, 2).double()
+
+    def total(t: torch.Tensor | float) -> torch.Tensor:
+        if inverse:
+            return flow.push(base(), t).log_prob(x).sum()
+        transform = flow.transform(0.5, t)
+        y = transform(x)
+        return (y**2).sum() + transform.log_abs_det_jacobian(x, y).sum()
+
+    start = 0.0 if inverse else 0.5
+    t = torch.tensor([start]).double().requires_grad_()
+    (slope,) = torch.autograd.grad(total(t), t)
+    expected = (total(start + 1e-5) - total(start - 1e-5)) / 2e-5
+    torch.testing.assert_close(slope[0], expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_times_keep_their_gradients_where_the_transform_is_made_without() -> None:
+    flow, t = ff.LatentFlow(_Counting(), ff.Solver("rk4")), torch.tensor([1.0]).double().requires_grad_()
+    with torch.no_grad():
+        q1 = flow.push(base(), t)
+    assert q1.log_prob(torch.randn(3, 2).double()).requires_grad
+
+
 def test_to_the_start_itself_is_the_identity() -> None:
     flow, z = ff.LatentFlow(_Counting()), torch.randn(3, 2).double()
     same = flow.transform(0.5, 0.5)
     assert torch.equal(same(z), z) and torch.equal(same.inv(z), z)
     assert torch.equal(same.log_abs_det_jacobian(z, same(z)), torch.zeros(3).double())
+    huge = torch.full((1, 2), 1e308, dtype=torch.float64)
+    assert torch.equal(same.log_abs_det_jacobian(huge, huge), torch.zeros(1).double())
+    k = torch.tensor([0, 1, 0])  # a loop over frame times has one batch shape
+    assert [flow.push(base(), t, k).batch_shape for t in (0.0, 1.0)] == [(3,), (3,)]
 
 
 def test_a_control_may_be_larger_than_the_base() -> None:
@@ -193,6 +305,8 @@ def test_bad_arguments_are_named() -> None:
         flow.push(Independent(Normal(torch.zeros(3), torch.ones(3)), 1), 1.0)
     with pytest.raises(ValueError, match="event shape"):
         flow.push(Normal(0.0, 1.0), 1.0)
+    with pytest.raises(ValueError, match=r"batch shape \[2\] does not fit q0 of batch shape \[3\]"):
+        flow.push(base(3), 1.0, torch.tensor([0, 1]))
     for t0, t1 in ((0.0, float("nan")), (float("inf"), 0.0)):
         with pytest.raises(ValueError, match=r"t[01] must be a finite time"):
             flow.transform(t0, t1)
