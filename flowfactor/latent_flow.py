@@ -237,7 +237,7 @@ class LatentFlow(nn.Module):
         t: float | Tensor,
         control: Control = 0,
         *,
-        t0: float = 0.0,
+        t0: float | Tensor = 0.0,
         generator: torch.Generator | None = None,
     ) -> Distribution:
         r"""The distribution of z_t, given that of z_0: $\ln q_t(z_t) = \ln q_0(z_0) - \int_0^t \nabla\cdot v_c\,ds$.
@@ -248,9 +248,10 @@ class LatentFlow(nn.Module):
         Args:
             q0: Distribution of states at ``t0``: of vectors (event shape ``[D]``), or of independent coordinates (batch
                 shape ``[*batch, D]``).
-            t: Time in frames.
-            control: Which flow acts.
-            t0: Time of ``q0``, in frames.
+            t: Time in frames; a scalar tensor may ask for its gradient.
+            control: Which flow acts. The distribution's batch shape is what its batch shape and that of ``q0`` broadcast
+                to.
+            t0: Time of ``q0``, in frames, likewise.
             generator: Source of Hutchinson's probes, which the distribution keeps.
 
         Returns:
@@ -258,7 +259,7 @@ class LatentFlow(nn.Module):
 
         Raises:
             TypeError: If ``q0`` is no distribution.
-            ValueError: If it is not one of D-vectors, or ``t`` is not one finite number.
+            ValueError: If it is not one of D-vectors, ``t`` is not one finite number, or the control does not fit.
 
         Example:
             >>> import torch, flowfactor as ff
@@ -277,15 +278,23 @@ class LatentFlow(nn.Module):
                 f"q0 must be a distribution of vectors of size {self.dim} (event shape [{self.dim}]), got event shape "
                 f"{list(q0.event_shape)} and batch shape {list(q0.batch_shape)}"
             )
+        shape = control_shape(control)
+        try:
+            batch = torch.broadcast_shapes(q0.batch_shape, shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"a control of batch shape {list(shape)} does not fit q0 of batch shape {list(q0.batch_shape)}"
+            ) from error
+        if batch != q0.batch_shape:
+            q0 = q0.expand(batch)
         transform = self.transform(t0, t, control, generator=generator)
-        if transform.is_identity:
+        if transform.is_identity and not transform.has_time_gradients:
             return q0
-        batch = torch.broadcast_shapes(q0.batch_shape, control_shape(control))
-        return TransformedDistribution(q0 if batch == q0.batch_shape else q0.expand(batch), [transform])
+        return TransformedDistribution(q0, [transform])
 
     def _checked(self, z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
         check_state(z0, self.dim, self)
-        if torch._C._functorch.is_batchedtensor(z0):  # pyright: ignore[reportAttributeAccessIssue]
+        if _under_vmap(z0):
             raise ValueError(
                 "torch.vmap cannot follow a solve, whose course depends on data: hand over states [*batch, D]"
             )
@@ -308,8 +317,18 @@ class LatentFlow(nn.Module):
         return t
 
 
+def _under_vmap(z: Tensor) -> bool:
+    """Whether torch.vmap hides a dimension of a tensor, maybe below the wrappers of other torch.func transforms."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    while functorch.is_functorch_wrapped_tensor(z):
+        if functorch.is_batchedtensor(z):
+            return True
+        z = functorch.get_unwrapped(z)
+    return False
+
+
 def _resting(z0: Tensor, t: Tensor, log_det: bool, costs: dict[str, Cost], stats: SolveStats) -> FlowPath:
     """The path of an empty batch, or of one time only: nothing moves."""
     z = z0.expand(len(t), *z0.shape).clone()
-    zero = 0 * z.sum(-1)  # with a graph, as along any path
-    return FlowPath(t.to(z0.dtype), z, zero if log_det else None, dict.fromkeys(costs, zero), stats)
+    zero = (0 * z).sum(-1)  # with a graph, as along any path; a sum of large states would be infinite
+    return FlowPath(t.to(z0.dtype), z, zero if log_det else None, {name: zero.clone() for name in costs}, stats)

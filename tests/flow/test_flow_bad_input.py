@@ -192,3 +192,15 @@ def test_empty_batches_are_no_error(method: str, batch: tuple[int, ...]) -> None
         assert path.z.shape == (2, *batch, 2) and path.log_det.shape == path.costs["c"].shape == (2, *batch)
     with pytest.raises(ValueError, match="flow 9"):
         f(torch.zeros(*batch, 2), [0.0, 1.0], 9)
+
+
+def test_vmap_below_other_transforms_is_refused() -> None:
+    f = ff.LatentFlow(ff.potentials.MLPPotential(2), ff.Solver("rk4"))
+
+    def total(z: Tensor) -> Tensor:
+        return f(z, [0.0, 1.0]).z[-1].sum()
+
+    with pytest.raises(ValueError, match="hand over states"):
+        torch.vmap(torch.func.grad(total))(z())
+    assert torch.func.grad(total)(z()).shape == (4, 2)
+    assert torch.func.jacfwd(total)(z(1)).shape == (1, 2)  # batches the tangents alone

@@ -92,3 +92,12 @@ def test_bad_fields_are_diagnosed() -> None:
         ff.LatentFlow(square)(z0, [0.0, 2.0])
     assert caught.value.reason == "blowup"
     assert ff.LatentFlow(square)(z0[:0], [0.0, 2.0]).z.shape == (2, 0, 2)
+
+
+def test_a_path_of_one_time_has_zeros_of_its_own_for_everything() -> None:
+    z0 = torch.full((2, 4), 1e308, dtype=torch.float64)  # whose sum overflows
+    cost = ff.regularizers.TransportCost()
+    path = _flow()(z0, [0.5], log_det=True, costs={"a": cost, "b": cost})
+    assert path.log_det is not None
+    path.costs["a"].add_(1.0)
+    assert torch.equal(path.log_det, torch.zeros(1, 2).double()) and torch.equal(path.costs["b"], path.log_det)
