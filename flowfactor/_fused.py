@@ -209,6 +209,7 @@ class _Solve(torch.autograd.Function):
 
         march = March(plan, z, keep or len(later) > 0, None if keep else _STEPS_AT_ONCE, done)
         march.run(z)
+        del march.done  # which knows of the march: a cycle would keep the whole record until it is collected
         if march.log_det is not None:
             integrals[0] = march.log_det
         ctx.plan, ctx.others = plan, others

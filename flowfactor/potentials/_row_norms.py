@@ -111,9 +111,10 @@ class _Gathered(torch.autograd.Function):
         rows, shifted = y.unbind(-3), _shifted(x).unbind(-3)
         own = 2 * rows[0] * x
         wrapped = own.new_zeros(*own.shape[:-2], h + half, own.shape[-1])
-        for d in range(1, half + 1):
-            own.addcmul_(rows[d], shifted[d])
-            wrapped[..., d : d + h, :].addcmul_(rows[d], x)
+        places = wrapped.unfold(-2, h, 1).mT.unbind(-3)
+        for row, other, place in zip(rows[1:], shifted[1:], places[1:], strict=True):
+            own.addcmul_(row, other)
+            place.addcmul_(row, x)
         own += wrapped[..., :h, :]
         own[..., :half, :] += wrapped[..., h:, :]
         return own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import flowfactor as ff
+from flowfactor import _fused
 
 
 class _Peak(TorchDispatchMode):
@@ -112,3 +114,28 @@ def test_peaks_are_counted() -> None:
         z = y + 1
         del y, z
     assert peak.peak == 2 * 4000 and peak.now == 0
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])
+@pytest.mark.parametrize("control", [1, torch.tensor([[0.3, 0.7]])], ids=["index", "weights"])
+def test_a_solve_goes_with_its_path(
+    gradient: ff.solver.Gradient, control: int | torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[weakref.ref] = []
+    forward = _fused._Solve.forward
+
+    def noting(ctx: object, plan: object, *arguments: object) -> object:
+        plans.append(weakref.ref(plan))
+        return forward(ctx, plan, *arguments)  # pyright: ignore
+
+    monkeypatch.setattr(_fused._Solve, "forward", staticmethod(noting))
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(3, 2), ff.Solver("rk4", gradient=gradient))
+    gc.disable()  # what a cycle holds would wait for the collector
+    try:
+        costs = {"hj": ff.regularizers.HamiltonJacobi()}
+        path = flow(torch.randn(5, 3, requires_grad=True), [0.0, 1.0], control, log_det=True, costs=costs)
+        path.z.sum().backward()
+        del path
+        assert plans and plans[-1]() is None
+    finally:
+        gc.enable()
