@@ -88,9 +88,9 @@ class FlowModel(Autoencoder):
     def _set_force(self, force: nn.Module | str | None) -> None:
         """Registers the regularizers, with the force of the Hamilton-Jacobi equation."""
         check_force(force)
-        if isinstance(force, str):  # a learned force that nothing trains would be a dead parameter
-            force = NegativeSquare(self.flow.dim) if self.penalised else None
-        self.hamilton_jacobi = HamiltonJacobi(force)  # pyright: ignore[reportArgumentType]
+        # A learned force that nothing trains would be a dead parameter.
+        learned = NegativeSquare(self.flow.dim) if isinstance(force, str) and self.penalised else None
+        self.hamilton_jacobi = HamiltonJacobi(learned if isinstance(force, str) else force)
         self._start_at_rest = StartAtRest()
 
     @property

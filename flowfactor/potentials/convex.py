@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import StackedPotential, check_sizes, own_tensors, uniform
+from flowfactor.potentials._stacked import check_sizes, own_tensors, uniform
 from flowfactor.potentials._time import TimeFeatures
-from flowfactor.potentials._two_layer import two_layer
-from flowfactor.potentials.base import Laplacian
+from flowfactor.potentials.mlp import TwoLayerPotential
 
 
-class ConvexPotential(StackedPotential):
+class ConvexPotential(TwoLayerPotential):
     r"""K input-convex potentials (Amos, Xu and Kolter 2017, eq. 2), convex in z at every t.
 
     $$u_k(z, t) = w_3 \cdot \sigma(W_2\,\sigma(W_1 z + c_1(t)) + U z + c_2(t))
@@ -80,11 +79,6 @@ class ConvexPotential(StackedPotential):
         raw = own_tensors(self)
         positive = {name[4:]: F.softplus(raw.pop(name)) for name in ("raw_w2", "raw_w3", "raw_scale")}
         return raw | positive
-
-    def _bind_stack(
-        self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
-    ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-        return two_layer(stack, self._activation, self.features, want, laplacian, probe)
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowfactor._layout import Stack
 from flowfactor._rows import Rows
-from flowfactor.potentials._activations import activation_named
+from flowfactor.potentials._activations import Activation, activation_named
 from flowfactor.potentials._stacked import StackedPotential, check_sizes, own_tensors, uniform
 from flowfactor.potentials._tape import Turn, TwoLayerTape
 from flowfactor.potentials._time import TimeFeatures
@@ -18,7 +18,19 @@ from flowfactor.potentials._two_layer import time_terms, two_layer
 from flowfactor.potentials.base import Laplacian, PotentialTape
 
 
-class MLPPotential(StackedPotential):
+class TwoLayerPotential(StackedPotential):
+    """Base of the potentials whose stack `two_layer` evaluates."""
+
+    _activation: Activation
+    features: TimeFeatures
+
+    def _bind_stack(
+        self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        return two_layer(stack, self._activation, self.features, want, laplacian, probe)
+
+
+class MLPPotential(TwoLayerPotential):
     r"""K potentials, each a network with two smooth hidden layers plus a low-rank quadratic and a linear term.
 
     $$u_k(z, t) = w_3 \cdot \sigma(W_2\,\sigma(W_1 z + V_1\varphi(t) + b_1) + V_2\varphi(t) + b_2)
@@ -85,11 +97,6 @@ class MLPPotential(StackedPotential):
 
     def _stack(self) -> Stack:
         return own_tensors(self)
-
-    def _bind_stack(
-        self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
-    ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-        return two_layer(stack, self._activation, self.features, want, laplacian, probe)
 
     def tape(
         self, rows: Rows, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
