@@ -1,4 +1,4 @@
-"""Small baselines and batches that their tests share."""
+"""Small models and batches that the tests of methods and baselines share."""
 
 from __future__ import annotations
 

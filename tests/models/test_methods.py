@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from baseline_cases import SMALL, batch
 
 import flowfactor as ff
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
 
 FLOWS = ("ours", "ours-weak", "sta", "free", "euler-no-pde")
-SMALL = {"encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
 
 
 def make(name: str, **options):
@@ -20,11 +20,6 @@ def make(name: str, **options):
     if name == "sta":
         small["warmup_steps"] = 0  # while it lasts, only a part of the model learns
     return build_model(name, (1, 8, 8), 2, 8, num_frames=5, **SMALL, **small, **options)
-
-
-def batch():
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(6, 5, 1, 8, 8, generator=generator), torch.arange(5), torch.tensor([0, 0, 0, 1, 1, 1])
 
 
 def terms_of(model, name: str, **options):

@@ -232,6 +232,8 @@ def test_a_pair_encoder_of_ones_own(tmp_path: Path) -> None:
     model(sequences(), TIMES).loss.backward()
     assert model.pair_encoder.gain.grad is not None
     model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"user's own.*pair_encoder="):
+        ff.models.SparseTransformationVAE.from_pretrained(tmp_path)
     again = ff.models.SparseTransformationVAE.from_pretrained(tmp_path, pair_encoder=OwnPairs())
     assert again.config() == model.config()
 
