@@ -12,7 +12,7 @@ from typing import Any
 from flowfactor.cli.errors import USER_ERRORS, fail
 from flowfactor.cli.train import parse_train
 from flowfactor.training._allocator import keep_freed_memory
-from flowfactor.training.config import list_presets
+from flowfactor.training.config import list_presets, preset_path
 from flowfactor.training.variants import ABLATION_GROUPS, ABLATIONS, BENCHMARKS
 
 _DESCRIPTION = """Compare methods on a data set, over seeds, with an equal budget for every run, and report.
@@ -111,7 +111,9 @@ def _planned(parsed: argparse.Namespace, overrides: list[str], command: str) -> 
     variants = choose_variants(parsed.methods, parsed.ablations)
     named = [entry.name for entry in fields(EvaluationConfig)]
     evaluation = EvaluationConfig(**{name: getattr(parsed, f"evaluate.{name}") for name in named})
-    base, _, _ = parse_train([BENCHMARKS.get(parsed.data, parsed.data), *overrides])
+    source = BENCHMARKS.get(parsed.data, parsed.data)
+    preset_path(source)  # or an unknown one would be told as `flowfactor train` does
+    base, _, _ = parse_train([source, *overrides])
     return plan_benchmark(
         base,
         variants,

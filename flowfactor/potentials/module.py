@@ -76,4 +76,4 @@ def from_module(
         return ModulePotential(list(module), dim)
     if not callable(module):
         raise TypeError(f"from_module takes a module or a list of modules, got {type(module).__name__}")
-    return ModulePotential([module], dim)  # type: ignore[list-item]
+    return ModulePotential([module], dim)

@@ -25,7 +25,7 @@ from flowfactor.metrics import (
     sap,
     vp_score,
 )
-from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
+from flowfactor.metrics.matched import MatchedModel, infers_k, match_flows, match_spikes
 
 _VP_REPEATS, _VP_STEPS = 2, 100
 
@@ -72,7 +72,7 @@ def evaluate(
     test = test.to(device)
     result: dict[str, Any] = {}
     measured: Any = model
-    if getattr(model, "supervision", "full") != "full":
+    if infers_k(model):
         match = match_flows(model, test, limit=limit)
         result["factor_accuracy"] = match.as_dict()
         measured = MatchedModel(model.eval(), match.order)
@@ -169,7 +169,7 @@ def measure(
     model.eval()
     figures: dict[str, Any] = {}
     measured: Any = model
-    if getattr(model, "supervision", "full") == "full":
+    if not infers_k(model):
         figures["factor_accuracy"] = {"missing": "k is given to this method, or unused by it"}
     else:
         order = match_flows(model, _single(train, test), limit=10 * settings.search_images).order

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from flowfactor.metrics.matched import infers_k
 from flowfactor.training.schedule import Schedule
 
 
@@ -112,7 +113,7 @@ class FlowModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Gives the loss of a batch of sequences."""
         # Who infers k does not get to see it.
-        k = batch["k"] if getattr(self.model, "supervision", "full") == "full" else None
+        k = None if infers_k(self.model) else batch["k"]
         step = self.global_step + 1
         try:
             terms = self.model(batch["frames"], batch["t"], k, generator=self.generator)
