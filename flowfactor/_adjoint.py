@@ -22,7 +22,7 @@ from flowfactor._runge_kutta import StepControl, Steps
 from flowfactor._way_back import Totals, cotangents_of, rates_of
 from flowfactor.fields._tape import Found
 
-_STAGES_AT_ONCE = 48  # stages whose record is held until their share of the parameters' integrals is taken
+_STAGES_AT_ONCE = 16  # stages whose record is held until their share of the parameters' integrals is taken
 
 
 def solve_adjoint(
