@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from flowfactor._functorch import is_wrapped
+
 
 class _Recorder(TorchFunctionMode):
     """Notes every tensor that enters an operation, needs a gradient and was not made by an earlier operation."""
@@ -96,4 +98,4 @@ def _walk(start: Any, edges: dict[tuple[Any, int], Tensor]) -> tuple[list[Tensor
 
 
 def _is_plain(x: Tensor) -> bool:
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+    return not is_wrapped(x)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor._adjoint import solve_adjoint
+from flowfactor._functorch import is_transforming
 from flowfactor._integrate import check_fixed_steps, integrate
 from flowfactor._march import Block, GaveUpError, March, Plan
 from flowfactor._packing import Packing, Segment
@@ -167,7 +168,7 @@ def _suits(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(y.device.type)
         # Neither torch.func's transforms nor forward derivatives reach through the way back.
-        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+        and not is_transforming()
         and torch.autograd.forward_ad._current_level < 0
     )
 

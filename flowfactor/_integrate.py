@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowfactor._capture import captured_tensors
 from flowfactor._diagnose import failure, first_bad, stiffness
+from flowfactor._functorch import is_transforming
 from flowfactor.errors import FlowSolveError, Reason
 from flowfactor.path import SolveStats
 from flowfactor.solver import MULTISTEP_METHODS, SCIPY_METHOD, Solver
@@ -163,7 +164,7 @@ def integrate(solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, 
 
 
 def _check_transforms(solver: Solver) -> None:
-    if solver.adaptive and torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
+    if solver.adaptive and is_transforming():
         raise ValueError(
             f"transforms of torch.func cannot follow the adaptive steps of {solver.method}: take fixed ones, "
             'for example Solver("rk4", step_size=0.1), or torch.autograd'

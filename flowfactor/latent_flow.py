@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
 from flowfactor._controlled import check_state
+from flowfactor._functorch import is_batched
 from flowfactor._fused import solve_segment, solve_segments
 from flowfactor._integrate import integrate
 from flowfactor._packing import Cost, Packing, segments_of
@@ -294,7 +295,7 @@ class LatentFlow(nn.Module):
 
     def _checked(self, z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
         check_state(z0, self.dim, self)
-        if _under_vmap(z0):
+        if is_batched(z0):
             raise ValueError(
                 "torch.vmap cannot follow a solve, whose course depends on data: hand over states [*batch, D]"
             )
@@ -315,16 +316,6 @@ class LatentFlow(nn.Module):
                 f"t must be strictly increasing or strictly decreasing, without repeats; got {now.tolist()}"
             )
         return t
-
-
-def _under_vmap(z: Tensor) -> bool:
-    """Whether torch.vmap hides a dimension of a tensor, maybe below the wrappers of other torch.func transforms."""
-    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    while functorch.is_functorch_wrapped_tensor(z):
-        if functorch.is_batchedtensor(z):
-            return True
-        z = functorch.get_unwrapped(z)
-    return False
 
 
 def _resting(z0: Tensor, t: Tensor, log_det: bool, costs: dict[str, Cost], stats: SolveStats) -> FlowPath:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from flowfactor._functorch import is_wrapped
 from flowfactor.control import Control
 from flowfactor.potentials.base import rademacher_like
 
@@ -176,8 +177,7 @@ def one_time(name: str, t: float | Tensor) -> float | Tensor:
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:
     """Tells a tensor from another, and from itself before it was changed."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
-    return id(tensor), 0 if wrapped else tensor.data_ptr(), tensor._version, tensor.requires_grad
+    return id(tensor), 0 if is_wrapped(tensor) else tensor.data_ptr(), tensor._version, tensor.requires_grad
 
 
 def _number(t: float | Tensor) -> float:

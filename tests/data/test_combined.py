@@ -298,7 +298,7 @@ def test_combined_scenes_are_seeded_and_have_subsets(scenes: dict[str, Scenes]) 
 
 def test_bad_arguments_of_combined_scenes(digits: torch.Tensor) -> None:
     with pytest.raises(TypeError, match="another grid of factors, got TransformedImages"):
-        CombinedScenes(TransformedImages(digits, {"move": (Translate(), 0, 2)}, 2))  # type: ignore[arg-type]
+        CombinedScenes(TransformedImages(digits, {"move": (Translate(), 0, 2)}, 2))
     one = Scenes(vary=("scale",), shapes=("cube",), scales=4, orientations=6, **SMALL)
     with pytest.raises(ValueError, match="count must be"):
         CombinedScenes(one, 0)

@@ -99,7 +99,7 @@ def test_what_does_not_belong_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected integer labels \[N\]"):
         MNIST(tmp_path / "c", "test")
     with pytest.raises(ValueError, match="'train' or 'test'"):
-        MNIST(tmp_path, "validation")  # type: ignore[arg-type]
+        MNIST(tmp_path, "validation")
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -160,7 +160,7 @@ def test_addresses_that_are_none(tmp_path: Path) -> None:
 @pytest.mark.skipif("FLOWFACTOR_MNIST" not in os.environ, reason="FLOWFACTOR_MNIST names no folder with MNIST's files")
 @pytest.mark.parametrize(("split", "count"), [("train", 60000), ("test", 10000)])
 def test_real_mnist(split: str, count: int) -> None:
-    data = MNIST(split=split)  # type: ignore[arg-type]
+    data = MNIST(split=split)
     assert data.images.shape == (count, 1, 28, 28)
     assert data.labels[:5].tolist() == ([5, 0, 4, 1, 9] if split == "train" else [7, 2, 1, 0, 4])
     assert data.images.float().mean().item() == pytest.approx(33.32 if split == "train" else 33.79, abs=0.01)
@@ -179,14 +179,14 @@ def test_what_doing_nothing_scores_on_real_mnist() -> None:
 
 class TestDigits:
     def test_the_split_is_fixed_disjoint_and_in_proportion(self) -> None:
-        train, test, every = (Digits(split).labels for split in ("train", "test", "all"))  # type: ignore[arg-type]
+        train, test, every = (Digits(split).labels for split in ("train", "test", "all"))
         assert (len(train), len(test), len(every)) == (1500, 297, 1797)
         share = test.bincount() / every.bincount()
         assert (share - 297 / 1797).abs().max() < 0.005
         assert torch.equal(train.bincount() + test.bincount(), every.bincount())
 
     def test_no_picture_is_in_both(self) -> None:
-        train, test, every = (Digits(split).images.flatten(1) for split in ("train", "test", "all"))  # type: ignore[arg-type]
+        train, test, every = (Digits(split).images.flatten(1) for split in ("train", "test", "all"))
         both = torch.cat([train, test])
         rows = [{bytes(row.numpy()) for row in part} for part in (both, every)]
         assert rows[0] == rows[1]
@@ -212,7 +212,7 @@ class TestDigits:
 
     def test_a_wrong_split(self) -> None:
         with pytest.raises(ValueError, match="'train', 'test' or 'all'"):
-            Digits("validation")  # type: ignore[arg-type]
+            Digits("validation")
 
 
 def test_paper_transforms_keep_their_pace_however_long() -> None:

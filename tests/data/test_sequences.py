@@ -231,4 +231,4 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
 
 def test_things_that_are_no_arrays() -> None:
     with pytest.raises(TypeError, match="list of either, got int"):
-        Sequences([1, 2])  # type: ignore[list-item]
+        Sequences([1, 2])

@@ -180,7 +180,7 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
 
 def test_bad_schedule_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"\(transform, start, end\)"):
-        TransformedImages(torch.rand(3, 1, 6, 6), {"turn": Rotate()})  # type: ignore[dict-item]
+        TransformedImages(torch.rand(3, 1, 6, 6), {"turn": Rotate()})
 
 
 @pytest.mark.parametrize(

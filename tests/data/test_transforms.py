@@ -192,7 +192,7 @@ def test_bad_arguments(call, message: str) -> None:
 
 def test_compose_takes_triples_only() -> None:
     with pytest.raises(TypeError, match=r"\(transformation, start, end\)"):
-        Compose(Rotate())  # type: ignore[arg-type]
+        Compose(Rotate())
 
 
 def test_a_homography_of_ones_own(generator: torch.Generator) -> None:

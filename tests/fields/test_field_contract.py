@@ -243,7 +243,7 @@ def test_evaluations_carry_what_costs_need(name: str) -> None:
         seen.append(e)
         return e.velocity.square().sum(-1)
 
-    cost.needs = ("value", "time") if field.has_potential else ()  # type: ignore[attr-defined]
+    cost.needs = ("value", "time") if field.has_potential else ()
     z = torch.randn(5, D).double()
     flow(z, [0.0, 1.0], 1, costs={"c": cost})
     e = seen[0]
@@ -266,7 +266,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="stream 0 has dim 9"):
         F.HelmholtzField(_mlp(), F.SolenoidalField(9, K))
     with pytest.raises(TypeError, match="Potential"):
-        F.GradientField(nn.Linear(2, 2))  # type: ignore[arg-type]
+        F.GradientField(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="skew"):
         F.SkewGradientField(_mlp(), "twisted")
     with pytest.raises(ValueError, match="skew"):
@@ -278,10 +278,10 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="probe"):
         build("free").divergence(torch.zeros(2, D), 0.0, kind="hutchinson")
     with pytest.raises(ValueError, match="kind"):
-        build("free").divergence(torch.zeros(2, D), 0.0, kind="trace")  # type: ignore[arg-type]
+        build("free").divergence(torch.zeros(2, D), 0.0, kind="trace")
     with pytest.raises(ValueError, match="velocity"):
         F.from_module(lambda z, t: z[..., :2], D)(torch.zeros(2, D), 0.0)
     with pytest.raises(TypeError, match="tensor"):
-        F.from_module(lambda z, t: None, D)(torch.zeros(2, D), 0.0)  # type: ignore[arg-type, return-value]
+        F.from_module(lambda z, t: None, D)(torch.zeros(2, D), 0.0)
     with pytest.raises(NotImplementedError, match="flow_velocity"):
         Field(D)(torch.zeros(2, D), 0.0)

@@ -126,7 +126,7 @@ def test_a_solve_goes_with_its_path(
 
     def noting(ctx: object, plan: object, *arguments: object) -> object:
         plans.append(weakref.ref(plan))
-        return forward(ctx, plan, *arguments)  # pyright: ignore
+        return forward(ctx, plan, *arguments)
 
     monkeypatch.setattr(_fused._Solve, "forward", staticmethod(noting))
     flow = ff.LatentFlow(ff.potentials.MLPPotential(3, 2), ff.Solver("rk4", gradient=gradient))

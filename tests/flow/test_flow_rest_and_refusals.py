@@ -23,7 +23,7 @@ def test_a_path_of_one_time_has_memory_and_graph_of_its_own() -> None:
 @pytest.mark.parametrize("costs", [[ff.regularizers.TransportCost()], ff.regularizers.TransportCost()])
 def test_costs_are_a_mapping(costs: object) -> None:
     with pytest.raises(TypeError, match="costs maps names to callables"):
-        ff.LatentFlow(ff.potentials.MLPPotential(3))(torch.randn(4, 3), [0.0, 1.0], costs=costs)  # pyright: ignore
+        ff.LatentFlow(ff.potentials.MLPPotential(3))(torch.randn(4, 3), [0.0, 1.0], costs=costs)
 
 
 def test_vmap_is_refused() -> None:

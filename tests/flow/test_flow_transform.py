@@ -105,7 +105,7 @@ def test_nothing_that_has_changed_is_taken_from_the_last_solve(pushed: bool) -> 
         density(x)
     assert density(x).requires_grad
     with torch.no_grad():
-        flow.field.potential.w1.add_(0.3)  # pyright: ignore
+        flow.field.potential.w1.add_(0.3)
     torch.testing.assert_close(density(x), fresh())
     x.mul_(0.5)
     torch.testing.assert_close(density(x), fresh())
@@ -119,7 +119,7 @@ def test_a_pair_that_has_changed_is_solved_again() -> None:
     y = transform(x)
     before = flow.transform(0.0, 1.0).log_abs_det_jacobian(x, y)
     with torch.no_grad():
-        flow.field.potential.w1.add_(0.3)  # pyright: ignore
+        flow.field.potential.w1.add_(0.3)
     after = transform.log_abs_det_jacobian(x, y)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, flow.transform(0.0, 1.0).log_abs_det_jacobian(x, y))
@@ -135,7 +135,7 @@ def test_a_pair_is_solved_again_whatever_has_changed(change: str) -> None:
     y = transform(x)
     kept = flow.transform(0.0, 1.0).log_abs_det_jacobian(x, y).detach()
     if change == "data":
-        parameter = flow.field.potential.w1  # pyright: ignore
+        parameter = flow.field.potential.w1
         parameter.data = parameter.data + 0.3
     elif change == "solver":
         flow.solver = ff.Solver("euler", step_size=0.5)

@@ -15,7 +15,7 @@ SHAPE, K, D = (1, 8, 8), 2, 4
 
 
 def vae(**settings: object) -> ff.models.FlowFactorizedVAE:
-    return ff.models.build_vae(SHAPE, K, D, hidden=(8, 8), **settings)  # pyright: ignore
+    return ff.models.build_vae(SHAPE, K, D, hidden=(8, 8), **settings)
 
 
 def sparse() -> ff.models.SparseTransformationVAE:
@@ -99,7 +99,7 @@ def test_annealing_counts_steps_of_training_alone() -> None:
     model(frames, t)
     with torch.no_grad():
         model(frames, t)
-    assert model.estimator is not None and int(model.estimator.step) == 1  # pyright: ignore
+    assert model.estimator is not None and int(model.estimator.step) == 1
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.labels == "unused"])

@@ -347,7 +347,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="factor_encoder"):
         ff.models.FlowFactorizedVAE(*parts, factor_prior=[0.2, 0.3, 0.5])
     with pytest.raises(TypeError, match="estimator"):
-        ff.models.FlowFactorizedVAE(*parts, estimator=3)  # type: ignore[arg-type]
+        ff.models.FlowFactorizedVAE(*parts, estimator=3)
     with pytest.raises(ValueError, match="4, 1, 8, 8"):
         model(torch.rand(2, 3, 1, 8, 8), torch.arange(3))
     with pytest.raises(ValueError, match=r"\[B, T\+1, 1, 8, 8\]"):

@@ -32,7 +32,7 @@ class _Loss(nn.Module):
         model, t = self.model, torch.arange(float(frames.shape[1]))
         q = model.encode(frames[:, 0])
         costs = {"hj": model.hamilton_jacobi}
-        path = model.flow(q.mean, t, k, log_det=True, costs=costs)  # type: ignore[arg-type]
+        path = model.flow(q.mean, t, k, log_det=True, costs=costs)
         assert path.log_det is not None
         fit = model.decoder(path.z).log_prob(frames.movedim(1, 0)).sum(0)
         spread = q.stddev.square().sum(-1)
