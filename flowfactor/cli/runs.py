@@ -73,8 +73,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             raise ValueError("--samples must not be negative, and --limit must be at least 1")
         model, config = _opened(arguments)
         test = config.data.dataset("test")
+        from flowfactor.training._folder import write_text
         from flowfactor.training.evaluation import evaluate, knows_transformations
-        from flowfactor.training.run import versions, write_text
+        from flowfactor.training.run import versions
 
         # Models without transformations get theirs searched on training data.
         train = None if knows_transformations(model) else config.data.dataset("train")

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from flowfactor._checks import check_count
 from flowfactor.control import Schedule
+from flowfactor.data._warp import warp_each
 from flowfactor.data.base import Batch, SequenceDataset
 from flowfactor.data.checks import check_range, to_unit
 from flowfactor.data.colours import Colour, shift_each_hue
 from flowfactor.data.factors import FactorSequences
 from flowfactor.data.transformed import TransformedImages, TransformRange
-from flowfactor.data.transforms import Compose, Geometric, Hue, warp_each
+from flowfactor.data.transforms import Compose, Geometric, Hue
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,6 +1,11 @@
-"""Names of the files in the folders of runs and benchmarks."""
+"""The folders of runs and benchmarks: what the files in them are called, and whether a run may begin there."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flowfactor._files import replacing
 
 CONFIG, CHECKPOINT, MODEL, METRICS, TENSORBOARD = "config.yaml", "last.ckpt", "model", "metrics.csv", "tensorboard"
 RESULT, EVALUATION, TRAVERSAL, ANIMATION = "result.json", "evaluation.json", "traversal.png", "transformations.gif"
@@ -11,3 +16,35 @@ SETTINGS, FIGURES, ERROR, LOG = "settings.json", "benchmark.json", "error.txt", 
 
 REPORT, FIGURE = "report.md", "report.png"
 """In the folder of a benchmark."""
+
+OF_THE_MODEL = (RESULT, EVALUATION, TRAVERSAL, ANIMATION)
+"""What tells of the model that lies in the folder."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Raises where a run cannot begin, or be resumed, in a folder (see `prepare`)."""
+    if resume and overwrite:
+        raise ValueError("resume goes on with a run and overwrite begins it anew: choose one of them")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"the output {folder} is a file: choose a folder")
+    checkpoint = folder / CHECKPOINT
+    if not resume:
+        if not overwrite and (checkpoint.exists() or (folder / RESULT).exists()):
+            raise FileExistsError(f"{folder} holds a run: resume it, overwrite it, or choose another output")
+        return
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"there is nothing to resume: {folder} holds no {CHECKPOINT}")
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier run left that this one would not replace at once."""
+    for name in (CHECKPOINT, METRICS, FIGURES, *OF_THE_MODEL):
+        (folder / name).unlink(missing_ok=True)
+    for name in (MODEL, TENSORBOARD):
+        shutil.rmtree(folder / name, ignore_errors=True)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from flowfactor.training._duration import format_duration
-from flowfactor.training._folder import ERROR, FIGURES, LOG, SETTINGS
+from flowfactor.training._folder import ERROR, FIGURES, LOG, SETTINGS, write_text
 from flowfactor.training.config import Config
 from flowfactor.training.data import SequenceData
 from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import EvaluationConfig
-from flowfactor.training.run import make_model, write_text
+from flowfactor.training.run import make_model
 from flowfactor.training.variants import Variant, configure
 from flowfactor.training.worker import INTERRUPTED, main
 

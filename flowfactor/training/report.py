@@ -76,7 +76,7 @@ def write_report(folder: str | Path) -> tuple[Path, Path | None]:
         FileNotFoundError: If the folder holds no run.
         ValueError: If a file is damaged.
     """
-    from flowfactor.training.run import write_text
+    from flowfactor.training._folder import write_text
 
     folder = Path(folder).expanduser()
     runs, others = load_runs(folder)

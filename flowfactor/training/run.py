@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import platform
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,21 +19,20 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import flowfactor
-from flowfactor._files import replacing
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import require
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
 from flowfactor.training._folder import (
-    ANIMATION,
     CHECKPOINT,
     CONFIG,
-    EVALUATION,
-    FIGURES,
     METRICS,
     MODEL,
+    OF_THE_MODEL,
     RESULT,
     TENSORBOARD,
-    TRAVERSAL,
+    check_folder,
+    clear,
+    write_text,
 )
 from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
 from flowfactor.training.config import Config, load_config
@@ -44,7 +42,6 @@ from flowfactor.training.evaluation import evaluate
 from flowfactor.training.module import FlowModule
 from flowfactor.training.schedule import Schedule
 
-_OF_THE_MODEL = (RESULT, EVALUATION, TRAVERSAL, ANIMATION)  # what tells of the model that lies in the folder
 _MAY_CHANGE = (
     *("minutes", "steps", "log_every", "checkpoint_minutes", "checkpoint_steps", "tensorboard", "progress"),
     *("evaluate_limit", "likelihood_limit", "likelihood_samples", "accelerator", "threads"),
@@ -100,7 +97,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank_zero_only.rank == 0:  # other processes prepare while this one may have begun to write
             if not self.resume:
-                _clear(self.folder)
+                clear(self.folder)
             yaml = require("yaml", extra="train")
             write_text(self.folder / CONFIG, yaml.safe_dump(config.as_dict(), sort_keys=False))
         module = FlowModule(
@@ -127,7 +124,7 @@ class Run:
         result = self._result(module, trainer, stop.stopped)
         if not trainer.is_global_zero:
             return result
-        for name in _OF_THE_MODEL:
+        for name in OF_THE_MODEL:
             (self.folder / name).unlink(missing_ok=True)
         self.model.save_pretrained(self.folder / MODEL)
         if measure and not stop.stopped:
@@ -205,7 +202,7 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     """
     config = config if isinstance(config, Config) else load_config(config)
     folder = Path(config.output).expanduser()
-    _check_folder(folder, resume, overwrite)
+    check_folder(folder, resume, overwrite)
     _schedule(config)
     train, test = config.data.dataset("train"), config.data.dataset("test")
     data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
@@ -311,12 +308,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 @contextlib.contextmanager
 def use_threads(count: int | None) -> Iterator[None]:
     """Has PyTorch use so many threads, or as many as before where None; behind the block it uses those of before."""
@@ -332,20 +323,6 @@ def use_threads(count: int | None) -> Iterator[None]:
 def _schedule(config: Config) -> Schedule:
     train = config.train
     return Schedule(train.steps, train.minutes, train.warmup, train.schedule)
-
-
-def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise ValueError("resume goes on with a run and overwrite begins it anew: choose one of them")
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"the output {folder} is a file: choose a folder")
-    checkpoint = folder / CHECKPOINT
-    if not resume:
-        if not overwrite and (checkpoint.exists() or (folder / RESULT).exists()):
-            raise FileExistsError(f"{folder} holds a run: resume it, overwrite it, or choose another output")
-        return
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"there is nothing to resume: {folder} holds no {CHECKPOINT}")
 
 
 def _check_resumable(config: Config, folder: Path, data: SequenceDataset) -> None:
@@ -366,14 +343,6 @@ def _check_resumable(config: Config, folder: Path, data: SequenceDataset) -> Non
     made = [make_model(settings, data).config() for settings in (before, config)]
     if made[0] != made[1]:
         raise ValueError(f"the run in {folder} has model {before.model}, not {config.model}: make them agree")
-
-
-def _clear(folder: Path) -> None:
-    """Removes what an earlier run left that this one would not replace at once."""
-    for name in (CHECKPOINT, METRICS, FIGURES, *_OF_THE_MODEL):
-        (folder / name).unlink(missing_ok=True)
-    for name in (MODEL, TENSORBOARD):
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _loggers(folder: Path, tensorboard: bool, resume: bool) -> list[Logger]:

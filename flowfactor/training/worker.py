@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from flowfactor.training._allocator import keep_freed_memory
-from flowfactor.training._folder import CHECKPOINT, ERROR, FIGURES, RESULT, SETTINGS
+from flowfactor.training._folder import CHECKPOINT, ERROR, FIGURES, RESULT, SETTINGS, write_text
 from flowfactor.training.config import Config
 from flowfactor.training.evaluation import EvaluationConfig, measure
-from flowfactor.training.run import load_run, prepare, use_threads, versions, write_text
+from flowfactor.training.run import load_run, prepare, use_threads, versions
 
 INTERRUPTED = 130
 

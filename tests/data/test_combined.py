@@ -151,14 +151,14 @@ def test_composed_and_projective_transformations(digits: torch.Tensor) -> None:
     weights[..., 0] = 1
     tilted = Perspective().matrices(torch.tensor([30.0]).double(), 12, 12)
     turned = Rotate().matrices(torch.tensor([40.0]).double(), 12, 12)
-    from flowfactor.data.transforms import _warp
+    from flowfactor.data._warp import warp
 
     grey = CombinedImages(
         digits, {n: f for n, f in flows.items() if n != "rotation+hue"} | {"turn": (Rotate(), 0, 40)}, 4
     )
     both = torch.zeros(3, 4, 3)
     both[..., 0] = both[..., 2] = 1
-    expected = _warp(digits[:3, None] / 255, tilted @ turned)[:, 0]
+    expected = warp(digits[:3, None] / 255, tilted @ turned)[:, 0]
     torch.testing.assert_close(grey.transform(digits[:3, None] / 255, both)[:, -1], expected, atol=1e-5, rtol=0)
 
 

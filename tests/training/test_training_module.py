@@ -18,7 +18,7 @@ from flowfactor.data import Rotate, Scale, SequenceLoader, TransformedImages
 from flowfactor.models import FlowFactorizedVAE, build_vae
 from flowfactor.training import DataConfig, FlowModule, Schedule, SequenceData, load_run, prepare, train
 from flowfactor.training import module as module_of_training
-from flowfactor.training.run import write_text
+from flowfactor.training._folder import write_text
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
