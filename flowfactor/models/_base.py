@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flowfactor import objectives
-from flowfactor._checks import check_optional_count
+from flowfactor._checks import check_count, check_optional_count
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.checks import check_flow_parts, check_force, check_frames, check_latent_size, check_weight
@@ -71,6 +71,7 @@ class FlowModel(Autoencoder):
         hj_weight: float,
         start_weight: float,
         frames_per_step: int | None,
+        regularize_every: int,
     ) -> None:
         super().__init__()
         check_flow_parts(encoder, decoder, flow)
@@ -79,6 +80,7 @@ class FlowModel(Autoencoder):
         self.hj_weight = check_weight("hj_weight", hj_weight)
         self.start_weight = check_weight("start_weight", start_weight)
         self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
+        self.regularize_every = check_count("regularize_every", regularize_every)
 
     def _set_prior(self, prior: Prior | None) -> None:
         """Registers the prior of the latents; standard normal where None."""
@@ -111,15 +113,29 @@ class FlowModel(Autoencoder):
     def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return check_frames(frames, t, self._frame_shape)
 
-    def _costs(self) -> dict[str, Any]:
-        """What a solve integrates for `_regularizers`."""
-        return {"hj": self.hamilton_jacobi} if self.penalised else {}
+    def _lazy(self, generator: torch.Generator | None, device: torch.device) -> int:
+        """What the regularizers count for in this step: 0 where it goes without, and more where it makes up for others.
 
-    def _regularizers(self, path: FlowPath, z0: Tensor, control: Control, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The Hamilton-Jacobi residual, mean over time, and the squared speed at the start, of each path."""
-        zero = z0.new_zeros(z0.shape[:-1])
-        hj = path.costs["hj"][-1] / (t[-1] - t[0]).abs() if self.penalised and len(t) > 1 else zero
-        start = self._start_at_rest(self.flow, z0, control, t[0]) if self.start_weight > 0 else zero
+        Drawn, not counted, so that a training that is resumed has nothing to remember.
+        """
+        every = self.regularize_every
+        if every == 1 or not self.training or not (self.penalised or self.start_weight):
+            return 1
+        return every if int(torch.randint(every, (), generator=generator, device=device)) == 0 else 0
+
+    def _costs(self, times: int) -> dict[str, Any]:
+        """What a solve integrates for `_regularizers`."""
+        return {"hj": self.hamilton_jacobi} if times and self.penalised else {}
+
+    def _regularizers(
+        self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int
+    ) -> tuple[Tensor, Tensor]:
+        """The Hamilton-Jacobi residual, mean over time, and the squared speed at the start, of each path, so many times."""
+        hj = start = z0.new_zeros(z0.shape[:-1])
+        if times and self.penalised and len(t) > 1:
+            hj = times * path.costs["hj"][-1] / (t[-1] - t[0]).abs()
+        if times and self.start_weight > 0:
+            start = times * self._start_at_rest(self.flow, z0, control, t[0])
         return hj, start
 
     def _reconstruction(

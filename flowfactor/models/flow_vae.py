@@ -52,6 +52,8 @@ class FlowFactorizedVAE(FlowModel):
             a module f(z, t).
         frames_per_step: How many frames of a sequence to decode in a training step, drawn anew each time and weighted
             so that the bound stays unbiased; None for all.
+        regularize_every: In one of how many training steps, drawn at random, to take the two regularizers; they then count
+            as many times, so that the loss stays unbiased (lazy regularization: Karras et al., CVPR 2020, section 3.1).
         factor_encoder: Maps sequences ``[B, T+1, C, H, W]`` to a Categorical over K, such as
             `flowfactor.encoders.FactorEncoder`; None where k is always given.
         factor_prior: p(k), ``[K]``; uniform where None.
@@ -72,7 +74,7 @@ class FlowFactorizedVAE(FlowModel):
         torch.Size([6, 3, 1, 8, 8])
     """
 
-    _settings = ("objective", "kl_weight", "hj_weight", "start_weight", "frames_per_step")
+    _settings = ("objective", "kl_weight", "hj_weight", "start_weight", "frames_per_step", "regularize_every")
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class FlowFactorizedVAE(FlowModel):
         start_weight: float = 1.0,
         force: nn.Module | Literal["negative_square"] | None = "negative_square",
         frames_per_step: int | None = None,
+        regularize_every: int = 1,
         factor_encoder: nn.Module | None = None,
         factor_prior: Sequence[float] | None = None,
         estimator: FactorEstimator | str | Mapping[str, Any] = "balanced",
@@ -101,6 +104,7 @@ class FlowFactorizedVAE(FlowModel):
             hj_weight=hj_weight,
             start_weight=start_weight,
             frames_per_step=frames_per_step,
+            regularize_every=regularize_every,
         )
         self.objective = objective
         self._set_prior(prior)
@@ -273,9 +277,10 @@ class FlowFactorizedVAE(FlowModel):
         row: Tensor | None = None,
     ) -> Pieces:
         """What each solve gives: of every sequence under its k, or of the sequences ``row [N]`` under ``k [N]``."""
-        path, kl = self._path(begin, t, k, generator, row, self._costs())
+        times = self._lazy(generator, frames.device)
+        path, kl = self._path(begin, t, k, generator, row, self._costs(times))
         reconstruction = self._reconstruction(frames, path.z, generator, row)
-        hj, start = self._regularizers(path, path.z[0], k, t)
+        hj, start = self._regularizers(path, path.z[0], k, t, times)
         loss = -reconstruction + self.kl_weight * kl + self.hj_weight * hj + self.start_weight * start
         return Pieces(loss, reconstruction, kl, hj, start)
 

@@ -67,6 +67,7 @@ class SparseTransformationVAE(FlowModel):
         start_weight: Weight of the squared speed at the start; 0 leaves it out.
         force: As in `FlowFactorizedVAE`.
         frames_per_step: How many frames to decode in a training step, as in `FlowFactorizedVAE`.
+        regularize_every: In one of how many training steps to take the regularizers, as in `FlowFactorizedVAE`.
         temperature: Temperature of the relaxed spikes behind the warm-up, and where it ends.
         anneal_steps: Training steps from one to the other.
         warmup_steps: Training steps of the warm-up; 0 for none.
@@ -95,8 +96,8 @@ class SparseTransformationVAE(FlowModel):
     objective = "path"
     supervision = "none"
     _settings = (
-        "kl_weight", "factor_weight", "hj_weight", "start_weight", "frames_per_step", "temperature", "anneal_steps",
-        "warmup_steps", "warmup_temperature", "warmup_span",
+        "kl_weight", "factor_weight", "hj_weight", "start_weight", "frames_per_step", "regularize_every",
+        "temperature", "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
     )  # fmt: skip
     step: Tensor
     unit: Tensor
@@ -116,6 +117,7 @@ class SparseTransformationVAE(FlowModel):
         start_weight: float = 1.0,
         force: nn.Module | str | None = "negative_square",
         frames_per_step: int | None = None,
+        regularize_every: int = 1,
         temperature: Sequence[float] = (1.0, 0.3),
         anneal_steps: int = 2000,
         warmup_steps: int = 200,
@@ -132,6 +134,7 @@ class SparseTransformationVAE(FlowModel):
             hj_weight=hj_weight,
             start_weight=start_weight,
             frames_per_step=frames_per_step,
+            regularize_every=regularize_every,
         )
         check_pair_encoder(pair_encoder, flow)
         self.pair_encoder: Any = pair_encoder
@@ -266,9 +269,10 @@ class SparseTransformationVAE(FlowModel):
             q = q.in_units(follow_unit(self.unit, q))
         drawn = q.rsample(temperature=self.spike_temperature, generator=generator)
         control = self.schedule(drawn.weights, t)
-        path = self._flow_for(control)(z0, t, control, costs=self._costs(), generator=generator)
+        times = self._lazy(generator, z0.device)
+        path = self._flow_for(control)(z0, t, control, costs=self._costs(times), generator=generator)
         reconstruction = self._reconstruction(frames, path.z, generator)
-        hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t)
+        hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times)
         return reconstruction, self.weights_prior.kl(q), hj, start, torch.zeros_like(hj)
 
     def _supposed(
@@ -287,11 +291,12 @@ class SparseTransformationVAE(FlowModel):
             drawn = torch.multinomial(r, 1, generator=generator).squeeze(-1)
             information = (torch.special.xlogy(r, r) - r * prior.log()).sum(-1)
         acts, k = drawn < flows, drawn.clamp(max=flows - 1)
-        path = self.flow(z0, t, k, costs=self._costs(), generator=generator)
+        times = self._lazy(generator, z0.device)
+        path = self.flow(z0, t, k, costs=self._costs(times), generator=generator)
         # With no flow at all the state stays where it is, and there is nothing to regularize.
         z = torch.where(acts.unsqueeze(-1), path.z, z0)
         reconstruction = self._reconstruction(frames, z, generator)
-        hj, start = (acts * part for part in self._regularizers(path, z0, k, t))
+        hj, start = (acts * part for part in self._regularizers(path, z0, k, t, times))
         logits = self.pair_encoder(frames).spike_logits
         target = r[:, :flows].unsqueeze(-2).expand_as(logits)
         lesson = binary_cross_entropy_with_logits(logits, target, reduction="none").sum((-2, -1))

@@ -151,6 +151,8 @@ class Run:
         return pl.Trainer(
             accelerator=train.accelerator,
             devices=train.devices,
+            # Warm-ups, alternating losses and lazy regularizers leave parameters without gradient in some steps.
+            strategy="auto" if train.devices == 1 else "ddp_find_unused_parameters_true",
             precision=train.precision,  # type: ignore[arg-type]
             max_steps=-1 if train.steps is None else train.steps,
             max_epochs=-1,

@@ -94,7 +94,7 @@ ABLATION_GROUPS: tuple[str, ...] = tuple(dict.fromkeys(variant.group for variant
 _WEAK = ("supervision", "estimator", "tau", "anneal_steps", "factor_encoder")
 _OF_THE_FLOW = (
     *("field", "potential", "hidden", "activation", "skew", "prior", "solver", "divergence"),
-    *("kl_weight", "hj_weight", "start_weight", "force"),
+    *("kl_weight", "hj_weight", "start_weight", "force", "regularize_every"),
 )
 _PAPER_FLOWS = ("scaling", "rotation", "colouring", "perspective", "rotation+hue")
 

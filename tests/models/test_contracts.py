@@ -18,8 +18,8 @@ def vae(**settings: object) -> ff.models.FlowFactorizedVAE:
     return ff.models.build_vae(SHAPE, K, D, hidden=(8, 8), **settings)
 
 
-def sparse() -> ff.models.SparseTransformationVAE:
-    return ff.models.build_sparse_vae(SHAPE, K, D, hidden=(8, 8))
+def sparse(**settings: object) -> ff.models.SparseTransformationVAE:
+    return ff.models.build_sparse_vae(SHAPE, K, D, hidden=(8, 8), **settings)
 
 
 def data() -> ff.data.TransformedImages:
@@ -59,6 +59,35 @@ def test_frames_that_are_none_are_named(make) -> None:
     frames[1, 0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="frames hold NaN or infinity"):
         make()(frames, t, k)
+
+
+@pytest.mark.parametrize("make", [vae, sparse])
+def test_lazy_regularizers_come_in_a_share_of_steps_and_keep_their_mean(make) -> None:
+    lazy, always = make(regularize_every=3), make()
+    always.load_state_dict(lazy.state_dict())
+    frames, t, k = torch.rand(4, 5, 1, 8, 8), torch.arange(5.0), torch.tensor([0, 0, 1, 1])
+    taken = 0
+    with torch.no_grad():
+        for seed in range(240):
+            ours, plain = (
+                model.train()(frames, t, k, generator=torch.Generator().manual_seed(seed)) for model in (lazy, always)
+            )
+            times = 3 * bool(ours.hj)
+            torch.testing.assert_close(torch.stack([ours.hj, ours.start]), times * torch.stack([plain.hj, plain.start]))
+            torch.testing.assert_close(ours.bound, plain.bound)
+            torch.testing.assert_close(ours.loss, plain.loss + (times - 1) * (plain.hj + plain.start))
+            taken += times > 0
+        assert abs(taken - 80) < 5 * (240 * 2 / 9) ** 0.5
+        evaluated = (model.eval()(frames, t, k, generator=torch.Generator().manual_seed(0)) for model in (lazy, always))
+        torch.testing.assert_close(*(terms.hj for terms in evaluated))
+
+
+@pytest.mark.parametrize("make", [vae, sparse])
+def test_lazy_regularizers_are_counted_in_whole_steps(make) -> None:
+    with pytest.raises(ValueError, match="regularize_every must be at least 1, got 0"):
+        make(regularize_every=0)
+    with pytest.raises(TypeError, match=r"regularize_every must be an integer, got 1\.5"):
+        make(regularize_every=1.5)
 
 
 @pytest.mark.parametrize("make", [vae, sparse])

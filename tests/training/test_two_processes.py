@@ -22,13 +22,13 @@ pytestmark = pytest.mark.skipif(
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from small_runs import small_run
+from small_runs import SIZES, small_run
 from flowfactor.training import FlowModule, train
 
-def run(name, steps, **how):
+def run(name, steps, of={}, **how):
     options = {"log_every": 2, "evaluate_limit": 2, "likelihood_limit": 0, "schedule": "constant", "threads": 1}
     return train(
-        small_run(Path(sys.argv[1]) / name, steps=steps, devices=2, accelerator="cpu", **options), **how
+        small_run(Path(sys.argv[1]) / name, steps=steps, devices=2, accelerator="cpu", **of, **options), **how
     )
 
 run("whole", 4)
@@ -43,6 +43,8 @@ FlowModule.training_step = interrupted
 assert run("parts", 4)["steps"] == 2
 FlowModule.training_step = step
 run("parts", 4, resume=True)
+# In its warm-up this model trains parts of itself, and regularizers come and go by draws of each process.
+run("sparse", 3, {"method": "sta", "model": SIZES | {"regularize_every": 2}})
 """
 
 
