@@ -83,10 +83,9 @@ class Trainer:
         begun = model._begin(batch["frames"], k, generator)
         count("encoder")
         z0 = begun.z0.detach().requires_grad_()
-        costs = {"hj": model.hamilton_jacobi} if model.hj_weight > 0 else {}
-        path = model.flow(z0, t, k, costs=costs, generator=generator)
-        rest = model._start_at_rest(model.flow, z0, k, t[0]) if model.start_weight > 0 else z0.new_zeros(len(z0))
-        hj = path.costs["hj"][-1] / (t[-1] - t[0]).abs() if costs else z0.new_zeros(len(z0))
+        times = model._lazy(generator, z0.device)
+        path = model.flow(z0, t, k, costs=model._costs(times), generator=generator)
+        hj, rest = model._regularizers(path, z0, k, t, times)
         of_flow = (model.hj_weight * hj + model.start_weight * rest).mean()
         count("flow")
         z = path.z.detach().requires_grad_()
@@ -94,7 +93,8 @@ class Trainer:
         reconstruction = objectives.sequence_log_likelihood(model.decoder, frames, z, wanted, generator).mean()
         (-reconstruction).backward()
         count("decoder")
-        torch.autograd.backward([path.z, of_flow], [z.grad, torch.ones_like(of_flow)])
+        ends = [(path.z, z.grad), (of_flow, torch.ones_like(of_flow))][: 2 if times else 1]
+        torch.autograd.backward(*zip(*ends, strict=True))
         count("flow")
         kl = model.kl_weight * begun.density.mean()
         torch.autograd.backward([begun.z0, kl], [z0.grad, torch.ones_like(kl)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowfactor._checks import check_count
 from flowfactor._config import Recorded
 from flowfactor.control import Control, ResolvedControl, resolve_at, times
 
@@ -17,16 +18,14 @@ class Controlled(Recorded, nn.Module):
         num_flows: K.
 
     Raises:
-        ValueError: If a size is no positive integer.
+        TypeError: If a size is no integer.
+        ValueError: If it is below 1.
     """
 
     def __init__(self, dim: int, num_flows: int = 1) -> None:
         super().__init__()
-        for name, size in (("dim", dim), ("num_flows", num_flows)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        self.dim = dim
-        self.num_flows = num_flows
+        self.dim = check_count("dim", dim)
+        self.num_flows = check_count("num_flows", num_flows)
 
     def _checked(self, z: Tensor, t: float | Tensor, control: Control) -> tuple[Tensor, ResolvedControl]:
         """Checks the arguments of an evaluation; returns the time as a tensor and the control at that time."""

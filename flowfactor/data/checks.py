@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
+
 
 def check_range(values: Tensor, what: str, *, at_once: int = 2**22) -> None:
     """Checks that pictures are uint8, or floating point in [0, 1] throughout.
@@ -53,14 +55,14 @@ def check_times(t: Tensor | Sequence[float] | None, steps: int, device: torch.de
         The times [T+1], float32.
 
     Raises:
-        ValueError: If `steps` is not an integer of at least 1, or `t` are not such times.
+        TypeError: If `steps` is no integer.
+        ValueError: If it is below 1, or `t` are not such times.
 
     Example:
         >>> check_times(None, 3)
         tensor([0., 1., 2., 3.])
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1 (a sequence has steps + 1 frames), got {steps!r}")
+    steps = check_count("steps", steps, note="a sequence has steps + 1 frames")
     if t is None:
         return torch.arange(steps + 1, dtype=torch.float32, device=device)
     times = torch.as_tensor(t, dtype=torch.float32, device=device)

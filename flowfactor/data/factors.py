@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor.data.base import Batch, SequenceDataset
 from flowfactor.data.checks import check_times
 
@@ -250,7 +251,8 @@ class FactorSequences(SequenceDataset):
             `factor_sizes`.
 
         Raises:
-            ValueError: If `n` is not an integer of at least 1.
+            TypeError: If `n` is no integer.
+            ValueError: If it is below 1.
 
         Example:
             >>> import flowfactor as ff
@@ -259,8 +261,7 @@ class FactorSequences(SequenceDataset):
             >>> images.shape, labels.shape, data.factor_sizes
             (torch.Size([5, 3, 8, 8]), torch.Size([5, 6]), (3, 3, 3, 2, 5, 4))
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be an integer of at least 1, got {n!r}")
+        n = check_count("n", n)
         device = generator.device if generator is not None else None
         labels = self.scenes(torch.randint(len(self), (n,), generator=generator, device=device).cpu())
         return self.images_at(labels), labels.to(self.t.device)
@@ -310,8 +311,7 @@ def _checked_strides(stride: Stride, names: tuple[str, ...]) -> Tensor:
     if unknown:
         raise ValueError(f"stride names {', '.join(sorted(unknown))}, but the factors are {', '.join(names)}")
     for name, states in given.items():
-        if isinstance(states, bool) or not isinstance(states, int) or states < 1:
-            raise ValueError(f"stride must be an integer of at least 1 (states per step), got {states!r} for {name}")
+        check_count("stride", states, note=f"states per step, of {name}")
     return torch.tensor([given.get(name, 1) for name in names])
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor.data import raycast
 from flowfactor.data.colours import hue_to_rgb
 
@@ -145,11 +146,11 @@ def check_sizes(size: int, supersampling: int) -> None:
         supersampling: Rays per pixel, along each of its sides.
 
     Raises:
-        ValueError: If one is not an integer of at least 1.
+        TypeError: If one is no integer.
+        ValueError: If it is below 1.
     """
     for name, number in (("size", size), ("supersampling", supersampling)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
+        check_count(name, number)
 
 
 def _check_factors(factors: Tensor) -> None:

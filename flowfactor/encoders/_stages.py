@@ -10,7 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from flowfactor.encoders.base import activation_layer, dense, positive, sizes
+from flowfactor._checks import check_count
+from flowfactor.encoders.base import activation_layer, dense, sizes
 
 ARCHITECTURES = ("patches", "paper")
 UPSAMPLES = ("shuffle", "transpose")
@@ -71,7 +72,7 @@ def _image(image_size: int | Sequence[int]) -> tuple[int, int]:
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(pair) != 2:
         raise ValueError(f"image_size must be one number or (height, width), got {image_size!r}")
-    height, width = (positive("image_size", side) for side in pair)
+    height, width = (check_count("image_size", side) for side in pair)
     if height % 4 or width % 4:
         nearest = tuple(4 * max(1, round(side / 4)) for side in (height, width))
         raise ValueError(
@@ -106,7 +107,7 @@ def make_plan(
     architecture: str,
 ) -> Plan:
     """Checks the arguments that `ConvEncoder` and `ConvDecoder` share, and fills in the defaults."""
-    positive("channels", channels)
+    check_count("channels", channels)
     image = _image(image_size)
     hidden = sizes("hidden", hidden)
     activation_layer(activation)
@@ -121,12 +122,12 @@ def make_plan(
                 "leave them out, or choose architecture='patches'"
             )
         return Plan(channels, image, widths, (), (), kernel_size, patch_size, 0, False, activation, architecture)
-    if positive("kernel_size", kernel_size) % 2 == 0:
+    if check_count("kernel_size", kernel_size) % 2 == 0:
         raise ValueError(f"kernel_size must be odd, so that a grid keeps its size, got {kernel_size}")
-    if positive("patch_size", patch_size) not in (1, 2, 4):
+    if check_count("patch_size", patch_size) not in (1, 2, 4):
         raise ValueError(f"patch_size must be 1, 2 or 4, got {patch_size}")
     if residual != 0:
-        positive("residual", residual)
+        check_count("residual", residual)
     grid = (image[0] // patch_size, image[1] // patch_size)
     given = None if widths is None else sizes("widths", widths, least=1)
     if strides is None:

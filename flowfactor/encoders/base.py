@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
+from flowfactor._checks import check_count
 from flowfactor.encoders.likelihoods import Event, Likelihood
 
 # The KL of a posterior holds -ln std, so its gradient is 1/std: the floor bounds both.
@@ -49,31 +50,6 @@ def activation_layer(name: str) -> Callable[[], nn.Module]:
     return ACTIVATIONS[name]
 
 
-def positive(name: str, value: int) -> int:
-    """Checks a size.
-
-    Args:
-        name: What it is called, for the message.
-        value: The size.
-
-    Returns:
-        The value.
-
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is below 1.
-
-    Example:
-        >>> positive("latent_dim", 8)
-        8
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
 def sizes(name: str, values: Sequence[int], *, least: int = 0) -> tuple[int, ...]:
     """Checks a sequence of sizes, such as layer widths.
 
@@ -95,7 +71,7 @@ def sizes(name: str, values: Sequence[int], *, least: int = 0) -> tuple[int, ...
     """
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of integers such as (32, 64), got {values!r}")
-    checked = tuple(positive(f"{name}[{i}]", value) for i, value in enumerate(values))
+    checked = tuple(check_count(f"{name}[{i}]", value) for i, value in enumerate(values))
     if len(checked) < least:
         raise ValueError(f"{name} must hold at least {least} value(s), got {values!r}")
     return checked
@@ -181,7 +157,7 @@ class GaussianEncoder(nn.Module):
 
     def __init__(self, latent_dim: int, event: tuple[int, ...], features: int, config: dict[str, Any]) -> None:
         super().__init__()
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.latent_dim = check_count("latent_dim", latent_dim)
         self.event_shape = event
         self._config = config
         self.mean_head = nn.Linear(features, latent_dim)
@@ -251,7 +227,7 @@ class Decoder(nn.Module):
         config: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.latent_dim = check_count("latent_dim", latent_dim)
         self.event_shape = event
         self.likelihood = Likelihood.build(likelihood)
         self._config = config

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flowfactor._checks import check_count
 from flowfactor.encoders._stages import (
     KERNEL,
     PAPER_WIDTH,
@@ -19,7 +20,7 @@ from flowfactor.encoders._stages import (
     patches_decoder,
     patches_encoder,
 )
-from flowfactor.encoders.base import Decoder, GaussianEncoder, activation_layer, positive
+from flowfactor.encoders.base import Decoder, GaussianEncoder, activation_layer
 from flowfactor.encoders.likelihoods import Likelihood
 
 
@@ -108,7 +109,7 @@ class ConvEncoder(GaussianEncoder):
             >>> ConvEncoder.paper(16, width=8).config["widths"]
             [8, 16, 24, 16, 16]
         """
-        d = positive("width", width)
+        d = check_count("width", width)
         return cls(latent_dim, channels, image_size, (d, 2 * d, 3 * d, 2 * d, 2 * d), architecture="paper")
 
     def features(self, x: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ class ConvDecoder(Decoder):
             >>> ConvDecoder.paper(16, width=8).mean(torch.randn(16)).shape
             torch.Size([3, 28, 28])
         """
-        d = positive("width", width)
+        d = check_count("width", width)
         widths = (d, 2 * d, 3 * d, 2 * d, 2 * d)
         return cls(latent_dim, channels, image_size, widths, architecture="paper", likelihood=likelihood)
 

@@ -11,8 +11,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+from flowfactor._checks import check_count
 from flowfactor.encoders._stages import KERNEL, PATCH, make_plan, patches_encoder
-from flowfactor.encoders.base import activation_layer, flatten_batch, positive
+from flowfactor.encoders.base import activation_layer, flatten_batch
 
 _WIDTH = 32
 
@@ -66,15 +67,15 @@ class FactorEncoder(nn.Module):
         looks: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_flows = positive("num_flows", num_flows)
-        self.num_frames = positive("num_frames", num_frames)
+        self.num_flows = check_count("num_flows", num_flows)
+        self.num_frames = check_count("num_frames", num_frames)
         if num_frames < 2:
             raise ValueError(
                 f"num_frames must be at least 2, since one frame shows no transformation, got {num_frames}"
             )
-        if looks is not None and not 2 <= positive("looks", looks) <= num_frames:
+        if looks is not None and not 2 <= check_count("looks", looks) <= num_frames:
             raise ValueError(f"looks must lie between 2 and num_frames = {num_frames}, or be None, got {looks}")
-        stacked = positive("channels", channels) * (num_frames if looks is None else looks)
+        stacked = check_count("channels", channels) * (num_frames if looks is None else looks)
         shape = (strides, hidden, kernel_size, patch_size, 0, False, activation, "patches")
         plan = make_plan(stacked, image_size, widths, *shape)
         if widths is None:  # to tell K transformations apart takes less than to rebuild a frame

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flowfactor.encoders.base import Decoder, GaussianEncoder, activation_layer, dense, positive, sizes
+from flowfactor._checks import check_count
+from flowfactor.encoders.base import Decoder, GaussianEncoder, activation_layer, dense, sizes
 from flowfactor.encoders.likelihoods import Likelihood
 
 
 def _event(name: str, features: int | Sequence[int]) -> tuple[int, ...]:
-    return (positive(name, features),) if isinstance(features, int) else sizes(name, features, least=1)
+    return (check_count(name, features),) if isinstance(features, int) else sizes(name, features, least=1)
 
 
 class MLPEncoder(GaussianEncoder):

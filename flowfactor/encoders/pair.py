@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Laplace, LogNormal
 from torch.nn import functional as F
 
+from flowfactor._checks import check_count
 from flowfactor.encoders._stages import KERNEL, PATCH, WIDTH, make_plan, patches_encoder
-from flowfactor.encoders.base import activation_layer, flatten_batch, positive
+from flowfactor.encoders.base import activation_layer, flatten_batch
 from flowfactor.encoders.sparse_weights import SLABS, SlabName, SparseWeights
 
 # Beyond this a spike is on or off for every practical purpose, and its gradient would die.
@@ -81,9 +82,9 @@ class PairEncoder(nn.Module):
             raise ValueError(f"unknown slab {slab!r}: choose one of {', '.join(map(repr, SLABS))}")
         if controls not in (1, 2):
             raise ValueError(f"controls must be 1 (single) or 2 (double control), got {controls!r}")
-        self.num_flows, self.controls, self.slab = positive("num_flows", num_flows), int(controls), slab
+        self.num_flows, self.controls, self.slab = check_count("num_flows", num_flows), int(controls), slab
         shape = (kernel_size, patch_size, residual, local)
-        plan = make_plan(2 * positive("channels", channels), image_size, widths, strides, hidden, *shape, activation,
+        plan = make_plan(2 * check_count("channels", channels), image_size, widths, strides, hidden, *shape, activation,
                          "patches")  # fmt: skip
         if widths is None:
             plan = replace(plan, widths=(WIDTH // 2,) * len(plan.widths))

@@ -59,13 +59,6 @@ def _matrix(values: Any, name: str, shape: str) -> Tensor:
     return tensor
 
 
-def check_bins(bins: int) -> int:
-    """Checks a number of histogram bins."""
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
-        raise ValueError(f"bins must be an integer of at least 2, got {bins!r}")
-    return bins
-
-
 def discretise(codes: Tensor, bins: int) -> Tensor:
     """Numbers the bin of each code: equal widths between each dimension's least and greatest value.
 

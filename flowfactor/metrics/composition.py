@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_optional_count
 from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset, weights_schedule
@@ -236,8 +237,7 @@ def as_control(weights: Tensor, t: Tensor) -> Control:
 
 
 def _batches(data: Any, limit: int | None, batch_size: int) -> Iterator[Mapping[str, Any]]:
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be a positive integer or None, got {limit}")
+    limit = check_optional_count("limit", limit)
     if isinstance(data, SequenceDataset):
         for rows in torch.arange(len(data))[:limit].split(batch_size):
             yield data.batch(rows)

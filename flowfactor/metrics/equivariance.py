@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_optional_count
 from flowfactor._evaluating import evaluating
 from flowfactor.control import Control
 from flowfactor.data import SequenceDataset
@@ -185,8 +186,7 @@ def latent_path(model: Any, z0: Tensor, t: Tensor, control: Control) -> Tensor:
 
 def every_flow(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Batches of every image under every transformation; raises ValueError where there are none."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be a positive integer or None, got {limit}")
+    limit = check_optional_count("limit", limit)
     fixed = data.fixed_k
     for k in range(data.num_flows):
         # Recorded sequences carry their transformation; images meet each one.

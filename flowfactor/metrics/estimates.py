@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
+
 CONFIDENCE = 0.95
 
 
@@ -145,8 +147,8 @@ def resample(
     Raises:
         ValueError: If ``resamples`` is negative or 1, which shows no spread.
     """
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 0 or resamples == 1:
-        raise ValueError(f"resamples must be 0 (no interval) or an integer of at least 2, got {resamples!r}")
+    if check_count("resamples", resamples, 0) == 1:
+        raise ValueError("resamples must be 0, for no interval, or at least 2: a single one shows no spread")
     if not resamples:
         return None
     device = None if generator is None else generator.device

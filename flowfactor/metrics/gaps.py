@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor.errors import require
-from flowfactor.metrics._codes import check_bins, check_codes, discretise, gap, joint_histograms
+from flowfactor.metrics._codes import check_codes, discretise, gap, joint_histograms
 from flowfactor.metrics.estimates import CONFIDENCE, Estimate, bootstrapped, resample
 
 SAP_METHODS = ("threshold", "regression", "svm")
@@ -85,7 +86,7 @@ def mig(
         (1.0, 200, True)
     """
     codes, classes, counts = check_codes(codes, labels)
-    binned = discretise(codes, check_bins(bins))
+    binned = discretise(codes, check_count("bins", bins, 2))
 
     def information(index: Tensor) -> Tensor:
         tables = joint_histograms(binned[index], classes[index], bins, counts)
@@ -162,7 +163,7 @@ def sap(
     if method not in SAP_METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, SAP_METHODS))}, got {method!r}")
     codes, classes, counts = check_codes(codes, labels, least=4)
-    binned = discretise(codes, check_bins(bins))
+    binned = discretise(codes, check_count("bins", bins, 2))
     device = None if generator is None else generator.device
     first, second = torch.randperm(len(codes), generator=generator, device=device).cpu().chunk(2)
     values = torch.as_tensor(labels).detach().to("cpu", torch.float64)

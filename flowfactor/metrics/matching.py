@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor.errors import require
 from flowfactor.metrics._checks import check_order
 from flowfactor.metrics.estimates import CONFIDENCE, Estimate, normal_quantile, wilson
@@ -73,8 +74,7 @@ def factor_accuracy(
         0.750 [0.301, 0.954], n=4
         ([1, 0], None)
     """
-    if isinstance(num_factors, bool) or not isinstance(num_factors, int) or num_factors < 1:
-        raise ValueError(f"num_factors must be a positive integer, got {num_factors!r}")
+    num_factors = check_count("num_factors", num_factors)
     predicted, true = (_factors(v, n, num_factors) for v, n in ((predicted, "predicted"), (true, "true")))
     if predicted.shape != true.shape or not len(true):
         shapes = f"{list(predicted.shape)} and {list(true.shape)}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowfactor._checks import check_count
 from flowfactor._evaluating import evaluating
 from flowfactor.metrics.estimates import CONFIDENCE, Estimate, student_quantile, wilson
 
@@ -163,9 +164,7 @@ def vp_score_from_pairs(
         True
     """
     classes = _check_pairs(before, after, k)
-    for name, value in (("repeats", repeats), ("steps", steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    repeats, steps = check_count("repeats", repeats), check_count("steps", steps)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, for example 0.1 or 0.01, got {fraction!r}")
     wilson(0, 0, confidence=confidence)  # a bad confidence is told before the training

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor._files import replacing
 from flowfactor.errors import require
-from flowfactor.plot.grid import check_count, checked_range, enlarge
+from flowfactor.plot.grid import checked_range, enlarge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def save(picture: NDArray | Tensor | Figure, path: str | os.PathLike[str], *, sc
         'noise.png'
     """
     target = _checked_path(path, ".png")
-    check_count("scale", scale, 1)
+    check_count("scale", scale)
     if callable(getattr(picture, "savefig", None)):
         if not dpi > 0:
             raise ValueError(f"dpi must be positive, got {dpi!r}")
@@ -93,7 +94,7 @@ def to_gif(
     target = _checked_path(path, ".gif")
     if not 0 < fps <= 50:
         raise ValueError(f"fps must lie between 0 and 50, which is as fast as viewers play a GIF; got {fps!r}")
-    check_count("scale", scale, 1)
+    check_count("scale", scale)
     values = _bytes(frames, "frames", (4,))
     image = require("PIL.Image", extra="plot")
     palette = _palette(values)

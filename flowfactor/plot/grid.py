@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowfactor._checks import check_count
+
 Picture = NDArray[np.float32]
 
 #: How far outside [0, 1] values may lie and still be clipped rather than refused.
@@ -126,12 +128,6 @@ def enlarge(pictures: NDArray, scale: int) -> NDArray:
     return pictures if scale == 1 else pictures.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Checks that a setting is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
 def check_background(background: float) -> None:
     """Checks that a shade of grey lies in [0, 1]."""
     if not 0 <= background <= 1:
@@ -163,7 +159,7 @@ def strips(frames: Tensor, *others: Tensor, pad: int = 2, scale: int = 1, backgr
         (254, 272, 3)
     """
     check_count("pad", pad, 0)
-    check_count("scale", scale, 1)
+    check_count("scale", scale)
     check_background(background)
     sets = []
     for i, one in enumerate((frames, *others)):

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor.control import Control
 from flowfactor.errors import require
 from flowfactor.fields import Field
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.plot.grid import check_count
 from flowfactor.potentials import Potential
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor._evaluating import evaluating
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
@@ -18,7 +19,6 @@ from flowfactor.plot.grid import (
     Picture,
     assemble,
     check_background,
-    check_count,
     check_frames,
     enlarge,
     layout_of,
@@ -221,7 +221,7 @@ def traversal_frames(
         (16, 32, 92, 3)
     """
     _check_look(pad, scale, background, mark=False)
-    check_count("per_step", per_step, 1)
+    check_count("per_step", per_step)
     found = _follow(model, x0, t, at, steps, per_step, flows, flow_names)
     columns = found.tiles.transpose(1, 0, 2, 3, 4, 5)  # [images, flows, times, h, w, 3]
     images, flow_count, count, height, width, _ = columns.shape
@@ -307,7 +307,7 @@ def _choose(
 
 def _columns(t: Tensor | Sequence[float] | None, at: float, steps: int, per_step: int) -> tuple[tuple[float, ...], int]:
     if t is None:
-        check_count("steps", steps, 1)
+        check_count("steps", steps)
         reach = steps * per_step
         times = [float(at) + i / per_step for i in range(-reach, reach + 1)]
         return tuple(times), reach
@@ -342,5 +342,5 @@ def _draw_frame(picture: Picture, layout: Layout, column: int, group: int) -> No
 
 def _check_look(pad: int, scale: int, background: float, mark: bool) -> None:
     check_count("pad", pad, 1 if mark else 0)  # the frame is drawn in the gap
-    check_count("scale", scale, 1)
+    check_count("scale", scale)
     check_background(background)

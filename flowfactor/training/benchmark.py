@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flowfactor._checks import check_count
 from flowfactor.training._duration import format_duration
 from flowfactor.training._folder import ERROR, FIGURES, LOG, SETTINGS, write_text
 from flowfactor.training.config import Config
@@ -229,8 +230,7 @@ def plan_benchmark(
 
 
 def _checked_workers(workers: int, threads: int | None) -> tuple[int, int]:
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-        raise ValueError(f"workers must be an integer of at least 1, or 0 for this process alone, got {workers!r}")
+    workers = check_count("workers", workers, 0, "0 is this process alone")
     total = (os.cpu_count() or 1) if threads is None else threads
     if total < max(workers, 1):
         raise ValueError(f"{workers} workers need as many threads, got {total}: take fewer workers")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor.data import FactorSequences, SequenceDataset
 from flowfactor.errors import FlowSolveError
 from flowfactor.metrics import (
@@ -131,8 +132,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 1 if name in ("images", "likelihood_samples", "search_images") else 0
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"evaluate.{name} must be at least {least}, got {value!r}")
+            check_count(f"evaluate.{name}", value, least)
         if self.resamples == 1:
             raise ValueError("evaluate.resamples must be 0 or at least 2: a single one shows no spread")
 

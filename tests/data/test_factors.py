@@ -106,8 +106,8 @@ def test_labelled_pictures(generator: torch.Generator) -> None:
     assert torch.equal(again, images)
     _, few = data.subset([3, 5]).factor_samples(50)
     assert {tuple(row) for row in few.tolist()} == {tuple(row) for row in data.scenes(torch.tensor([3, 5])).tolist()}
-    for n in (0, 2.5, True):
-        with pytest.raises(ValueError, match="n must be an integer"):
+    for n, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="n must be"):
             data.factor_samples(n)
 
 
@@ -140,7 +140,7 @@ def test_the_hash_is_the_documented_one() -> None:
         ({"vary": "x"}, "vary must be distinct names out of a, b, c"),
         ({"steps": 4}, "a has 4 states, but a sequence of 4 steps runs over 5"),
         ({"stride": 2}, "a has 4 states, but a sequence of 2 steps runs over 5"),
-        ({"stride": 0}, "stride must be an integer of at least 1"),
+        ({"stride": 0}, "stride must be at least 1"),
         ({"stride": {"z": 2}}, "stride names z, but the factors are a, b, c"),
         ({"held_out": 0}, "share between 0 and 1"),
         ({"sizes": (3, 3), "vary": "ab"}, "use split='all'"),

@@ -325,7 +325,7 @@ def test_epochs_and_subsets(data: Scenes) -> None:
     [
         ({"split": "validation"}, "'train', 'test' or 'all'"),
         ({"size": 0}, "size must be"),
-        ({"supersampling": 1.5}, "supersampling must be"),
+        ({"supersampling": 0}, "supersampling must be at least 1"),
         ({"steps": 0}, "steps must be"),
         ({"vary": ()}, "vary must be distinct names"),
         ({"vary": ("scale", "scale")}, "vary must be distinct names"),
@@ -347,8 +347,10 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
         Scenes(**arguments)
 
 
-@pytest.mark.parametrize("arguments", [{"hues": 8.0}, {"scales": True}, {"views": {"light_turn": "9"}}])
-def test_numbers_of_states_are_integers(arguments: dict) -> None:
+@pytest.mark.parametrize(
+    "arguments", [{"hues": 8.0}, {"scales": True}, {"views": {"light_turn": "9"}}, {"supersampling": 1.5}]
+)
+def test_numbers_are_integers(arguments: dict) -> None:
     with pytest.raises(TypeError, match="must be an integer"):
         Scenes(**arguments)
 

@@ -159,7 +159,6 @@ def mono(**changes) -> dict:
         (mono(images=torch.rand(3, 3, 6, 6), colour="red"), "have 3 channels"),
         (mono(colour="mauve"), "unknown colour"),
         (mono(steps=0), "steps must be"),
-        (mono(steps=2.5), "steps must be"),
         (mono(transforms={}), "empty"),
         (mono(transforms=[(lambda i, a: i, 0, 1)]), "has no name"),
         (mono(transforms=[(Rotate(), 0, 1), (Rotate(), 0, 2)]), "two transformations are named 'rotation'"),
@@ -176,6 +175,11 @@ def mono(**changes) -> dict:
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TransformedImages(**arguments)
+
+
+def test_steps_are_a_whole_number() -> None:
+    with pytest.raises(TypeError, match=r"steps must be an integer, got 2\.5 \(a sequence has steps \+ 1 frames\)"):
+        TransformedImages(**mono(steps=2.5))
 
 
 def test_bad_schedule_is_a_type_error() -> None:

@@ -63,7 +63,7 @@ def test_strips_refuse_settings_and_shapes_that_do_not_fit() -> None:
         plot.strips(frames, frames[:1])
     with pytest.raises(ValueError, match="pad"):
         plot.strips(frames, pad=-1)
-    with pytest.raises(ValueError, match="scale"):
+    with pytest.raises(TypeError, match="scale"):
         plot.strips(frames, scale=1.5)
     with pytest.raises(ValueError, match="background"):
         plot.strips(frames, background=2)

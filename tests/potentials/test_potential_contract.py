@@ -206,7 +206,7 @@ def test_bad_arguments_are_named() -> None:
     ("make", "match"),
     [
         (lambda: P.MLPPotential(0), "dim"),
-        (lambda: P.MLPPotential(4, True), "num_flows"),
+        (lambda: P.MLPPotential(4, 0), "num_flows"),
         (lambda: P.MLPPotential(4, hidden=(3,)), "hidden"),
         (lambda: P.MLPPotential(4, rank=-1), "rank"),
         (lambda: P.MLPPotential(4, time_features=3), "time_features"),
