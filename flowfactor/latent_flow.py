@@ -13,7 +13,7 @@ from flowfactor._functorch import is_batched
 from flowfactor._fused import solve_segment, solve_segments
 from flowfactor._integrate import integrate
 from flowfactor._packing import Cost, Packing, segments_of
-from flowfactor.control import Control, control_shape, resolve, times
+from flowfactor.control import Control, Schedule, control_shape, resolve, times
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.path import FlowPath, SolveStats
@@ -130,7 +130,7 @@ class LatentFlow(nn.Module):
             ValueError: If an argument has the wrong shape, is NaN, or names a flow that does not exist.
             FlowSolveError: If the solve fails.
         """
-        t = self._checked(z0, t)
+        t = self._checked(z0, t, control)
         if costs is not None and not isinstance(costs, Mapping):
             raise TypeError(
                 f"costs maps names to callables, such as {{'hj': HamiltonJacobi()}}; got {type(costs).__name__}"
@@ -293,11 +293,13 @@ class LatentFlow(nn.Module):
             return q0
         return TransformedDistribution(q0, [transform])
 
-    def _checked(self, z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
+    def _checked(self, z0: Tensor, t: Tensor | Sequence[float], control: Control) -> Tensor:
         check_state(z0, self.dim, self)
-        if is_batched(z0):
+        controls = control.controls if isinstance(control, Schedule) else (control,)
+        if any(isinstance(x, Tensor) and is_batched(x) for x in (z0, t, *controls)):
             raise ValueError(
-                "torch.vmap cannot follow a solve, whose course depends on data: hand over states [*batch, D]"
+                "torch.vmap cannot follow a solve, whose course depends on data: hand over states [*batch, D], and "
+                "controls of the same batch shape"
             )
         if not bool(torch.isfinite(z0.detach()).all()):
             bad = ~torch.isfinite(z0.detach()).all(-1)

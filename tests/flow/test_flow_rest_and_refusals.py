@@ -26,7 +26,19 @@ def test_costs_are_a_mapping(costs: object) -> None:
         ff.LatentFlow(ff.potentials.MLPPotential(3))(torch.randn(4, 3), [0.0, 1.0], costs=costs)
 
 
-def test_vmap_is_refused() -> None:
-    flow = ff.LatentFlow(ff.potentials.MLPPotential(3), ff.Solver("rk4"))
+@pytest.mark.parametrize(
+    ("solve", "over"),
+    [
+        (lambda flow, z: flow(z, [0.0, 1.0]), torch.randn(4, 3)),
+        (lambda flow, t: flow(torch.ones(3), t), torch.tensor([[0.0, 1.0], [0.0, 2.0]])),
+        (lambda flow, t: flow.inverse(torch.ones(3), t), torch.tensor([[0.0, 1.0], [0.0, 2.0]])),
+        (lambda flow, k: flow(torch.ones(5, 3), [0.0, 1.0], k), torch.ones(4, 5, dtype=torch.long)),
+        (lambda flow, w: flow(torch.ones(5, 3), [0.0, 1.0], w), torch.rand(4, 5, 2)),
+        (lambda flow, w: flow(torch.ones(5, 3), [0.0, 1.0], ff.Schedule([(0.0, 0), (0.5, w)])), torch.rand(4, 5, 2)),
+    ],
+    ids=["z0", "t", "t of an inverse", "index", "weights", "schedule"],
+)
+def test_vmap_is_refused(solve, over: torch.Tensor) -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(3, 2), ff.Solver("rk4"))
     with pytest.raises(ValueError, match="hand over states"):
-        torch.vmap(lambda z: flow(z, [0.0, 1.0]).z[-1])(torch.randn(4, 3))
+        torch.vmap(lambda x: solve(flow, x).z[-1])(over)
