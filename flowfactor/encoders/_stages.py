@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flowfactor._checks import check_count
+from flowfactor.encoders._patches import Cut, Join
 from flowfactor.encoders.base import activation_layer, dense, sizes
 
 ARCHITECTURES = ("patches", "paper")
@@ -186,45 +187,13 @@ class _ToFlat(nn.Module):
         return rearrange(x, "n c h w -> n (h w c)")
 
 
-# torch's PixelUnshuffle leaves an empty batch as it is, whatever the sizes; these two take any batch.
-class _Cut(nn.Module):
-    """Cuts frames [N, C, H, W] into patches [N, C * P * P, H / P, W / P], channels last in memory."""
-
-    def __init__(self, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-
-    def forward(self, x: Tensor) -> Tensor:
-        patches = rearrange(x, "n c (h p) (w q) -> n h w (c p q)", p=self.patch, q=self.patch)
-        return rearrange(patches, "n h w c -> n c h w")
-
-    def extra_repr(self) -> str:
-        return str(self.patch)
-
-
-class _Join(nn.Module):
-    """Joins patches [N, C * P * P, H, W] to frames [N, C, H * P, W * P]: the inverse of `_Cut`, also in backward."""
-
-    def __init__(self, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-
-    def forward(self, x: Tensor) -> Tensor:
-        # By way of channels last, so that gradients arrive in that order: products of a position's patches want it.
-        patches = rearrange(x, "n c h w -> n h w c")
-        return rearrange(patches, "n h w (c p q) -> n c (h p) (w q)", p=self.patch, q=self.patch)
-
-    def extra_repr(self) -> str:
-        return str(self.patch)
-
-
 class _Upsample(nn.Module):
     """Doubles a grid, by a low-resolution convolution and a shuffle or a transposed one, and crops it to a size."""
 
     def __init__(self, fan_in: int, fan_out: int, kernel: int, grid: tuple[int, int], how: str) -> None:
         super().__init__()
         if how == "shuffle":
-            self.doubling = nn.Sequential(nn.Conv2d(fan_in, 4 * fan_out, kernel, padding=kernel // 2), _Join(2))
+            self.doubling = nn.Sequential(nn.Conv2d(fan_in, 4 * fan_out, kernel, padding=kernel // 2), Join(2))
         else:
             self.doubling = nn.ConvTranspose2d(fan_in, fan_out, 4, 2, 1)
         self.grid = grid
@@ -264,7 +233,7 @@ class _Residual(nn.Module):
 
 def patches_encoder(plan: Plan, activation: Callable[[], nn.Module]) -> tuple[nn.Sequential, int]:
     """Layers of the patches encoder, and the width of their features."""
-    layers: list[nn.Module] = [_Cut(plan.patch)]
+    layers: list[nn.Module] = [Cut(plan.patch)]
     fan_in = plan.channels * plan.patch**2
     for i, (width, stride) in enumerate(zip(plan.widths, plan.strides, strict=True)):
         # A kernel of 1 would skip three of four positions where the grid is halved.
@@ -298,7 +267,7 @@ def patches_decoder(plan: Plan, latent_dim: int, activation: Callable[[], nn.Mod
             layers.append(nn.Conv2d(fan_in, fan_out, plan.kernel, padding=plan.kernel // 2))
         if i:
             layers.append(activation())
-    return nn.Sequential(*layers, _Join(plan.patch))
+    return nn.Sequential(*layers, Join(plan.patch))
 
 
 def paper_encoder(plan: Plan, activation: Callable[[], nn.Module]) -> tuple[nn.Sequential, int]:

@@ -124,30 +124,29 @@ class PairEncoder(nn.Module):
             raise ValueError(
                 f"frames must be [*batch, T+1, {names}] with at least two frames, got {list(frames.shape)}"
             )
-        cut = self.body[0](flatten_batch(frames, self.event_shape, "frames", self))
-        cut = cut.reshape(*frames.shape[:-3], *cut.shape[1:])
+        flatten_batch(frames, self.event_shape, "frames", self)  # for its checks
         lead = (*frames.shape[:-4], frames.shape[-4] - 1)
-        features = self.body[2:](self._first_layer(cut).flatten(0, -4))
+        # Time first: neighbouring frames are then slices without copies.
+        features = self.body[2:](self._first_layer(self.body[0](frames.movedim(-4, 0))).flatten(0, -4))
+        features = features.unflatten(0, (lead[-1], *lead[:-1])).movedim(0, -2)
         logits = MAX_LOGIT * torch.tanh(self.spike_head(features) / MAX_LOGIT)
         place, width = self.slab_head(features).reshape(*lead, self.num_flows, self.controls, 2).unbind(-1)
         return SparseWeights(logits.reshape(*lead, self.num_flows), self._slab(place, width))
 
     def _first_layer(self, cut: Tensor) -> Tensor:
-        """The first layer of every pair ``[*batch, T, C, H, W]``, of frames cut into patches ``[*batch, T+1, C, H, W]``.
+        """The first layer of every pair ``[T, *batch, C, H, W]``, of frames cut into patches ``[T+1, *batch, C, H, W]``.
 
         The layer is linear and its input a frame x and its change: ``A x + B (y - x) = (A - B) x + B y`` costs a product
         for each frame, and pairs are never laid out.
         """
         layer = self.body[1]
         if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.stride != (1, 1):
-            first, second = cut[..., :-1, :, :, :], cut[..., 1:, :, :, :]
-            pairs = torch.cat([first, second - first], -3)
+            pairs = torch.cat([cut[:-1], cut[1:] - cut[:-1]], -3)
             return layer(pairs.flatten(0, -4)).unflatten(0, pairs.shape[:-3])
         of_frame, of_change = layer.weight.flatten(1).chunk(2, 1)
         patches = cut.movedim(-3, -1)  # channels are last in memory
-        own, following = (patches @ w.mT for w in (of_frame - of_change, of_change))
-        both = own[..., :-1, :, :, :] + following[..., 1:, :, :, :]
-        return (both if layer.bias is None else both + layer.bias).movedim(-1, -3)
+        both = F.linear(patches[:-1], of_frame - of_change, layer.bias) + F.linear(patches[1:], of_change)
+        return both.movedim(-1, -3)
 
     def _slab(self, place: Tensor, width: Tensor) -> Laplace | LogNormal:
         share = (_WIDTH - _MIN_WIDTH) / (_MAX_WIDTH - _MIN_WIDTH)
