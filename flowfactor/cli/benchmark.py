@@ -11,7 +11,7 @@ from typing import Any
 
 from flowfactor.cli.errors import USER_ERRORS, fail
 from flowfactor.cli.train import parse_train
-from flowfactor.training._allocator import keep_freed_memory
+from flowfactor.training._process import prepare_process
 from flowfactor.training.config import list_presets, preset_path
 from flowfactor.training.variants import ABLATION_GROUPS, ABLATIONS, BENCHMARKS
 
@@ -74,7 +74,7 @@ def run_benchmark(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0, 1 where runs failed, or 130 after an interruption.
     """
-    keep_freed_memory()  # without workers, the runs are this process's own
+    prepare_process()  # without workers, the runs are this process's own
     parsed, overrides = benchmark_parser().parse_known_args(arguments)
     try:
         if parsed.data == "report":

@@ -11,8 +11,8 @@ from typing import Any
 from flowfactor.cli.errors import USER_ERRORS, fail
 from flowfactor.cli.train import report, table
 from flowfactor.errors import require
-from flowfactor.training._allocator import keep_freed_memory
 from flowfactor.training._folder import ANIMATION, EVALUATION, TRAVERSAL
+from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config, load_config
 
 
@@ -25,7 +25,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    keep_freed_memory()
+    prepare_process()
     try:
         config = load_config("demo")
         values = config.as_dict() | {"seed": arguments.seed, "output": str(arguments.output or config.output)}

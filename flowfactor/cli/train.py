@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 from flowfactor.cli.errors import USER_ERRORS, fail
 from flowfactor.errors import require
-from flowfactor.training._allocator import keep_freed_memory
+from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config, preset_path
 
 _TRAIN = """Train a model by a preset or by your own YAML file.
@@ -154,7 +154,7 @@ def run_train(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    keep_freed_memory()
+    prepare_process()
     try:
         config, resume, overwrite = parse_train(arguments)
         from flowfactor.training import prepare

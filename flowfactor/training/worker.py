@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from flowfactor.training._allocator import keep_freed_memory
 from flowfactor.training._folder import CHECKPOINT, ERROR, FIGURES, RESULT, SETTINGS, write_text
+from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config
 from flowfactor.training.evaluation import EvaluationConfig, measure
 from flowfactor.training.run import load_run, prepare, use_threads, versions
@@ -125,5 +125,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    prepare_process()
     raise SystemExit(main())

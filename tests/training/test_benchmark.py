@@ -160,7 +160,7 @@ def test_an_interrupted_benchmark_goes_on_where_its_data_have_moved(
 
 def test_a_benchmark_in_this_process_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(worker, "keep_freed_memory", lambda: asked.append("keep"))
+    monkeypatch.setattr(worker, "prepare_process", lambda: asked.append("prepare"))
     base, _, _ = parse_train(["demo", *TINY])
     little = EvaluationConfig(2, 0, 1, 0, 1, 0, 0)
     before = torch.get_num_threads()

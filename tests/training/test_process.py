@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next tensors."""
+"""Training programs keep freed memory for the next tensors, and take denormal numbers as zero."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowfactor.cli import main
-from flowfactor.training import _allocator
+from flowfactor.training import _process
 
 PROGRAM = """
 import resource, torch
-from flowfactor.training._allocator import keep_freed_memory
+from flowfactor.training._process import keep_freed_memory
 torch.set_num_threads(1)
 def faults():
     x = torch.ones(5_000_000)                                  # 20 MB
@@ -38,6 +39,24 @@ def test_large_tensors_reuse_the_pages_of_those_before() -> None:
     assert int(kept) < int(without) / 2
 
 
+FLUSHED = """
+import torch
+from flowfactor.training._process import prepare_process
+prepare_process()
+torch.set_num_threads(2)
+tiny = torch.full((1_000_000,), 2e-38)                             # enough of them for both threads
+print(int((tiny * 0.01).count_nonzero()), int(tiny.count_nonzero()))
+"""
+
+
+def test_every_thread_takes_denormal_numbers_as_zero() -> None:
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    assert float(torch.tensor(2e-38) * 0.01) > 0
+    done = subprocess.run([sys.executable, "-c", FLUSHED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1000000"]
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
@@ -51,7 +70,7 @@ def test_the_programs_that_train_ask_for_it(
 ) -> None:
     asked: list[str] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(f"flowfactor.cli.{module}.keep_freed_memory", lambda: asked.append(module))
+    monkeypatch.setattr(f"flowfactor.cli.{module}.prepare_process", lambda: asked.append(module))
     with pytest.raises(SystemExit):  # a setting is wrong; what comes before any work has been done
         main(arguments)
     assert asked == [module]
@@ -59,7 +78,7 @@ def test_the_programs_that_train_ask_for_it(
 
 def test_a_worker_asks_for_it_where_it_is_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(_allocator, "keep_freed_memory", lambda: asked.append("worker"))
+    monkeypatch.setattr(_process, "prepare_process", lambda: asked.append("worker"))
     monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path)])  # where there is nothing to do
     name = "flowfactor.training.worker"
     monkeypatch.delitem(sys.modules, name, raising=False)
