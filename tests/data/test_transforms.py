@@ -205,3 +205,16 @@ def test_a_homography_of_ones_own(generator: torch.Generator) -> None:
 
     images = torch.rand(2, 1, 5, 8, generator=generator)
     torch.testing.assert_close(Mirror()(images, [1.0])[:, 0], images.flip(-1), atol=1e-6, rtol=0)
+
+
+def test_warped_images_do_not_depend_on_the_number_of_threads() -> None:
+    images, amounts = torch.rand(6, 1, 9, 12), torch.linspace(0, 80, 4)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(Rotate()(images, amounts))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
