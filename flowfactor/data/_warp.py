@@ -20,7 +20,8 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     most = min(2 * torch.get_num_threads(), batch * channels)
     parts = next((count for count in range(most, 0, -1) if batch * channels % count == 0), 1)
     stacked = images.reshape(parts, batch * channels // parts, height, width)
-    frames = F.grid_sample(stacked, grid.expand(parts, -1, -1, -1), mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0, 1)
+    grid = grid.expand(parts, -1, -1, -1)
+    frames = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0, 1)
     return frames.reshape(batch, channels, count, height, width).transpose(1, 2)
 
 
