@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -100,12 +101,16 @@ def _value(value: Any) -> Any:
     if isinstance(value, nn.Module):
         written = describe(value)
         return _CUSTOM if written is None else written
+    if isinstance(value, Tensor) and not value.ndim:
+        return value.item()
     if isinstance(value, Tensor):
         return {"tensor": list(value.shape)}  # its values come back with the weights
     if isinstance(value, (list, tuple)):
         return [_value(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Integral):  # such as NumPy's
+        return int(value)
     return _CUSTOM
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -29,3 +31,20 @@ def test_what_is_too_small_is_named() -> None:
 def test_sizes_from_numpy_make_a_potential() -> None:
     u = ff.potentials.MLPPotential(np.int64(4), np.int32(2))
     assert u(torch.zeros(3, 4), 0.0, 1).shape == (3,) and type(u.dim) is int
+
+
+def test_a_model_of_numpy_sizes_comes_back(tmp_path: Path) -> None:
+    one, four, eight = np.int64(1), np.int32(4), np.int64(8)
+    model = ff.models.build_vae(
+        (one, eight, eight), np.int8(2), four, hidden=(eight, eight), frames_per_step=np.int64(2), supervision="weak",
+        num_frames=np.int64(5), encoder={"widths": (eight,), "patch_size": four},
+    )  # fmt: skip
+    model.save_pretrained(tmp_path)
+    again = ff.models.FlowFactorizedVAE.from_pretrained(tmp_path)
+    assert again.config() == model.config()
+    flat = (
+        ff.encoders.MLPEncoder(eight, four),
+        ff.encoders.MLPDecoder(four, eight),
+        ff.encoders.ConvEncoder(4, 1, eight),
+    )
+    assert [part.event_shape for part in flat] == [(8,), (8,), (1, 8, 8)]

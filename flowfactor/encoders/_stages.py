@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class Plan:
 
 
 def _image(image_size: int | Sequence[int]) -> tuple[int, int]:
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
     if len(pair) != 2:
         raise ValueError(f"image_size must be one number or (height, width), got {image_size!r}")
     height, width = (check_count("image_size", side) for side in pair)

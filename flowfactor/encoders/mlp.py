@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from flowfactor._checks import check_count
@@ -14,7 +15,7 @@ from flowfactor.encoders.likelihoods import Likelihood
 
 
 def _event(name: str, features: int | Sequence[int]) -> tuple[int, ...]:
-    return (check_count(name, features),) if isinstance(features, int) else sizes(name, features, least=1)
+    return (check_count(name, features),) if isinstance(features, (int, np.integer)) else sizes(name, features, least=1)
 
 
 class MLPEncoder(GaussianEncoder):
@@ -50,7 +51,7 @@ class MLPEncoder(GaussianEncoder):
         hidden = sizes("hidden", hidden)
         widths = (math.prod(event), *hidden)
         config = {
-            "in_features": in_features if isinstance(in_features, int) else list(event),
+            "in_features": int(in_features) if isinstance(in_features, (int, np.integer)) else list(event),
             "latent_dim": latent_dim,
             "hidden": list(hidden),
             "activation": activation,
@@ -101,7 +102,7 @@ class MLPDecoder(Decoder):
         hidden = sizes("hidden", hidden)
         config = {
             "latent_dim": latent_dim,
-            "out_features": out_features if isinstance(out_features, int) else list(event),
+            "out_features": int(out_features) if isinstance(out_features, (int, np.integer)) else list(event),
             "hidden": list(hidden),
             "activation": activation,
             "initial_mean": initial_mean,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,7 +59,8 @@ class PretrainedMixin:
         state = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
         with replacing(directory / WEIGHTS) as weights, replacing(directory / CONFIG) as text:
             safetensors.save_file(state, weights, metadata={"format": "pt"})
-            text.write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
+            written = json.dumps(self.config(), indent=2, default=operator.index)  # integers may be NumPy's
+            text.write_text(written + "\n", encoding="utf-8")
         return directory
 
     @classmethod

@@ -16,8 +16,9 @@ class Terms:
         loss: What to minimise: the weighted sum.
         reconstruction: E ln p(x|z), summed over frames.
         kl: The divergence between posterior and prior.
-        hj: The squared Hamilton-Jacobi residual, mean over time.
-        start: |grad u(z_0, 0)|^2.
+        hj: The squared Hamilton-Jacobi residual, mean over time. With ``regularize_every`` above 1 it is 0 in most steps of
+            a training and that many times as large in the others; evaluation shows it as it is.
+        start: |grad u(z_0, 0)|^2, likewise.
         bound: reconstruction - kl - kl_factor, all unweighted: the lower bound itself.
         kl_factor: KL[q(k|x) | p(k)], mean over sequences; 0 where k is given.
     """
