@@ -15,6 +15,12 @@ def is_transforming() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
+def is_plain() -> bool:
+    """Whether operations run as written: no compiler traces them, no transform or forward derivative follows them."""
+    compiling = torch.compiler.is_compiling()
+    return not compiling and not is_transforming() and torch.autograd.forward_ad._current_level < 0
+
+
 def is_wrapped(x: Tensor) -> bool:
     """Whether a tensor is the wrapper of a transform, which has no storage of its own."""
     return _functorch.is_functorch_wrapped_tensor(x)

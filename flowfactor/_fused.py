@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor._adjoint import solve_adjoint
-from flowfactor._functorch import is_transforming
+from flowfactor._functorch import is_plain
 from flowfactor._integrate import check_fixed_steps, integrate
 from flowfactor._march import Block, GaveUpError, March, Plan
 from flowfactor._packing import Packing, Segment
@@ -165,11 +165,8 @@ def _suits(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> bool:
         and not t.requires_grad
         and y.dtype in (torch.float32, torch.float64)
         and all(getattr(cost, "many_stages", False) for cost in packing.costs.values())
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(y.device.type)
-        # Neither torch.func's transforms nor forward derivatives reach through the way back.
-        and not is_transforming()
-        and torch.autograd.forward_ad._current_level < 0
+        and is_plain()  # neither torch.func's transforms nor forward derivatives reach through the way back
     )
 
 

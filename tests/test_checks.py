@@ -10,6 +10,7 @@ import torch
 
 import flowfactor as ff
 from flowfactor._checks import check_count
+from flowfactor._config import describe
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
@@ -31,6 +32,12 @@ def test_what_is_too_small_is_named() -> None:
 def test_sizes_from_numpy_make_a_potential() -> None:
     u = ff.potentials.MLPPotential(np.int64(4), np.int32(2))
     assert u(torch.zeros(3, 4), 0.0, 1).shape == (3,) and type(u.dim) is int
+
+
+@pytest.mark.parametrize("four", [np.int64(4), torch.tensor(4)])
+def test_a_part_writes_plain_numbers(four) -> None:
+    written = describe(ff.potentials.MLPPotential(four, hidden=(4, 4)))
+    assert written == {"type": "potentials.MLPPotential", "arguments": {"dim": 4, "hidden": [4, 4]}}
 
 
 def test_a_model_of_numpy_sizes_comes_back(tmp_path: Path) -> None:

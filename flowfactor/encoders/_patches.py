@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from flowfactor._functorch import is_transforming
+from flowfactor._functorch import is_plain
 
 _WHOLE = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
@@ -65,14 +65,7 @@ def _join_plainly(x: Tensor, patch: int) -> Tensor:
 
 def _suits(x: Tensor, patch: int) -> bool:
     """Whether the rows of a patch can be moved whole, outside of transforms that would have to look inside."""
-    return (
-        patch > 1
-        and patch * x.element_size() in _WHOLE
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and not is_transforming()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    return patch > 1 and patch * x.element_size() in _WHOLE and x.numel() > 0 and is_plain()
 
 
 class _Move(torch.autograd.Function):

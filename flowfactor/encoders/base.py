@@ -100,6 +100,21 @@ def dense(widths: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequ
     return nn.Sequential(*layers)
 
 
+def check_input(x: Tensor, event: tuple[int, ...], what: str, module: nn.Module) -> None:
+    """Checks an input ``[*batch, *event]``; takes what `flatten_batch` takes and raises what it raises."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{what} must be a tensor, got {type(x).__name__}")
+    if tuple(x.shape[-len(event) :]) != event:
+        names = ", ".join(str(size) for size in event)
+        raise ValueError(f"{what} must have the shape [*batch, {names}], got {list(x.shape)}")
+    if not x.is_floating_point():
+        hint = "; bytes 0..255 become frames with frames.float() / 255" if x.dtype == torch.uint8 else ""
+        raise TypeError(f"{what} must be floating point, got {x.dtype}{hint}")
+    dtype = next(module.parameters()).dtype
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{what} are {x.dtype} but the module's parameters are {dtype}: convert one with .to(dtype)")
+
+
 def flatten_batch(x: Tensor, event: tuple[int, ...], what: str, module: nn.Module) -> Tensor:
     """Checks an input and folds its leading dimensions into one.
 
@@ -121,17 +136,7 @@ def flatten_batch(x: Tensor, event: tuple[int, ...], what: str, module: nn.Modul
         >>> flatten_batch(torch.rand(2, 3, 5), (5,), "z", nn.Linear(5, 1)).shape
         torch.Size([6, 5])
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{what} must be a tensor, got {type(x).__name__}")
-    if tuple(x.shape[-len(event) :]) != event:
-        names = ", ".join(str(size) for size in event)
-        raise ValueError(f"{what} must have the shape [*batch, {names}], got {list(x.shape)}")
-    if not x.is_floating_point():
-        hint = "; bytes 0..255 become frames with frames.float() / 255" if x.dtype == torch.uint8 else ""
-        raise TypeError(f"{what} must be floating point, got {x.dtype}{hint}")
-    dtype = next(module.parameters()).dtype
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"{what} are {x.dtype} but the module's parameters are {dtype}: convert one with .to(dtype)")
+    check_input(x, event, what, module)
     # The explicit size, not -1: with an empty batch -1 would be ambiguous.
     return x.reshape(math.prod(x.shape[: x.dim() - len(event)]), *event)
 

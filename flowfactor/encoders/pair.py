@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from flowfactor._checks import check_count
 from flowfactor.encoders._stages import KERNEL, PATCH, WIDTH, make_plan, patches_encoder
-from flowfactor.encoders.base import activation_layer, flatten_batch
+from flowfactor.encoders.base import activation_layer, check_input
 from flowfactor.encoders.sparse_weights import SLABS, SlabName, SparseWeights
 
 # Beyond this a spike is on or off for every practical purpose, and its gradient would die.
@@ -124,7 +124,7 @@ class PairEncoder(nn.Module):
             raise ValueError(
                 f"frames must be [*batch, T+1, {names}] with at least two frames, got {list(frames.shape)}"
             )
-        flatten_batch(frames, self.event_shape, "frames", self)  # for its checks
+        check_input(frames, self.event_shape, "frames", self)
         lead = (*frames.shape[:-4], frames.shape[-4] - 1)
         # Time first: neighbouring frames are then slices without copies.
         features = self.body[2:](self._first_layer(self.body[0](frames.movedim(-4, 0))).flatten(0, -4))
