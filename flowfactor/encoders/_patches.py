@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flowfactor._functorch import is_plain
 
 _WHOLE = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
+_LARGEST = max(_WHOLE)
 
 
 # torch's PixelUnshuffle leaves an empty batch as it is, whatever the sizes; these two take any batch.
@@ -65,22 +66,22 @@ def _join_plainly(x: Tensor, patch: int) -> Tensor:
 
 def _suits(x: Tensor, patch: int) -> bool:
     """Whether the rows of a patch can be moved whole, outside of transforms that would have to look inside."""
-    return patch > 1 and patch * x.element_size() in _WHOLE and x.numel() > 0 and is_plain()
+    return patch > 1 and min(patch * x.element_size(), _LARGEST) in _WHOLE and x.numel() > 0 and is_plain()
 
 
 class _Move(torch.autograd.Function):
-    """A row of a patch, of two or four numbers, is moved as one: half of what copying single numbers costs, or less."""
+    """A row of a patch is moved in pieces of up to 16 bytes: half of what copying single numbers costs, or less."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, patch: int, join: bool) -> Tensor:
         ctx.patch, ctx.join = patch, join
-        whole, kind = _WHOLE[patch * x.element_size()], x.dtype
+        whole, kind = _WHOLE[min(patch * x.element_size(), _LARGEST)], x.dtype
         aligned = all(stride % patch == 0 for stride in (*x.stride()[:-1], x.storage_offset()))
         # Clones, since what counts as contiguous may have any stride along dimensions of size 1.
         x = x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
-        rows = x.unflatten(-1, (x.shape[-1] // patch, patch)).view(whole).squeeze(-1)
-        order = "... h w (c p) -> ... c h p w" if join else "... c (h p) w -> ... h w c p"
-        moved = rearrange(rows, order, p=patch).clone(memory_format=torch.contiguous_format).view(kind)
+        rows = x.unflatten(-1, (x.shape[-1] // patch, patch)).view(whole)
+        order = "... h w (c p) m -> ... c h p w m" if join else "... c (h p) w m -> ... h w c p m"
+        moved = rearrange(rows, order, p=patch).clone(memory_format=torch.contiguous_format).view(kind).flatten(-2)
         return moved.flatten(-3, -2) if join else moved.flatten(-2)
 
     @staticmethod

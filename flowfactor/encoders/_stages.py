@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from flowfactor.encoders.base import activation_layer, dense, sizes
 ARCHITECTURES = ("patches", "paper")
 UPSAMPLES = ("shuffle", "transpose")
 _COARSEST = 8  # grids larger than this are halved: the linear layer that spans the grid would dominate otherwise
+PATCHES = (1, 2, 4, 8)
 PATCH, KERNEL = 4, 1
 WIDTH, PAPER_WIDTH = 64, 32
 
@@ -126,8 +127,13 @@ def make_plan(
         return Plan(channels, image, widths, (), (), kernel_size, patch_size, 0, False, activation, architecture)
     if check_count("kernel_size", kernel_size) % 2 == 0:
         raise ValueError(f"kernel_size must be odd, so that a grid keeps its size, got {kernel_size}")
-    if check_count("patch_size", patch_size) not in (1, 2, 4):
-        raise ValueError(f"patch_size must be 1, 2 or 4, got {patch_size}")
+    if check_count("patch_size", patch_size) not in PATCHES:
+        raise ValueError(f"patch_size must be 1, 2, 4 or 8, got {patch_size}")
+    if image[0] % patch_size or image[1] % patch_size:
+        raise ValueError(
+            f"frames of {image[0]} x {image[1]} cannot be cut into patches of {patch_size} x {patch_size}: choose a "
+            "patch_size that divides both sides, or pad or resize the frames"
+        )
     if residual != 0:
         check_count("residual", residual)
     grid = (image[0] // patch_size, image[1] // patch_size)
@@ -230,6 +236,11 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
+
+
+def maps_patches(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a layer is one and the same linear map of every patch."""
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride == (1, 1)
 
 
 def patches_encoder(plan: Plan, activation: Callable[[], nn.Module]) -> tuple[nn.Sequential, int]:

@@ -41,7 +41,7 @@ class ConvEncoder(GaussianEncoder):
         strides: 1 or 2 for each stage; where None, the last stages halve the grid until it is 8 x 8 or smaller.
         kernel_size: Odd size of the convolutions: 1 maps each patch by itself before the linear layers join them and
             is the fastest; 3 lets neighbours mix. Stages that halve the grid use 3 at least, so as to skip no patch.
-        patch_size: 1, 2 or 4: side of the patches; 1 convolves the pixels themselves.
+        patch_size: 1, 2, 4 or 8: side of the patches; 1 convolves the pixels themselves.
         residual: How many residual blocks, shared by all positions, follow the stages.
         local: Whether the first stage has weights of its own for each position, instead of a convolution.
         activation: ``"relu"``, ``"silu"``, ``"gelu"`` or ``"tanh"``.
@@ -133,7 +133,7 @@ class ConvDecoder(Decoder):
         strides: 1 or 2 for each stage, in the encoder's order; a 2 doubles the grid here.
         kernel_size: Odd size of the convolutions; 1 maps each position by itself and is the fastest, 3 lets neighbours
             mix.
-        patch_size: 1, 2 or 4: factor of the last pixel shuffle.
+        patch_size: 1, 2, 4 or 8: factor of the last pixel shuffle.
         residual: How many residual blocks, shared by all positions, precede the stages.
         local: Whether the map to pixels has weights of its own for each position, instead of a convolution.
         activation: ``"relu"``, ``"silu"``, ``"gelu"`` or ``"tanh"``.

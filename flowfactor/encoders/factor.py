@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from flowfactor._checks import check_count
-from flowfactor.encoders._stages import KERNEL, PATCH, make_plan, patches_encoder
+from flowfactor.encoders._stages import KERNEL, PATCH, make_plan, maps_patches, patches_encoder
 from flowfactor.encoders.base import activation_layer, flatten_batch
 
 _WIDTH = 32
@@ -34,7 +34,7 @@ class FactorEncoder(nn.Module):
         hidden: Widths of the linear layers between the grid and the logits.
         strides: 1 or 2 for each stage; where None, the last stages halve the grid until it is 8 x 8 or smaller.
         kernel_size: Odd size of the convolutions.
-        patch_size: 1, 2 or 4: side of the patches that the frames are cut into.
+        patch_size: 1, 2, 4 or 8: side of the patches that the frames are cut into.
         activation: ``"relu"``, ``"silu"``, ``"gelu"`` or ``"tanh"``.
         looks: How many of the frames it looks at, from the first to the last at even distances; all where None. A
             transformation shows in three frames as in nine, at a third of the cost.
@@ -94,7 +94,9 @@ class FactorEncoder(nn.Module):
             "activation": activation,
             "looks": looks,
         }
-        self._seen = None if looks is None else [round(i * (num_frames - 1) / (looks - 1)) for i in range(looks)]
+        self._looks = (
+            range(num_frames) if looks is None else [round(i * (num_frames - 1) / (looks - 1)) for i in range(looks)]
+        )
         self.body, features = patches_encoder(plan, activation_layer(activation))
         self.head = nn.Linear(features, num_flows)
 
@@ -117,10 +119,27 @@ class FactorEncoder(nn.Module):
             ValueError: If the trailing dimensions are not (T+1, C, H, W).
         """
         flat = flatten_batch(frames, self.event_shape, "sequences", self)
-        if self._seen is not None:
-            flat = flat[:, self._seen]
-        seen = torch.cat([flat[:, :1], flat.diff(dim=1)], 1)
-        logits = self.head(self.body(rearrange(seen, "n t c h w -> n (t c) h w")))
+        logits = self.head(self.body[2:](self._first_layer([flat[:, i] for i in self._looks])))
         # Log-probabilities in float32 at least: under autocast the head gives halves.
         logits = logits.to(frames.dtype).reshape(*frames.shape[:-4], self.num_flows)
         return Categorical(logits=logits, validate_args=False)
+
+    def _first_layer(self, frames: Sequence[Tensor]) -> Tensor:
+        """The first layer, of the first of some frames ``[N, C, H, W]`` and the changes from each to the next.
+
+        The layer is linear: ``A x + B (y - x) = (A - B) x + B y`` costs a product for each frame, and changes are never
+        laid out.
+        """
+        cut, layer = self.body[0], self.body[1]
+        if not maps_patches(layer):
+            seen = torch.stack(list(frames), 1)
+            seen = torch.cat([seen[:, :1], seen.diff(dim=1)], 1)
+            return layer(cut(rearrange(seen, "n t c h w -> n (t c) h w")))
+        of_changes = rearrange(layer.weight, "w (t f) 1 1 -> t f w", t=len(frames))
+        of_frames = torch.cat([of_changes[:-1] - of_changes[1:], of_changes[-1:]])
+        total = layer.bias
+        assert total is not None
+        for frame, weight in zip(frames, of_frames, strict=True):
+            patches = cut(frame)
+            total = torch.addmm(total, rearrange(patches, "n f h w -> (n h w) f"), weight)
+        return rearrange(total, "(n h w) c -> n c h w", h=patches.shape[-2], w=patches.shape[-1])

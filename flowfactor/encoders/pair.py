@@ -14,7 +14,7 @@ from torch.distributions import Laplace, LogNormal
 from torch.nn import functional as F
 
 from flowfactor._checks import check_count
-from flowfactor.encoders._stages import KERNEL, PATCH, WIDTH, make_plan, patches_encoder
+from flowfactor.encoders._stages import KERNEL, PATCH, WIDTH, make_plan, maps_patches, patches_encoder
 from flowfactor.encoders.base import activation_layer, check_input
 from flowfactor.encoders.sparse_weights import SLABS, SlabName, SparseWeights
 
@@ -140,7 +140,7 @@ class PairEncoder(nn.Module):
         for each frame, and pairs are never laid out.
         """
         layer = self.body[1]
-        if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.stride != (1, 1):
+        if not maps_patches(layer):
             pairs = torch.cat([cut[:-1], cut[1:] - cut[:-1]], -3)
             return layer(pairs.flatten(0, -4)).unflatten(0, pairs.shape[:-3])
         of_frame, of_change = layer.weight.flatten(1).chunk(2, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -156,7 +157,9 @@ class FlowModel(Autoencoder):
 
         From so many of the frames behind the first: that one is the same under all flows.
         """
-        begin = min(1, frames.shape[1] - 1)
-        row = torch.arange(len(frames), device=frames.device).repeat(z.shape[1] // len(frames))
-        every = objectives.sequence_log_likelihood(self.decoder, frames[:, begin:], z[begin:], wanted, generator, row)
-        return every.reshape(-1, len(frames)).mT
+        begin, each = min(1, frames.shape[1] - 1), torch.arange(len(frames), device=frames.device)
+        frames, z = frames[:, begin:], rearrange(z[begin:], "t (f b) d -> t b f d", b=len(frames))
+        index, weight = objectives.choose_frames(frames.shape[1], wanted, len(frames), frames.device, generator)
+        # Flows ahead of sequences, so that frames are not copied for every flow.
+        states = z[index, each].movedim(-2, 1)
+        return weight * self.decoder(states).log_prob(frames[each, index].unsqueeze(1)).sum(0).mT

@@ -58,12 +58,13 @@ def test_options_go_both_ways(options: dict) -> None:
     assert decoder.mean(torch.randn(3, 6)).shape == (3, 1, 28, 28)
 
 
-@pytest.mark.parametrize("patch", [1, 2, 4])
-def test_patches_are_torchs_pixel_shuffle(patch: int) -> None:
-    x = torch.rand(2, 3, 8, 12)
-    cut = ConvEncoder(4, 3, (8, 12), patch_size=patch).body[0](x)
+@pytest.mark.parametrize("patch", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_patches_are_torchs_pixel_shuffle(patch: int, kind: torch.dtype) -> None:
+    x = torch.rand(2, 3, 8, 24, dtype=kind)
+    cut = ConvEncoder(4, 3, (8, 24), patch_size=patch).body[0](x)
     torch.testing.assert_close(cut, nn.functional.pixel_unshuffle(x, patch), rtol=0, atol=0)
-    torch.testing.assert_close(ConvDecoder(4, 3, (8, 12), patch_size=patch).body[-1](cut), x, rtol=0, atol=0)
+    torch.testing.assert_close(ConvDecoder(4, 3, (8, 24), patch_size=patch).body[-1](cut), x, rtol=0, atol=0)
 
 
 def test_transposed_convolutions_double_the_grid_too() -> None:
@@ -269,7 +270,8 @@ def test_posterior_starts_near_the_prior_and_survives_extreme_features() -> None
         (lambda: ConvEncoder(4, residual=-1), r"residual must be at least 1"),
         (lambda: ConvEncoder(4, local=True, architecture="paper"), r"architecture='paper' fixes"),
         (lambda: ConvEncoder(4, kernel_size=4), r"odd.*got 4"),
-        (lambda: ConvEncoder(4, patch_size=3), r"1, 2 or 4, got 3"),
+        (lambda: ConvEncoder(4, patch_size=3), r"1, 2, 4 or 8, got 3"),
+        (lambda: ConvEncoder(4, image_size=28, patch_size=8), r"28 x 28 cannot be cut into patches of 8 x 8"),
         (lambda: ConvEncoder(4, activation="swish"), r"unknown activation 'swish'.*'silu'"),
         (lambda: ConvEncoder(4, architecture="resnet"), r"unknown architecture 'resnet'.*'paper'"),
         (lambda: ConvEncoder(4, widths=(8, 8), architecture="paper"), r"five widths.*\[8, 8\]"),

@@ -93,6 +93,17 @@ def test_wrong_sequences_are_refused() -> None:
         encoder(torch.zeros(2, 4, 1, 8, 8, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("looks", [None, 2, 3])
+def test_the_first_layer_sees_the_first_frame_and_the_changes(kernel_size: int, looks: int | None) -> None:
+    encoder = FactorEncoder(2, 5, 3, 16, kernel_size=kernel_size, looks=looks).double()
+    frames = torch.rand(4, 5, 3, 16, 16, dtype=torch.float64)
+    seen = frames[:, [round(i * 4 / (looks - 1)) for i in range(looks)]] if looks else frames
+    stacked = torch.cat([seen[:, :1], seen.diff(dim=1)], 1).flatten(1, 2)
+    logits = encoder.head(encoder.body(stacked)).log_softmax(-1)
+    torch.testing.assert_close(encoder(frames).logits, logits)
+
+
 def test_it_looks_at_frames_from_first_to_last() -> None:
     torch.manual_seed(0)
     encoder = FactorEncoder(3, 6, channels=1, image_size=8, widths=(8,), hidden=(8,), looks=3)

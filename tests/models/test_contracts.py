@@ -83,6 +83,18 @@ def test_lazy_regularizers_come_in_a_share_of_steps_and_keep_their_mean(make) ->
 
 
 @pytest.mark.parametrize("make", [vae, sparse])
+def test_without_regularizers_nothing_is_drawn_for_them(make) -> None:
+    nothing = {"hj_weight": 0.0, "start_weight": 0.0}
+    frames, t, k = torch.rand(4, 5, 1, 8, 8), torch.arange(5.0), torch.tensor([0, 0, 1, 1])
+    ends = []
+    for every in (1, 3):
+        generator = torch.Generator().manual_seed(0)
+        make(regularize_every=every, **nothing).train()(frames, t, k, generator=generator)
+        ends.append(generator.get_state())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("make", [vae, sparse])
 def test_lazy_regularizers_are_counted_in_whole_steps(make) -> None:
     with pytest.raises(ValueError, match="regularize_every must be at least 1, got 0"):
         make(regularize_every=0)

@@ -57,7 +57,7 @@ def test_the_warm_up_teaches_flows_and_spikes(span: int | None) -> None:
     assert not model.warming_up and int(model.step) == 1
 
 
-@pytest.mark.parametrize(("span", "tried"), [(None, 2 * 6), (1, 3 * 6)])
+@pytest.mark.parametrize(("span", "tried"), [(None, 2), (1, 3)])
 def test_the_warm_up_tries_all_flows_on_a_frame_and_trains_one(span: int | None, tried: int) -> None:
     """Over stretches, "no flow at all" is tried as well."""
     model = build(warmup_steps=1, warmup_span=span, frames_per_step=2)
@@ -66,7 +66,7 @@ def test_the_warm_up_tries_all_flows_on_a_frame_and_trains_one(span: int | None,
     model.decoder.register_forward_pre_hook(lambda _, given: decoded.append(tuple(given[0].shape[:-1])))
     model(sequences(), TIMES)
     assert solved == [(12, False), (6, True)]
-    assert decoded == [(1, tried), (2, 6)]
+    assert decoded == [(1, tried, 6), (2, 6)]
 
 
 def test_the_bound_is_what_its_terms_say() -> None:
@@ -77,7 +77,6 @@ def test_the_bound_is_what_its_terms_say() -> None:
     torch.testing.assert_close(terms.bound, terms.reconstruction - terms.kl - terms.kl_factor)
 
 
-@pytest.mark.parametrize("control", ["single", "double"])
 def spread(draw) -> tuple[torch.Tensor, float]:
     """Mean of ten draws of a batch mean, and its standard error."""
     with torch.no_grad():

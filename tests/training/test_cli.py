@@ -36,9 +36,9 @@ def test_every_preset_builds_a_model_that_can_be_trained(preset: str) -> None:
     config, _, _ = parse_train([preset])
     read = load_config(preset)
     assert (config.data, config.train, config.output) == (read.data, read.train, read.output)
-    if config.data.name == "scenes":
-        config.data.options = {"orientations": 1, "hues": 8, "shapes": ["cube", "cone"], "supersampling": 1}
-        dataset = config.data.dataset()
+    if config.data.name in ("scenes", "shapes3d"):  # rooms of the same size
+        options = {"orientations": 1, "hues": 8, "shapes": ["cube", "cone"], "supersampling": 1}
+        dataset = data.Scenes("train", steps=config.data.steps, **options)
     else:
         dataset = data.Digits(steps=config.data.steps)
     assert dataset.num_flows <= config.train.batch_size <= 128
