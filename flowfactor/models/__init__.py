@@ -14,6 +14,7 @@ from flowfactor.models.build import build_vae
 from flowfactor.models.build_sparse import build_sparse_vae
 from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained
+from flowfactor.models.responsibilities import balanced_responsibilities
 from flowfactor.models.sparse import SparseTransformationVAE
 from flowfactor.models.terms import Terms
 from flowfactor.models.weak import (
@@ -21,7 +22,6 @@ from flowfactor.models.weak import (
     EnumerateEstimator,
     FactorEstimator,
     GumbelEstimator,
-    balanced_responsibilities,
 )
 
 __all__ = [

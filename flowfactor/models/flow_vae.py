@@ -236,6 +236,8 @@ class FlowFactorizedVAE(FlowModel):
                 kl_factor = factor_divergence(log_q, log_prior)
             pieces = self._pieces(frames, t, k, begin, generator)
             terms = self._terms(pieces, kl_factor, pieces.loss - (r * log_q).sum(-1))
+            if torch.is_grad_enabled():
+                estimator.compare(r, log_q)
         else:
             log_q = truncate(log_q, estimator.prune)
             expected = self._all_flows(frames, t, log_q, begin, generator).expected(log_q)

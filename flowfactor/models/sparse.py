@@ -27,8 +27,8 @@ from flowfactor.models._sparse_parts import (
 )
 from flowfactor.models._split import SplitControlField
 from flowfactor.models.checks import check_generator, check_weight
+from flowfactor.models.responsibilities import anneal, balanced_responsibilities
 from flowfactor.models.terms import Terms
-from flowfactor.models.weak import anneal, balanced_responsibilities
 from flowfactor.priors import Prior, SpikeAndSlab
 
 

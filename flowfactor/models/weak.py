@@ -16,78 +16,9 @@ from torch import Tensor, nn
 
 from flowfactor._checks import check_count, check_optional_count
 from flowfactor.models.checks import check_positive
+from flowfactor.models.responsibilities import anneal, balanced_responsibilities
 
-
-def balanced_responsibilities(
-    losses: Tensor,
-    tau: float | Tensor,
-    prior: Tensor | None = None,
-    *,
-    balance: float = 1.0,
-    iterations: int = 5,
-) -> Tensor:
-    r"""Shares out samples among flows by their losses, with marginals held near a prior: entropic optimal transport.
-
-    Starts from $r_{ik} \propto p_k e^{-\ell_{ik} / \tau}$ and alternates two scalings in log space: of the flows, so that
-    the average responsibility of flow k approaches $p_k$, and of the samples, so that each one's sum to 1 (Sinkhorn's
-    iterations; Cuturi, NeurIPS 2013). With ``balance`` b < 1 the flows are scaled by the power b only: unbalanced
-    transport, whose price for marginals off the prior is $\tau b / (1 - b)$ times their divergence (Chizat et al.,
-    Mathematics of Computation 2018), so that the balance gives way as $\tau$ falls. At b = 0 it is Bayes' rule at
-    temperature $\tau$.
-
-    Args:
-        losses: Losses of each sample under each flow ``[B, K]``, in nats.
-        tau: Temperature in nats, positive.
-        prior: Marginal of the flows ``[K]``, summing to 1; uniform where None.
-        balance: b, from 0 (none) to 1 (exact).
-        iterations: Number of iterations.
-
-    Returns:
-        Responsibilities ``[B, K]``, each row summing to 1, without gradient.
-
-    Raises:
-        ValueError: If a shape or a setting does not fit.
-
-    Example:
-        >>> import torch
-        >>> losses = torch.tensor([[0.0, 1.0], [0.0, 2.0]])        # the first flow is better for both
-        >>> balanced_responsibilities(losses, 0.1, iterations=100).argmax(-1).tolist()
-        [1, 0]
-        >>> balanced_responsibilities(losses, 0.1, balance=0.0).argmax(-1).tolist()
-        [0, 0]
-    """
-    if losses.ndim != 2:
-        raise ValueError(f"losses must have shape [B, K], got {list(losses.shape)}")
-    if not float(tau) > 0:
-        raise ValueError(f"tau must be positive, got {float(tau):g}")
-    if not 0 <= balance <= 1:
-        raise ValueError(f"balance must lie between 0 (none) and 1 (exact), got {balance!r}")
-    batch, flows = losses.shape
-    if prior is not None and prior.shape != (flows,):
-        raise ValueError(f"prior must hold one probability a flow, shape [{flows}], got {list(prior.shape)}")
-    losses = losses.detach()
-    log_p = losses.new_full((flows,), -math.log(flows)) if prior is None else prior.to(losses).log()
-    score = log_p - losses / tau
-    potential = torch.zeros_like(log_p)
-    log_r = score.log_softmax(-1)
-    if balance > 0 and batch:
-        for _ in range(iterations):
-            marginal = log_r.logsumexp(0) - math.log(batch)
-            # The fixed point of the damped step is b (log_p - log of the marginal without the potential).
-            potential = balance * (potential + log_p - marginal)
-            log_r = (score + potential).log_softmax(-1)
-    return log_r.exp()
-
-
-def anneal(ends: tuple[float, float], step: int, steps: int) -> float:
-    """A temperature that falls geometrically from its start to its end.
-
-    Example:
-        >>> [round(anneal((1.0, 0.25), step, 10), 3) for step in (-5, 0, 5, 10, 99)]
-        [1.0, 1.0, 0.5, 0.25, 0.25]
-    """
-    progress = 1.0 if steps == 0 else min(max(step / steps, 0.0), 1.0)
-    return ends[0] ** (1 - progress) * ends[1] ** progress
+_NEW = 0.1  # weight of a step's overlap in the running mean
 
 
 class FactorEstimator(nn.Module):
@@ -248,7 +179,9 @@ class BalancedEstimator(FactorEstimator):
     responsibilities (an unbiased draw of $\sum_k r_{ik} \ell_{ik}$), and q(k|x) learns them by cross-entropy.
     The temperature falls geometrically from ``tau`` to ``tau_end`` over ``anneal_steps`` steps. It has to start at the size
     of the differences between losses, which grow with the number of pixels. Behind it the loss is the exact expectation
-    of `EnumerateEstimator`, with q(k|x) alone in charge: no marginal is imposed any more.
+    of `EnumerateEstimator`, with q(k|x) alone in charge: no marginal is imposed any more. That waits until q(k|x) has
+    learned the responsibilities, since flows that it confused would grow together: until the two overlap by ``handover``,
+    or ``anneal_steps`` have passed once more.
 
     Imposed marginals are an assumption. Where transformations are unequally frequent and the frequencies are known, hand
     them to the model as ``factor_prior``; else a ``balance`` below 1 lets them give way as the temperature falls.
@@ -262,6 +195,11 @@ class BalancedEstimator(FactorEstimator):
         prune: As for `EnumerateEstimator`, once the annealing is over.
         judge_frames: From how many frames of a sequence, drawn anew each time, its flows are judged; None for all. It is
             the part that costs K decodings.
+        handover: The overlap $\sum_k \min(r_{ik}, q(k|x_i))$, a running mean over some ten steps, from which on q(k|x) takes
+            over; 0 does not wait.
+
+    Attributes:
+        agreement: That running mean, a scalar.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -283,6 +221,7 @@ class BalancedEstimator(FactorEstimator):
         iterations: int = 5,
         prune: float = 1e-4,
         judge_frames: int | None = 1,
+        handover: float = 0.9,
     ) -> None:
         check_positive("tau", tau)
         if check_positive("tau_end", tau_end) > tau:
@@ -294,16 +233,32 @@ class BalancedEstimator(FactorEstimator):
             raise ValueError(f"balance must lie between 0 (none) and 1 (exact), got {balance!r}")
         if not 0 <= prune < 0.5:
             raise ValueError(f"prune must lie in [0, 0.5), got {prune!r}")
-        config = {"tau": tau, "tau_end": tau_end, "anneal_steps": anneal_steps, "balance": balance}
+        if not 0 <= handover <= 1:
+            raise ValueError(f"handover must lie between 0 (at once) and 1, got {handover!r}")
+        config = {
+            "tau": tau,
+            "tau_end": tau_end,
+            "anneal_steps": anneal_steps,
+            "balance": balance,
+            "handover": handover,
+        }
         super().__init__({**config, "iterations": iterations, "prune": prune, "judge_frames": judge_frames})
-        self.judge_frames = judge_frames
+        self.judge_frames, self.handover = judge_frames, float(handover)
         self.tau, self.tau_end, self.anneal_steps = float(tau), float(tau_end), anneal_steps
         self.balance, self.iterations = float(balance), iterations
+        self.agreement: Tensor
+        self.register_buffer("agreement", torch.zeros(()))
 
     @property
     def annealed(self) -> bool:
-        """Whether the annealing is over."""
-        return int(self.step) >= self.anneal_steps
+        """Whether the annealing is over, and q(k|x) in charge."""
+        step, length = int(self.step), self.anneal_steps
+        return step >= length and (step >= 2 * length or float(self.agreement) >= self.handover)
+
+    @torch.no_grad()
+    def compare(self, r: Tensor, log_q: Tensor) -> None:
+        """Notes by how much responsibilities ``[B, K]`` and ln q(k|x) ``[B, K]`` of a training step overlap."""
+        self.agreement.lerp_(torch.minimum(r, log_q.exp()).sum(-1).mean().to(self.agreement), _NEW)
 
     @property
     def temperature(self) -> float:

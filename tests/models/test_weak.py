@@ -10,7 +10,7 @@ import torch
 
 import flowfactor as ff
 from flowfactor import objectives
-from flowfactor.models import GumbelEstimator, balanced_responsibilities
+from flowfactor.models import BalancedEstimator, GumbelEstimator, balanced_responsibilities
 from flowfactor.models.weak import ESTIMATORS, factor_divergence, truncate
 
 
@@ -252,7 +252,7 @@ def test_flows_are_judged_by_few_frames_and_without_regularizers(monkeypatch: py
 
 
 def test_steps_are_counted_in_training_alone() -> None:
-    model = _model(tau=100.0, anneal_steps=2)
+    model = _model({"name": "balanced", "handover": 0.0}, tau=100.0, anneal_steps=2)
     frames, t = _batch()
     model.eval()(frames, t)
     model.train()(frames, t, 0)
@@ -264,6 +264,44 @@ def test_steps_are_counted_in_training_alone() -> None:
     terms = model(frames, t, generator=torch.Generator().manual_seed(0))  # annealed: the exact expectation
     bound = terms.loss - terms.hj * model.hj_weight - terms.start
     torch.testing.assert_close(bound, -terms.bound)
+
+
+def test_q_takes_over_once_it_has_learned_the_responsibilities() -> None:
+    estimator = BalancedEstimator(anneal_steps=20)
+    r = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+    for _ in range(30):
+        estimator.compare(r, torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log())
+    assert float(estimator.agreement) == pytest.approx(1 - 0.9**30)
+    overlaps = []
+    for q, expected in (([[0.1, 0.9], [0.9, 0.1]], 0.4), ([[0.9, 0.1], [0.7, 0.3]], 0.9)):
+        estimator.agreement.zero_()
+        estimator.compare(r, torch.tensor(q).log())
+        overlaps.append((float(estimator.agreement), 0.1 * expected))
+    assert all(found == pytest.approx(wanted) for found, wanted in overlaps)
+    for step, agreement, over in [
+        (19, 1.0, False),
+        (20, 0.8, False),
+        (20, 0.95, True),
+        (39, 0.0, False),
+        (40, 0.0, True),
+    ]:
+        estimator.step.fill_(step)
+        estimator.agreement.fill_(agreement)
+        assert estimator.annealed is over
+
+
+def test_training_compares_q_with_the_responsibilities() -> None:
+    model = _model(tau=100.0, anneal_steps=5)
+    frames, t = _batch()
+    with torch.no_grad():
+        model.train()(frames, t)
+    assert float(model.estimator.agreement) == 0
+    for _ in range(6):
+        model(frames, t)
+    assert 0 < float(model.estimator.agreement) < 0.9 and not model.estimator.annealed
+    loaded = _model(tau=100.0, anneal_steps=5)
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(loaded.estimator.agreement, model.estimator.agreement)
 
 
 def test_the_papers_temperatures() -> None:
@@ -325,6 +363,7 @@ def test_the_likelihood_where_k_is_inferred() -> None:
         ({"estimator": {"name": "balanced", "judge_frames": True}}, TypeError, "judge_frames"),
         ({"estimator": {"name": "gumbel", "tau": 3.0}}, ValueError, "tau"),
         ({"estimator": {"name": "balanced", "balance": 1.5}}, ValueError, "balance"),
+        ({"estimator": {"name": "balanced", "handover": 1.5}}, ValueError, "handover must lie between 0"),
         ({"estimator": {"name": "enumerate", "prune": 0.6}}, ValueError, "prune"),
         ({"factor_prior": [0.5, 0.5]}, ValueError, "3 positive probabilities"),
         ({"factor_prior": [0.5, 0.5, 0.0]}, ValueError, "3 positive probabilities"),
