@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,15 +145,14 @@ def draw(
         test: The test split, for the images and the names of the flows.
         picture: PNG to write.
         animation: GIF to write too, or None.
-        images: How many images, spread evenly over the split.
+        images: How many images, spread over the split.
         steps: Steps forwards; those of the data where None.
         back: Steps backwards: sequences start at time 0, so these show how far the flows extrapolate.
     """
     from flowfactor import plot
     from flowfactor.metrics.matched import flow_names
 
-    chosen = [index * len(test) // images for index in range(images)]
-    x0 = test.batch(chosen)["frames"][:, 0]
+    x0 = test.batch(_spread(images, len(test)))["frames"][:, 0]
     reach = test.num_steps if steps is None else steps
     whole = list(range(-back, reach + 1))
     halves = [half / 2 for half in range(-2 * back, 2 * reach + 1)]
@@ -160,6 +160,15 @@ def draw(
     plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=names), picture)
     if animation is not None:
         plot.to_gif(plot.traversal_frames(model, x0, t=halves, scale=2), animation)
+
+
+def _spread(count: int, total: int) -> list[int]:
+    """Different indices below ``total``, about as far apart as can be.
+
+    Equal distances would divide a grid of factors evenly, and show the same state of most of them.
+    """
+    stride = next(step for step in range(max(1, round(0.618 * total)), total + 2) if math.gcd(step, total) == 1)
+    return [(index + 1) * stride % total for index in range(count)]
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Any, Config]:

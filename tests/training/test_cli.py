@@ -13,6 +13,7 @@ from small_runs import TINY
 
 from flowfactor import __version__, data
 from flowfactor.cli import main
+from flowfactor.cli.runs import _spread
 from flowfactor.cli.train import parse_train
 from flowfactor.models import METHODS, build_vae
 from flowfactor.training import ABLATIONS, Config, configure, get_variant, list_presets, load_config
@@ -23,6 +24,14 @@ SHORT = [
     *("--train.minutes", "null", "--train.steps", "3", "--train.evaluate_limit", "3", "--train.likelihood_limit", "0"),
     *("--train.progress", "false"),
 ]
+
+
+def test_images_to_draw_are_spread_over_every_factor() -> None:
+    grid = torch.cartesian_prod(*(torch.arange(size) for size in (5, 3, 8, 10, 10, 10)))
+    for factor in grid[_spread(3, len(grid))][:, 2:].T:
+        assert len(factor.unique()) > 1
+    for total in (1, 2, 6, 7, 100):
+        assert sorted(_spread(total, total)) == list(range(total))
 
 
 def test_there_are_the_presets() -> None:
