@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor._layout import Stack, layout_of, run
+from flowfactor._rows import Rows
 from flowfactor.control import ResolvedControl
+from flowfactor.fields._free_tape import FreeTape
+from flowfactor.fields._tape import FieldTape
 from flowfactor.fields.base import BoundField, Divergence, Field
 from flowfactor.potentials._activations import activation_named
 from flowfactor.potentials._stacked import check_sizes, own_tensors, uniform
 from flowfactor.potentials._time import TimeFeatures
+from flowfactor.potentials.base import PotentialTape
 from flowfactor.potentials.module import list_of_modules
 
 
@@ -87,6 +91,22 @@ class FreeField(Field):
         probes = layout.scatter(probe) if divergence == "hutchinson" and probe is not None else [None] * len(stacks)
         functions = [self._bind_stack(s, divergence, e) for s, e in zip(stacks, probes, strict=True)]
         return self._finish(lambda z, t: run(layout, functions, z, t, {"velocity": 1, "divergence": 0}), probe)
+
+    def tape(
+        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> FieldTape | None:
+        """Binds the field for a solve with a closed-form way back (see `Field.tape`); not where its divergence is wanted."""
+        if divergence is not None or type(self) is not FreeField:  # a subclass may mean something else
+            return None
+        stack = rows.select(own_tensors(self), self.num_flows)
+
+        def rebind(p: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+            bound = self._bind_stack(p, None, None)
+            return lambda z, t: {"gradient": bound(z, t)["velocity"]}
+
+        return FieldTape(
+            None, [(PotentialTape(lambda p, *turns: FreeTape(p, self.features), stack, None, rebind), None)]
+        )
 
     def _bind_stack(
         self, p: Stack, divergence: Divergence | None, probe: Tensor | None

@@ -132,6 +132,71 @@ def same_steps_values_and_gradients(
             assert float((torch.zeros_like(b) if a is None else a).sub(b).abs().max()) <= 1e-8 * scale
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ff.Solver("dopri5"),
+        ff.Solver("bosh3", rtol=1e-3, atol=1e-3),
+        *(ff.Solver("rk4", gradient=gradient, step_size=0.2) for gradient in ("direct", "checkpoint", "adjoint")),
+        ff.Solver("euler", step_size=0.05),
+    ],
+    ids=lambda solver: f"{solver.method}-{solver.gradient}",
+)
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("control", ["index", "weights", "schedule"])
+def test_free_fields(solver: ff.Solver, rank: int, control: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = ff.LatentFlow(ff.fields.FreeField(D, K, (6, 5), rank=rank, time_features=4, init_scale=1.5).double(), solver)
+    acting: Tensor | ff.Schedule = torch.tensor([1, 0, 2, 2, 0])
+    weights = [(0.5 * torch.randn(5, K).double()).requires_grad_() for _ in range(2)]
+    if control != "index":
+        acting = weights[0] if control == "weights" else ff.Schedule([(0.0, weights[0]), (0.7, weights[1])])
+    z0 = torch.randn(5, D).double().requires_grad_()
+    inputs = [z0, *flow.parameters(), *weights]
+
+    def run() -> Sequence[Tensor]:
+        path = flow(
+            z0, torch.tensor([0.0, 0.4, 1.5]).double(), acting, costs={"action": ff.regularizers.TransportCost()}
+        )
+        loss = path.z.sin().sum() + path.costs["action"].square().sum()
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        return [path.z, *path.costs.values(), *(x for x in found if x is not None)]
+
+    both_ways(monkeypatch, run)
+
+
+def test_gradients_of_gradients_of_a_free_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = ff.LatentFlow(ff.fields.FreeField(D, K, (6, 5), time_features=4).double(), ff.Solver("rk4"))
+    z = torch.randn(3, D).double().requires_grad_()
+    inputs = [z, *flow.parameters()]
+
+    def run() -> Sequence[Tensor]:
+        ends = flow(z, [0.0, 1.0], torch.tensor([2, 0, 1])).z[-1]
+        (first,) = torch.autograd.grad(ends.square().sum(), z, create_graph=True)
+        found = torch.autograd.grad(first.square().sum(), inputs, allow_unused=True)
+        return [x for x in found if x is not None]
+
+    both_ways(monkeypatch, run)
+
+
+def test_a_free_field_whose_divergence_is_wanted_goes_by_autograd() -> None:
+    field = ff.fields.FreeField(D, K, (6, 5), time_features=4, init_scale=1.5).double()
+    z = torch.randn(3, D).double()
+    path = ff.LatentFlow(field, ff.Solver("rk4", step_size=0.05))(z, [0.0, 0.5], 1, log_det=True)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda z: _rolled(field, z)))(z)
+    torch.testing.assert_close(path.log_det[-1], torch.linalg.slogdet(jacobian)[1], rtol=1e-5, atol=1e-6)
+
+
+def _rolled(field: ff.fields.Field, z: Tensor) -> Tensor:
+    """Ten rk4 steps of 0.05 written out."""
+    for n in range(10):
+        t = 0.05 * n
+        k1 = field(z, t, 1)
+        k2 = field(z + 0.025 * k1, t + 0.025, 1)
+        k3 = field(z + 0.025 * k2, t + 0.025, 1)
+        z = z + 0.05 / 6 * (k1 + 2 * k2 + 2 * k3 + field(z + 0.05 * k3, t + 0.05, 1))
+    return z
+
+
 def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Sequence[Tensor]]) -> None:
     """Holds the written-out way back against autograd."""
     taken: list[object] = []
