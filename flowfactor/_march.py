@@ -217,12 +217,13 @@ class March:
             while out < len(times) and (e - times[out]) * sign >= 0:
                 weights = table.inside((times[out] - t) / dt if times[out] != e else 1.0)
                 step.outputs.append((out, weights))
-                self.ys[out] = steps.at(z, weights, dt)
-                if self.log_det is not None and ell is not None:
-                    self.log_det[out] = ell - before + steps.total(weights, dt)
+                self.ys[out] = at if times[out] == e else steps.at(z, weights, dt)
                 out += 1
-            if ell is not None:
-                ell = ell + steps.total(table.b, dt)
+            if self.log_det is not None and ell is not None:
+                *inside, over = steps.totals([*(weights for _, weights in step.outputs), table.b], dt)
+                for (reached, _), total in zip(step.outputs, inside, strict=True):
+                    torch.add(ell - before, total, out=self.log_det[reached])
+                ell = ell + over
             z, t = at, e
             steps.carry()
             self._took(step, z, t, out)

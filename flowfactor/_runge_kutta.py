@@ -141,10 +141,15 @@ class Steps:
         self.a = torch.tensor(table.a, dtype=like.dtype, device=like.device)
         rows = [table.b] if table.error is None else [table.b, table.error]
         self.ends = torch.tensor(np.stack(rows), dtype=like.dtype, device=like.device)
+        # Weights for the step under way. For small states an index costs as much as a product: all are taken once.
+        self.scaled, self.scaled_ends = torch.empty_like(self.a), torch.empty_like(self.ends)
+        self.each = [row.view(self.shape) for row in self.k.unbind(0)]
+        self.before = [(self.k[:i].mT, self.scaled[i, :i]) for i in range(q)]
+        self.whole = self.k.mT, self.scaled_ends[0]
 
     def note(self, i: int, velocity: Tensor) -> None:
         """Keeps what stage ``i`` found."""
-        self.k[i] = velocity.reshape(-1)
+        self.each[i].copy_(velocity)
 
     def note_rates(self, i: int, rates: Tensor) -> None:
         """Keeps the second rates ``[S, K, n]`` of the stages from ``i``."""
@@ -159,26 +164,27 @@ class Steps:
 
     def start(self, dt: float) -> None:
         """Scales the weights for steps of ``dt``."""
-        self.scaled, self.scaled_ends = self.a * dt, self.ends * dt
+        torch.mul(self.a, dt, out=self.scaled)
+        torch.mul(self.ends, dt, out=self.scaled_ends)
 
     def stage(self, i: int, z: Tensor) -> Tensor:
         """The state of stage ``i`` of a step from ``z``."""
-        return torch.addmm(z.reshape(1, -1), self.scaled[i : i + 1, :i], self.k[:i]).reshape(self.shape)
+        return torch.addmv(z.reshape(-1), *self.before[i]).view(self.shape)
 
     def end(self, z: Tensor) -> Tensor:
         """The state at the end of a step from ``z``."""
-        return torch.addmm(z.reshape(1, -1), self.scaled_ends[:1], self.k).reshape(self.shape)
+        return torch.addmv(z.reshape(-1), *self.whole).view(self.shape)
 
     def at(self, z: Tensor, weights: np.ndarray, dt: float) -> Tensor:
         """The state inside a step from ``z``, by the weights of `Tableau.inside`."""
-        row = torch.tensor(weights * dt, dtype=z.dtype, device=z.device).unsqueeze(0)
-        return torch.addmm(z.reshape(1, -1), row, self.k).reshape(self.shape)
+        row = torch.tensor(weights * dt, dtype=z.dtype, device=z.device)
+        return torch.addmv(z.reshape(-1), self.whole[0], row).view(self.shape)
 
-    def total(self, weights: np.ndarray, dt: float) -> Tensor:
-        """The integral of the second rate over a part of a step, ``[K, n]``."""
+    def totals(self, weights: list[np.ndarray], dt: float) -> Tensor:
+        """The integrals of the second rate over parts of a step, ``[len(weights), K, n]``."""
         assert self.rates is not None
-        row = torch.tensor(weights * dt, dtype=self.rates.dtype, device=self.rates.device).unsqueeze(0)
-        return (row @ self.rates).reshape(self.shape[:-1])
+        rows = torch.tensor(np.stack(weights) * dt, dtype=self.rates.dtype, device=self.rates.device)
+        return (rows @ self.rates).view(-1, *self.shape[:-1])
 
     def error(self, z: Tensor, end: Tensor, ell: Tensor | None, solver: Solver) -> Tensor:
         """Mean square of the error over the tolerance, of every sample ``[K, n]``.
@@ -189,8 +195,7 @@ class Steps:
             ell: The integral of the second rate up to its start ``[K, n]``, where there is one.
             solver: Tolerances.
         """
-        weights = self.scaled_ends[1:2]
-        wrong = torch.mm(weights, self.k).reshape(self.shape)
+        wrong = torch.mv(self.whole[0], self.scaled_ends[1]).view(self.shape)
         allowed = torch.maximum(z.abs(), end.abs()).mul_(solver.rtol).add_(solver.atol)
         squares = wrong.div_(allowed).square_().sum(-1)
         if ell is None or self.rates is None:

@@ -202,29 +202,29 @@ def _walk_back(
                 end_bar = end_bar + ys_bar[output]
             end_bar = end_bar + pulled(step.stages[0], step.dt * end_bar)
         return end_bar, lam
-    for n in range(len(taken) - 1, -1, -1):
-        step = taken[n]
-        heads = [table.b, *(weights for _, weights in step.outputs)]
-        # A row for each cotangent that reached something beyond the k: the end, the outputs, then the stages, last first.
-        rows = torch.cat([end_bar.reshape(1, -1), *(ys_bar[o].reshape(1, -1) for o, _ in step.outputs)])
-        rows = torch.cat([rows, rows.new_empty(q - 1, rows.shape[1])])
-        weights = np.concatenate([np.stack(heads), table.a[:0:-1]]) * step.dt  # [rows, q]
-        columns = torch.tensor(weights.T.copy(), dtype=rows.dtype, device=rows.device)
-        filled = len(heads)
+    # A row for each cotangent that reaches something beyond the k of a stage: those of the later stages, which come from
+    # the last one upwards, then that of the end and those of the outputs.
+    rows = lam.new_empty(q + max(len(step.outputs) for step in taken), end_bar.numel())
+    for step in reversed(taken):
+        size = q + len(step.outputs)
+        rows[q - 1] = end_bar.reshape(-1)
+        for row, (output, _) in enumerate(step.outputs, q):
+            rows[row] = ys_bar[output].reshape(-1)
+        weights = np.stack([*table.a[1:], table.b, *(inside for _, inside in step.outputs)]) * step.dt  # [rows, q]
+        columns = torch.tensor(weights.T.copy(), dtype=rows.dtype, device=rows.device).unbind(0)
         for i in range(q - 1, -1, -1):
-            k_bar = torch.mm(columns[i : i + 1, :filled], rows[:filled]).reshape(shape)
+            k_bar = torch.mv(rows[i:size].mT, columns[i][i:]).view(shape)
             if carried is not None and i == q - 1:
-                k_bar = k_bar + carried
+                k_bar += carried
             if i == 0 and shared:
                 carried = k_bar
+                end_bar = rows[:size].sum(0).view(shape)
                 break
             back = pulled(step.stages[i], k_bar)
-            if i == 0:
-                rows = torch.cat([rows, back.reshape(1, -1)])
+            if i:
+                rows[i - 1] = back.reshape(-1)
             else:
-                rows[filled] = back.reshape(-1)
-            filled += 1
-        end_bar = rows.sum(0).reshape(shape)
+                end_bar = rows[:size].sum(0).view(shape) + back
     if carried is not None:
         end_bar = end_bar + pulled(0, carried)
     return end_bar, lam

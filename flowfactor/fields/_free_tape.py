@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import one_minus_square
 from flowfactor.potentials._batched import Products, outer, product
 from flowfactor.potentials._tape import Stages
-from flowfactor.potentials._time import TimeFeatures
+from flowfactor.potentials._time import StageTerms, TimeFeatures
 
 
 class FreeTape:
@@ -31,20 +30,14 @@ class FreeTape:
         self.up = torch.cat([p["w1"], p["q"]], -2) if self.linear else p["w1"]
         self.up_t, self.w2_t, self.w3_t = (x.mT.contiguous() for x in (self.up, p["w2"], p["w3"]))
         self.p_t = p["p"].mT.contiguous() if self.linear else None
+        layers = [(p["v1"], p["b1"], self.up.shape[-2]), (p["v2"], p["b2"], p["w2"].shape[-2])]
+        self.terms = StageTerms(features, layers)  # [c1, 0] and c2
         self.records: list[tuple[Tensor, ...]] = []
-
-    def terms(self, ts: list[float], like: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The time terms ``[c1, 0]`` and ``c2`` of some stages, ``[K, 1, .]`` each."""
-        f = self._features(ts, like)
-        c1, c2 = (f @ self.p[v].mT + self.p[b] for v, b in (("v1", "b1"), ("v2", "b2")))
-        if self.linear:
-            c1 = F.pad(c1, (0, self.up.shape[-2] - self.h1))
-        return list(zip(c1.split(1, 1), c2.split(1, 1), strict=True))
 
     def _features(self, ts: list[float], like: Tensor) -> Tensor:
         return self.features(torch.tensor(ts, dtype=like.dtype, device=like.device), derivative=False)[0]
 
-    def gradient(self, z: Tensor, terms: tuple[Tensor, Tensor], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gradient(self, z: Tensor, terms: tuple[Tensor, ...], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The velocity at one stage ``[K, n, D]``, and what was found on the way."""
         inner = torch.bmm(z, self.up_t).add_(terms[0])
         first = inner[..., : self.h1].tanh_()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor._layout import Stack
 from flowfactor.potentials._activations import one_minus_square
 from flowfactor.potentials._batched import Products, outer, product
 from flowfactor.potentials._tape import Stages
-from flowfactor.potentials._time import TimeFeatures
+from flowfactor.potentials._time import StageTerms, TimeFeatures
 
 
 class RidgeTape:
@@ -23,25 +22,19 @@ class RidgeTape:
 
     def __init__(self, stack: Stack, features: TimeFeatures) -> None:
         p = {name: value.detach() for name, value in stack.items()}
-        self.features, self.v, self.b = features, p["v"], p["b"]
+        self.features = features
         self.hidden, self.linear = p["w"].shape[-2], "p" in p
         # One product serves W z and Q z, and one R'h and P'x.
         self.w = torch.cat([p["w"], p["q"]], -2) if self.linear else p["w"]
         self.r = torch.cat([p["r"], p["p"]], -2) if self.linear else p["r"]
         self.w_t, self.r_t = self.w.mT.contiguous(), self.r.mT.contiguous()
+        self.terms = StageTerms(features, [(p["v"], p["b"], self.w.shape[-2])])  # [c, 0]
         self.records: list[tuple[Tensor, ...]] = []
-
-    def terms(self, ts: list[float], like: Tensor) -> list[tuple[Tensor]]:
-        """The time terms ``[c, 0]`` of some stages, ``[K, 1, .]`` each."""
-        c = self._features(ts, like) @ self.v.mT + self.b
-        if self.linear:
-            c = F.pad(c, (0, self.w.shape[-2] - self.hidden))
-        return [(stage,) for stage in c.split(1, 1)]
 
     def _features(self, ts: list[float], like: Tensor) -> Tensor:
         return self.features(torch.tensor(ts, dtype=like.dtype, device=like.device), derivative=False)[0]
 
-    def gradient(self, z: Tensor, terms: tuple[Tensor], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gradient(self, z: Tensor, terms: tuple[Tensor, ...], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The velocity at one stage ``[K, n, D]``, and what was found on the way."""
         h = torch.bmm(z, self.w_t).add_(terms[0])
         h[..., : self.hidden].tanh_()

@@ -26,6 +26,7 @@ from flowfactor._layout import Stack
 from flowfactor.potentials._activations import Activation
 from flowfactor.potentials._batched import Products, add, dot, flat, outer, product, sum_into
 from flowfactor.potentials._row_norms import weighted_row_norms
+from flowfactor.potentials._time import StageTerms, TimeFeatures
 
 TimeTerms = Callable[..., tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
 Turn = Callable[[Tensor], Tensor]
@@ -46,6 +47,7 @@ class TwoLayerTape:
         derivative: Whether the time derivative is wanted.
         turn: A linear map J of rows ``[K, ..., D]``, for a velocity J grad u; `gradient` and `pull` are then about J grad u.
         turn_back: The transposed map.
+        features: The time features of which the time terms are linear maps ``v1, b1`` and ``v2, b2``, where they are.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TwoLayerTape:
         derivative: bool = False,
         turn: Turn | None = None,
         turn_back: Turn | None = None,
+        features: TimeFeatures | None = None,
     ) -> None:
         self.stack = {name: value.detach().requires_grad_(value.requires_grad) for name, value in stack.items()}
         p = {name: value.detach() for name, value in stack.items()}
@@ -77,6 +80,10 @@ class TwoLayerTape:
             self.bias = turn(p["linear"]) if self.has_quad else None
         self.w2_t = self.w2.mT.contiguous()
         self.w3_w2 = self.w3.mT * self.w2
+        self.stage_terms = None
+        if features is not None:
+            layers = [(p["v1"], p["b1"], self.up.shape[-2]), (p["v2"], p["b2"], self.w2.shape[-2])]
+            self.stage_terms = StageTerms(features, layers)
         if laplacian is not None:
             self._fix_laplacian()
         self.records: list[tuple[Tensor, ...]] = []
@@ -97,15 +104,17 @@ class TwoLayerTape:
         self.rows = weighted_row_norms(self.w2, gram)
         self.constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if self.has_quad else None
 
-    def terms(self, ts: list[float], like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def terms(self, ts: list[float], like: Tensor) -> list[tuple[Tensor, ...]]:
         """The time terms ``[c1, 0]`` and ``c2`` of some stages, ``[K, 1, .]`` each, by one evaluation."""
+        if self.stage_terms is not None:
+            return self.stage_terms(ts, like)
         times = torch.tensor(ts, dtype=like.dtype, device=like.device)
         c1, _, c2, _ = self.time_terms(self.p, t=times, derivative=False)
         if self.has_quad:
             c1 = F.pad(c1, (0, self.up.shape[-2] - self.h1))
         return list(zip(*(c.expand(-1, len(ts), -1).split(1, 1) for c in (c1, c2)), strict=True))
 
-    def gradient(self, z: Tensor, terms: tuple[Tensor, Tensor], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gradient(self, z: Tensor, terms: tuple[Tensor, ...], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The gradient of u (J grad u) at one stage ``[K, n, D]``, and what was found on the way."""
         # A product and a sum in place cost half of `baddbmm` where a sum is broadcast.
         inner = torch.bmm(z, self.up_t).add_(terms[0])
@@ -132,14 +141,16 @@ class TwoLayerTape:
         """The Laplacians ``[K, S, n]`` of all stages, from their ``b1, b2, g1``."""
         b1, b2, g1 = found
         s1, s2 = self.act.first(b1), self.act.first(b2)
-        m1, m2 = g1 * self.act.second(b1, s1), self.act.second(b2, s2) * self.w3.unsqueeze(1)
-        of_first = (m1 * self.squared1.unsqueeze(1)).sum(-1)
+        of_first = self.act.second(b1, s1).mul_(g1)
+        m2 = self.act.second(b2, s2)
         if self.laplacian == "hutchinson":
             along2 = product(s1 * self.along1.unsqueeze(1), self.w2_t)
-            total = of_first + (m2 * along2 * along2).sum(-1)
+            of_second = product(m2.mul_(along2).mul_(along2), self.w3.mT).squeeze(-1)
         else:
-            total = of_first + self.rows(flat(s1), flat(m2)).reshape(m2.shape[:-1])
-        return total if self.constant is None else total + self.constant.unsqueeze(1)
+            m2 *= self.w3.unsqueeze(1)
+            of_second = self.rows(flat(s1), flat(m2)).reshape(m2.shape[:-1])
+        total = of_first.mul_(self.squared1.unsqueeze(1)).sum(-1).add_(of_second)
+        return total if self.constant is None else total.add_(self.constant.unsqueeze(1))
 
     def take(self, ts: list[float]) -> None:
         """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""

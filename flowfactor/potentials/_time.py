@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -48,3 +49,24 @@ class TimeFeatures(nn.Module):
         if not derivative:
             return features, None
         return features, torch.cat([cos * frequencies, -sin * frequencies], -1)
+
+
+class StageTerms:
+    """Linear maps of time features that several layers of K networks take, for the stages of a solve in one product.
+
+    Args:
+        features: The features.
+        layers: Weights ``[K, H, size]`` and bias ``[K, 1, H]`` of each layer, and the width that zeros fill its terms up to.
+    """
+
+    def __init__(self, features: TimeFeatures, layers: Sequence[tuple[Tensor, Tensor, int]]) -> None:
+        self.features, self.widths = features, [width for _, _, width in layers]
+        weights = [F.pad(v, (0, 0, 0, width - v.shape[-2])) for v, _, width in layers]
+        self.weights = torch.cat(weights, -2).mT
+        self.bias = torch.cat([F.pad(b, (0, width - b.shape[-1])) for _, b, width in layers], -1)
+
+    def __call__(self, ts: Sequence[float], like: Tensor) -> list[tuple[Tensor, ...]]:
+        """The terms of all layers ``[K, 1, width]`` at each of the times ``ts``."""
+        f, _ = self.features(torch.tensor(ts, dtype=like.dtype, device=like.device), derivative=False)
+        c = torch.bmm(f.expand(len(self.bias), *f.shape), self.weights).add_(self.bias).unsqueeze(2)
+        return list(zip(*(layer.unbind(1) for layer in c.split(self.widths, -1)), strict=True))

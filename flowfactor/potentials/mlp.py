@@ -107,7 +107,10 @@ class MLPPotential(TwoLayerPotential):
 
         def build(stack: Stack, *turns: Turn | None) -> TwoLayerTape:
             terms = partial(time_terms, features=self.features)
-            return TwoLayerTape(stack, self._activation, terms, laplacian, probe, "time" in want, *turns)
+            turn, turn_back = turns or (None, None)
+            return TwoLayerTape(
+                stack, self._activation, terms, laplacian, probe, "time" in want, turn, turn_back, self.features
+            )
 
         every = want | {"gradient"}
         kind = (MLPPotential, self.activation, self.features.max_period)

@@ -93,7 +93,10 @@ class PaperPotential(StackedPotential):
             return None
 
         def build(stack: Stack, *turns: Turn | None) -> OuterTanhTape:
-            return OuterTanhTape(stack, self._activation, self._time_terms, laplacian, probe, "time" in want, *turns)
+            turn, turn_back = turns or (None, None)
+            return OuterTanhTape(
+                stack, self._activation, self._time_terms, laplacian, probe, "time" in want, turn, turn_back
+            )
 
         every, stack = want | {"gradient"}, rows.select(self._stack(), self.num_flows)
         return PotentialTape(build, stack, None, lambda p: self._bind_stack(p, every, laplacian, probe))
