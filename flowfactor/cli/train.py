@@ -158,11 +158,15 @@ def run_train(arguments: Sequence[str]) -> int:
     try:
         config, resume, overwrite = parse_train(arguments)
         from flowfactor.training import prepare
+        from flowfactor.training._folder import BusyError
 
         run = prepare(config, resume=resume, overwrite=overwrite)
     except USER_ERRORS as error:
         fail("train", error)
-    result = run.fit()
+    try:
+        result = run.fit()
+    except BusyError as error:
+        fail("train", error)
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     # Of several processes the first one reports; it would be ended by another code than 0 of the others.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowfactor._layout import Stack
-from flowfactor.potentials._activations import one_minus_square
+from flowfactor.potentials._activations import one_minus_square, quick_tanh
 from flowfactor.potentials._batched import Products, outer, product
 from flowfactor.potentials._tape import Stages
 from flowfactor.potentials._time import StageTerms, TimeFeatures
@@ -40,8 +40,10 @@ class FreeTape:
     def gradient(self, z: Tensor, terms: tuple[Tensor, ...], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The velocity at one stage ``[K, n, D]``, and what was found on the way."""
         inner = torch.bmm(z, self.up_t).add_(terms[0])
-        first = inner[..., : self.h1].tanh_()
-        h2 = torch.bmm(first, self.w2_t).add_(terms[1]).tanh_()
+        first = inner[..., : self.h1]
+        quick_tanh(first, out=first)
+        h2 = torch.bmm(first, self.w2_t).add_(terms[1])
+        quick_tanh(h2, out=h2)
         found = (z, inner, h2)
         if record:
             self.records.append(found)

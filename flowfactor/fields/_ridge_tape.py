@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowfactor._layout import Stack
-from flowfactor.potentials._activations import one_minus_square
+from flowfactor.potentials._activations import one_minus_square, quick_tanh
 from flowfactor.potentials._batched import Products, outer, product
 from flowfactor.potentials._tape import Stages
 from flowfactor.potentials._time import StageTerms, TimeFeatures
@@ -37,7 +37,8 @@ class RidgeTape:
     def gradient(self, z: Tensor, terms: tuple[Tensor, ...], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The velocity at one stage ``[K, n, D]``, and what was found on the way."""
         h = torch.bmm(z, self.w_t).add_(terms[0])
-        h[..., : self.hidden].tanh_()
+        turns = h[..., : self.hidden]
+        quick_tanh(turns, out=turns)
         found = (z, h)
         if record:
             self.records.append(found)

@@ -19,6 +19,7 @@ class Activation:
 
     Attributes:
         base: b of a.
+        quick_base: The same where no derivatives are taken of it.
         value: The activation, of a and b.
         quick: The same where no derivatives are taken of it.
         first: Its first derivative s, of b.
@@ -27,6 +28,7 @@ class Activation:
     """
 
     base: Callable[[Tensor], Tensor]
+    quick_base: Callable[[Tensor], Tensor]
     value: Callable[[Tensor, Tensor], Tensor]
     quick: Callable[[Tensor, Tensor], Tensor]
     first: Callable[[Tensor], Tensor]
@@ -48,9 +50,25 @@ def one_minus_square(x: Tensor) -> Tensor:
     return torch.addcmul(x.new_ones(()), x, x, value=-1)
 
 
+def quick_tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
+    r"""$\tanh x$ where no derivatives are taken of it.
+
+    On processors torch.tanh takes six times as long as torch.sigmoid, and longer still on slices that threads share. In
+    single precision this is $2 \sigma(2 x) - 1$ there, which is off by a rounding of 1 at most.
+
+    Args:
+        x: Where.
+        out: Where the result goes; x itself perhaps.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return torch.tanh(x, out=out)
+    return torch.mul(x, 2, out=out).sigmoid_().mul_(2).sub_(1)
+
+
 ACTIVATIONS = {
     "tanh": Activation(
         torch.tanh,
+        quick_tanh,
         lambda a, b: b,
         lambda a, b: b,
         one_minus_square,
@@ -58,6 +76,7 @@ ACTIVATIONS = {
         lambda b, s, s_prime: s * (4 * b * b - 2 * s),
     ),
     "softplus": Activation(
+        torch.sigmoid,
         torch.sigmoid,
         lambda a, b: F.softplus(a),
         lambda a, b: F.softplus(a),
@@ -69,6 +88,7 @@ ACTIVATIONS = {
     # softplus says the same without the kink.
     "logcosh": Activation(
         torch.tanh,
+        quick_tanh,
         lambda a, b: F.softplus(2 * a) - a - math.log(2.0),
         lambda a, b: a.abs().sub_(b.abs().log1p_()),
         lambda b: b,

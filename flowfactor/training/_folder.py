@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from flowfactor._files import replacing
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: nothing keeps two processes apart there
+    fcntl = None
 
 CONFIG, CHECKPOINT, MODEL, METRICS, TENSORBOARD = "config.yaml", "last.ckpt", "model", "metrics.csv", "tensorboard"
 RESULT, EVALUATION, TRAVERSAL, ANIMATION = "result.json", "evaluation.json", "traversal.png", "transformations.gif"
@@ -25,6 +33,45 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+class BusyError(FileExistsError):
+    """Another process works in the folder of a run."""
+
+
+_claimed: set[Path] = set()
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a run's folder and keeps other processes from working in it meanwhile; the system ends the claim of a dead one.
+
+    Args:
+        folder: The folder; a part of this process's work may claim it again.
+
+    Raises:
+        BusyError: If another process has claimed it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder.resolve()
+    if fcntl is None or place in _claimed:
+        yield
+        return
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(
+                f"another process works in {folder}: wait until it has ended, or choose another output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        _claimed.add(place)
+        yield
+    finally:
+        _claimed.discard(place)
+        os.close(descriptor)
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -23,7 +23,7 @@ from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import EvaluationConfig
 from flowfactor.training.run import make_model
 from flowfactor.training.variants import Variant, configure
-from flowfactor.training.worker import INTERRUPTED, main
+from flowfactor.training.worker import BUSY, INTERRUPTED, main
 
 _POLL = 0.1
 _PATIENCE = 60.0  # seconds that an interrupted training has to save itself
@@ -287,6 +287,8 @@ def _differences(one: Any, other: Any, name: str = "") -> list[str]:
 
 
 def _reason(folder: Path, code: int) -> str:
+    if code == BUSY:
+        return "another process is at this run"
     path = folder / ERROR
     if path.is_file():
         return path.read_text(encoding="utf-8").strip().splitlines()[0]

@@ -31,6 +31,7 @@ from flowfactor.training._folder import (
     RESULT,
     TENSORBOARD,
     check_folder,
+    claimed,
     clear,
     write_text,
 )
@@ -88,8 +89,11 @@ class Run:
 
         Raises:
             FloatingPointError: If the loss became NaN.
+            FileExistsError: If another process trains in the folder.
         """
-        with use_threads(self.config.train.threads):
+        # Of several processes of one training, the first alone writes.
+        alone = claimed(self.folder) if rank_zero_only.rank == 0 else contextlib.nullcontext()
+        with alone, use_threads(self.config.train.threads):
             return self._fit(measure)
 
     def _fit(self, measure: bool) -> dict[str, Any]:

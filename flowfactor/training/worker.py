@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from flowfactor.training._folder import CHECKPOINT, ERROR, FIGURES, RESULT, SETTINGS, write_text
+from flowfactor.training._folder import CHECKPOINT, ERROR, FIGURES, RESULT, SETTINGS, BusyError, claimed, write_text
 from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config
 from flowfactor.training.evaluation import EvaluationConfig, measure
 from flowfactor.training.run import load_run, prepare, use_threads, versions
 
-INTERRUPTED = 130
+INTERRUPTED, BUSY = 130, 75
 
 
 def execute(folder: str | Path) -> dict[str, Any] | None:
@@ -30,12 +30,15 @@ def execute(folder: str | Path) -> dict[str, Any] | None:
 
     Returns:
         What ``benchmark.json`` now holds, or None where the training was interrupted; it can then be resumed.
+
+    Raises:
+        BusyError: If another process is at it.
     """
     folder = Path(folder)
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    (folder / ERROR).unlink(missing_ok=True)
     config = Config.from_dict(settings["config"] | {"output": str(folder)})
-    with use_threads(config.train.threads):
+    with claimed(folder), use_threads(config.train.threads):
+        (folder / ERROR).unlink(missing_ok=True)
         return _trained_and_measured(folder, config, settings)
 
 
@@ -113,11 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The arguments; the program's own where None.
 
     Returns:
-        The exit code: 0, 1 after an error, 130 after an interruption.
+        The exit code: 0, 1 after an error, 75 where another process is at it, 130 after an interruption.
     """
     (folder,) = sys.argv[1:] if arguments is None else arguments
     try:
         return INTERRUPTED if execute(folder) is None else 0
+    except BusyError as error:  # whose folder it is
+        print(error, file=sys.stderr)
+        return BUSY
     except Exception as error:
         traceback.print_exc()
         write_text(Path(folder) / ERROR, f"{type(error).__name__}: {error}\n")
