@@ -1,4 +1,4 @@
-"""`torch.compile` of a field as a solver binds it: ``python -m benchmarks.compiled`` reports as JSON.
+"""`torch.compile` of a bound field, and solves that compile: ``python -m benchmarks.compiled`` reports as JSON.
 
 Compiling happens in processes of their own, each with the compiler's cache at a place of its choice, so that cold and warm
 caches can be told apart.
@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -30,7 +32,14 @@ DIVERGENCES: dict[str, Any] = {
     "Helmholtz field, velocity": None,
     "gradient field of frozen weights, velocity and exact divergence": "exact",
 }
-ROLLED = f"free field, D={DIM}, K={FLOWS}, 8 unit rk4 steps, one compiled step rolled"
+OWN = "potential of one's own, log-determinants with a probe"
+SOLVES: dict[str, tuple[ff.Solver, Any]] = {
+    f"{OWN}, 8 unit rk4 steps": (ff.Solver("rk4", step_size=1.0), "hutchinson"),
+    f"{OWN}, dopri5 at 1e-5": (ff.Solver(norm="batch"), "hutchinson"),
+    "ResNetPotential, exact log-determinants, 8 unit rk4 steps": (ff.Solver("rk4", step_size=1.0), "exact"),
+    "FreeField, exact log-determinants, 8 unit rk4 steps": (ff.Solver("rk4", step_size=1.0), "exact"),
+    "FreeField, no log-determinants, 8 unit rk4 steps": (ff.Solver("rk4", step_size=1.0), None),
+}
 
 
 def compiled(repeats: int, threads: int) -> list[Row]:
@@ -47,19 +56,29 @@ def compiled(repeats: int, threads: int) -> list[Row]:
             rows.append(Row("compile", f"{name}: {reason}", Readings([float("nan")], "failed")))
         else:
             rows += _rows(f"{name}, D={DIM}, K={FLOWS}", cold, warm)
-    with tempfile.TemporaryDirectory() as cache:
-        rows += _rolled_rows(_ask(ROLLED, cache, repeats, threads))
     return rows
 
 
-def _rolled_rows(answer: dict[str, Any]) -> list[Row]:
-    if "error" in answer:
-        print(f"  {ROLLED}: {answer['error']}")
-        return []
-    sides = {side: Readings(values) for side, values in answer["times"].items()}
-    row = Row("compile", f"{ROLLED}, forward and backward", sides["rolled"], sides["solve"], "the library's solve")
-    row.notes = {"compiling, s": round(answer["seconds"], 1), "largest difference": answer["difference"]}
-    return [row]
+def compiled_solves(repeats: int, threads: int) -> list[Row]:
+    """Training steps through solves with ``compile=True`` against the same solves without."""
+    rows = []
+    for name in SOLVES:
+        with tempfile.TemporaryDirectory() as cache:
+            answer = _ask(name, cache, repeats, threads)
+            again = _ask(name, cache, 0, threads)
+        failed = answer.get("error") or again.get("error")
+        if failed:
+            print(f"  {name}: {failed}")
+            continue
+        sides = {side: Readings(values) for side, values in answer["times"].items()}
+        row = Row("compiled-solve", name, sides["compiled"], sides["as written"], "without compile=True")
+        row.notes = {
+            "compiling, s": round(answer["seconds"], 1),
+            "with its cache, s": round(again["seconds"], 1),
+            "largest difference": answer["difference"],
+        }
+        rows.append(row)
+    return rows
 
 
 def _rows(name: str, cold: dict[str, Any], warm: dict[str, Any]) -> list[Row]:
@@ -132,8 +151,8 @@ def main() -> None:
     name, repeats, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    if name == ROLLED:
-        print(json.dumps(_rolled(repeats)))
+    if name in SOLVES:
+        print(json.dumps(_solves(name, repeats)))
         return
     field, divergence = _field(name), DIVERGENCES[name]
     z, t = torch.randn(BATCHES[0], DIM), torch.tensor(0.5)
@@ -159,35 +178,52 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _rolled(repeats: int) -> dict[str, Any]:
-    """A fixed-grid solve by one compiled step for shapes that never change, against the solve that users get."""
-    batch, times = BATCHES[0], torch.arange(9.0)
-    field, control = ff.fields.FreeField(DIM, FLOWS, HIDDEN), torch.arange(batch) % FLOWS
-    acting = resolve(control, (batch,), FLOWS, dtype=torch.float32, device=torch.device("cpu"))
-    bound, z0 = field.bind(acting, (batch,)), torch.randn(batch, DIM)
-    flow = ff.LatentFlow(field, ff.Solver("rk4", step_size=1.0))
+class _Own(ff.potentials.Potential):
+    """A potential as users write one: its derivatives are automatic."""
 
-    def step(z: Tensor, t: Tensor) -> Tensor:  # torchdiffeq's rk4, the 3/8 rule
-        k1 = bound(z, t).velocity
-        k2 = bound(z + k1 / 3, t + 1 / 3).velocity
-        k3 = bound(z + k2 - k1 / 3, t + 2 / 3).velocity
-        return z + (k1 + 3 * (k2 + k3) + bound(z + k1 - k2 + k3, t + 1).velocity) / 8
+    def __init__(self) -> None:
+        super().__init__(DIM, FLOWS)
+        sizes = [DIM + 1, 64, 64, 1]
+        layers = [[torch.nn.Linear(a, b) for a, b in pairwise(sizes)] for _ in range(FLOWS)]
+        self.parts = torch.nn.ModuleList(
+            torch.nn.Sequential(one, torch.nn.Tanh(), two, torch.nn.Tanh(), three) for one, two, three in layers
+        )
 
-    once = torch.compile(step, dynamic=False)
+    def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+        return self.parts[k](torch.cat([z, t.unsqueeze(-1)], -1)).squeeze(-1)
 
-    def roll(z: Tensor, t: Tensor) -> Tensor:
-        path = [z]
-        for now in t[:-1]:
-            path.append(once(path[-1], now))
-        return torch.stack(path)
 
-    sides: dict[str, Call] = {"rolled": roll, "solve": lambda z, t: flow(z, t, control).z}
+def _solves(name: str, repeats: int) -> dict[str, Any]:
+    """A training step through a solve with ``compile=True`` and through the same solve without."""
+    solver, divergence = SOLVES[name]
+    made: Any
+    if name.startswith("ResNet"):
+        made = ff.potentials.ResNetPotential(DIM, FLOWS)
+    else:
+        made = ff.fields.FreeField(DIM, FLOWS) if name.startswith("Free") else _Own()
+    batch = BATCHES[0]
+    z0, times, control = torch.randn(batch, DIM), torch.arange(9.0), torch.arange(batch) % FLOWS
+
+    def side(compile: bool) -> Callable[[], Tensor]:
+        flow = ff.LatentFlow(made, replace(solver, compile=compile), divergence or "exact")
+
+        def step() -> Tensor:
+            z, generator = z0.clone().requires_grad_(), torch.Generator().manual_seed(1)
+            path = flow(z, times, control, log_det=divergence is not None, generator=generator)
+            loss = path.z.square().mean()
+            (loss if path.log_det is None else loss + path.log_det.mean()).backward()
+            assert z.grad is not None
+            return torch.cat([path.z[-1].detach(), z.grad], -1)
+
+        return step
+
+    sides = {"compiled": side(True), "as written": side(False)}
     begin = time.perf_counter()
-    _run(roll, z0, times)
+    sides["compiled"]()
     result: dict[str, Any] = {"seconds": time.perf_counter() - begin}
-    result["difference"] = relative(roll(z0, times).detach(), sides["solve"](z0, times).detach())
-    readings = interleaved({name: lambda side=side: _run(side, z0, times) for name, side in sides.items()}, repeats)
-    result["times"] = {name: list(found.values) for name, found in readings.items()}
+    if repeats:
+        result["difference"] = relative(sides["compiled"](), sides["as written"]())
+        result["times"] = {side: list(found.values) for side, found in interleaved(sides, repeats).items()}
     return result
 
 

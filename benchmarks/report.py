@@ -15,7 +15,8 @@ from benchmarks.timing import short
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "speed.md"
 TABLES = (
-    "machine", "step", "forward", "laplacian", "paper", "data", "training", "parts", "memory", "compile", "processes",
+    "machine", "step", "forward", "laplacian", "paper", "data", "training", "parts", "memory", "compile", "compiled-solve",
+    "processes",
     "growth", "import",
 )  # fmt: skip
 """The tables of the page, in its order."""

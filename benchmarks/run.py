@@ -33,6 +33,7 @@ CASES: dict[str, Case] = {
     "sequences": lambda n, threads: data.sequences(n),
     "memory": lambda n, threads: memory.memory(n),
     "compile": compiled.compiled,
+    "compiled-solves": compiled.compiled_solves,
     "processes": lambda n, threads: processes.processes(n),
     "growth": lambda n, threads: growth.growth(min(n, 5)),
     "precision": lambda n, threads: precision.precision(min(n, 5), threads),

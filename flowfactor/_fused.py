@@ -162,6 +162,7 @@ def _suits(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> bool:
     """Whether a solve is of the kind whose way back is written out: plain tensors, plain settings, known costs."""
     return (
         not solver.options
+        and not solver.compile
         and not t.requires_grad
         and y.dtype in (torch.float32, torch.float64)
         and all(getattr(cost, "many_stages", False) for cost in packing.costs.values())

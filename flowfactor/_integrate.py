@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,113 +12,21 @@ import torchdiffeq
 from torch import Tensor
 
 from flowfactor._capture import captured_tensors
-from flowfactor._diagnose import failure, first_bad, stiffness
+from flowfactor._compiled import Program
+from flowfactor._diagnose import failure, first_bad
+from flowfactor._dynamics import RHS, Dynamics, NotFiniteError, StepLimitError
 from flowfactor._functorch import is_transforming
-from flowfactor.errors import FlowSolveError, Reason
+from flowfactor.errors import FlowSolveError
 from flowfactor.path import SolveStats
 from flowfactor.solver import MULTISTEP_METHODS, SCIPY_METHOD, Solver
 
-RHS = Callable[[Tensor, Tensor], Tensor]
 _odeint: Any = torchdiffeq.odeint  # its annotations do not say that tensors come back as tensors
 _STEPS_AT_ONCE = 8  # steps whose graph the checkpoint mode holds at a time
-LOOK_EVERY = 1_000  # attempted steps between two looks at whether a solve can still end within its limit
 
 
-class _StepLimitError(Exception):
-    """Raised inside a solve when it attempts more steps than it may."""
-
-
-class _NotFiniteError(Exception):
-    """Raised inside a SciPy solve at the first bad evaluation, from which SciPy would go on shrinking its steps."""
-
-
-class _Dynamics:
-    """The right-hand side as torchdiffeq calls it: counts evaluations and notes steps."""
-
-    def __init__(self, rhs: RHS, solver: Solver, stats: SolveStats, t: Tensor) -> None:
-        self.rhs = rhs
-        self.solver = solver
-        self.stats = stats
-        t = t.detach()
-        self.end = float(t[-1])
-        self.sign = 1.0 if self.end > float(t[0]) else -1.0
-        self.forward_done = False
-        self.inside = False
-        self.last: tuple[Tensor, Tensor, float] | None = None
-        self.ends: list[float] = []
-        self.asked = 0
-        if solver.method != SCIPY_METHOD:
-            self.callback_step = self._on_step
-        if solver.adaptive and solver.method != SCIPY_METHOD:
-            self.callback_accept_step = self._on_accept
-            self.callback_reject_step = self._on_reject
-            self.callback_step_adjoint = self._on_adjoint_step
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        if self.forward_done:
-            self.stats.nfe_backward += 1
-        else:
-            self.stats.nfe += 1
-        self.inside = True
-        out = self.rhs(t, y)
-        self.inside = False
-        if self.solver.method == SCIPY_METHOD:
-            self._watch_scipy(t, y, out)
-        return out
-
-    def _watch_scipy(self, t: Tensor, y: Tensor, out: Tensor) -> None:
-        """SciPy calls back at evaluations only, so they are what the limit counts."""
-        self.last = (t.detach(), y.detach(), 0.0)
-        self.asked += 1
-        finite = bool(torch.isfinite(out.detach()).all())
-        if finite and self.asked <= self.solver.max_steps:
-            return
-        if self.forward_done:
-            raise self._backward_failure(float(t), "nan" if not finite else "steps")
-        raise _StepLimitError if finite else _NotFiniteError
-
-    def _on_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
-        if self.forward_done:
-            return
-        self.last = (t.detach(), y, self.sign * abs(float(dt.detach())))
-        if not self.solver.adaptive:
-            self.stats.accepted += 1
-            return
-        attempts, limit = self.stats.accepted + self.stats.rejected, self.solver.max_steps
-        if attempts >= limit:
-            raise _StepLimitError
-        if attempts % LOOK_EVERY == LOOK_EVERY - 1:
-            hopeless = abs(self.end - float(t.detach())) > (limit - attempts) * abs(self.last[2])
-            if hopeless and stiffness(self.rhs, t, y)[0] * abs(self.last[2]) > 1:
-                raise _StepLimitError
-
-    def _on_accept(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
-        self.ends.append(float(t.detach()) + self.sign * abs(float(dt.detach())))
-        if not self.forward_done:
-            self.stats.accepted += 1
-
-    def _on_reject(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
-        if not self.forward_done:
-            self.stats.rejected += 1
-
-    def _on_adjoint_step(self, t: Tensor, y: Sequence[Tensor], dt: Tensor) -> None:
-        now = float(t)
-        self.asked = 1 if now == self.end else self.asked + 1
-        if not math.isfinite(float(dt)) or now + float(dt) == now:
-            raise self._backward_failure(now, "underflow")
-        if self.asked > self.solver.max_steps:
-            raise self._backward_failure(now, "steps")
-
-    def _backward_failure(self, now: float, reason: Reason) -> FlowSolveError:
-        within = f" within max_steps={self.solver.max_steps}" if reason == "steps" else ""
-        return FlowSolveError(
-            f"the adjoint equation could not be solved beyond t={now:.6g} on its way back{within}. Backpropagate with "
-            'gradient="checkpoint" (its memory is small too), or use looser tolerances',
-            reason=reason, time=now, step=self.stats.accepted,
-        )  # fmt: skip
-
-
-def integrate(solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, stats: SolveStats) -> Tensor:
+def integrate(
+    solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, stats: SolveStats, program: Program | None = None
+) -> Tensor:
     """Solves dy/dt = rhs(t, y) from ``y0`` over the times ``t``.
 
     Args:
@@ -128,6 +36,7 @@ def integrate(solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, 
         t: Strictly monotone times ``[T]``, T at least 2.
         steered: Number of leading columns of the state that steer the step size.
         stats: Counted into.
+        program: What compiles the right-hand side; None where it runs as written.
 
     Returns:
         States ``[T, *batch, S]``.
@@ -139,7 +48,7 @@ def integrate(solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, 
     _check_transforms(solver)
     stats.method = solver.method
     check_fixed_steps(solver, t)
-    dynamics = _Dynamics(rhs, solver, stats, t)
+    dynamics = Dynamics(rhs, solver, stats, t, program)
     if not torch.is_grad_enabled():
         ys = _solve(dynamics, y0, t, steered)
     elif solver.gradient == "direct":
@@ -172,7 +81,7 @@ def _check_transforms(solver: Solver) -> None:
 
 
 def _solve(
-    dynamics: _Dynamics,
+    dynamics: Dynamics,
     y0: Tensor,
     t: Tensor,
     steered: int,
@@ -200,10 +109,13 @@ def _solve(
             if solver.method == SCIPY_METHOD:
                 # torchdiffeq hands every SciPy method LSODA's min_step, about which the others warn.
                 warnings.filterwarnings("ignore", message=".*min_step.*")
-            ys = solve(dynamics, y0, t, **arguments)
-    except _StepLimitError:
+            if dynamics.program is not None and dynamics.program.rolls(solver):
+                ys = dynamics.roll(dynamics.program, y0, t)
+            else:
+                ys = solve(dynamics, y0, t, **arguments)
+    except StepLimitError:
         raise _failure(dynamics, y0, t, begun, limit=solver.max_steps) from None
-    except _NotFiniteError:
+    except NotFiniteError:
         raise _failure(dynamics, y0, t, begun, limit=None) from None
     except AssertionError:
         if dynamics.inside:
@@ -259,14 +171,14 @@ def check_fixed_steps(solver: Solver, t: Tensor) -> None:
         )  # fmt: skip
 
 
-def _failure(dynamics: _Dynamics, y0: Tensor, t: Tensor, begun: int, *, limit: int | None) -> FlowSolveError:
+def _failure(dynamics: Dynamics, y0: Tensor, t: Tensor, begun: int, *, limit: int | None) -> FlowSolveError:
     now, y, dt = dynamics.last if dynamics.last is not None else (t[0], y0, 0.0)
     t, step = t.detach(), dynamics.stats.accepted - begun
     ends = (float(t[0]), float(t[-1]))
     return failure(dynamics.rhs, now.reshape(()), y, dt, *ends, y0.detach(), step, limit=limit)
 
 
-def _late_failure(dynamics: _Dynamics, y0: Tensor, t: Tensor) -> FlowSolveError:
+def _late_failure(dynamics: Dynamics, y0: Tensor, t: Tensor) -> FlowSolveError:
     """A fixed-step or SciPy solve says nothing when states go bad: walk it again and stop where they do."""
     solver, t = dynamics.solver, t.detach()
     if solver.method == SCIPY_METHOD:
@@ -290,7 +202,7 @@ class _Checkpoint(torch.autograd.Function):
     """Keeps one state an output time; on the way back solves each interval again, a few steps at a time."""
 
     @staticmethod
-    def forward(ctx: Any, dynamics: _Dynamics, steered: int, t: Tensor, y0: Tensor, *captured: Tensor) -> Tensor:
+    def forward(ctx: Any, dynamics: Dynamics, steered: int, t: Tensor, y0: Tensor, *captured: Tensor) -> Tensor:
         ys, ends = [y0.detach()], []
         first_step = None
         for i in range(len(t) - 1):
@@ -320,7 +232,7 @@ class _Checkpoint(torch.autograd.Function):
         return None, None, None, pull, *totals
 
 
-def _step_times(dynamics: _Dynamics, t: Tensor) -> list[float]:
+def _step_times(dynamics: Dynamics, t: Tensor) -> list[float]:
     """Start and ends of the steps that an interval took, as far as they can be replayed one by one."""
     a, b = float(t[0]), float(t[1])
     if dynamics.solver.method in MULTISTEP_METHODS:
@@ -331,7 +243,7 @@ def _step_times(dynamics: _Dynamics, t: Tensor) -> list[float]:
 
 
 def _pull_back(
-    dynamics: _Dynamics,
+    dynamics: Dynamics,
     steered: int,
     y: Tensor,
     times: Tensor,
@@ -363,7 +275,7 @@ def _pull_back(
     return found[0] if found[0] is not None else torch.zeros_like(y)
 
 
-def _replay(dynamics: _Dynamics, steered: int, y: Tensor, times: Tensor) -> Tensor:
+def _replay(dynamics: Dynamics, steered: int, y: Tensor, times: Tensor) -> Tensor:
     """Takes known steps once more, without searching for their sizes."""
     solver = dynamics.solver
     if solver.method in MULTISTEP_METHODS:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactor._integrate import LOOK_EVERY
+from flowfactor._dynamics import LOOK_EVERY
 from flowfactor._runge_kutta import StepControl, Steps, Tableau
 from flowfactor.fields._tape import FieldTape, Found
 from flowfactor.fields._weighted_tape import WeightedTape

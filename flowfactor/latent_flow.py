@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
+from flowfactor._compiled import program_of
 from flowfactor._controlled import check_state
 from flowfactor._functorch import is_batched
 from flowfactor._fused import solve_segment, solve_segments
@@ -156,6 +157,7 @@ class LatentFlow(nn.Module):
         want = frozenset(needs & {"value", "time"})
         packing = Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
         y, outputs = packing.start(z0), []
+        program = program_of(self.field) if self.solver.compile else None
         whole = solve_segments(self, segments, resolved, y, packing, want, probe, stats)
         if whole is not None:
             return packing.path(whole, t.to(z0.dtype), stats)
@@ -164,7 +166,8 @@ class LatentFlow(nn.Module):
             if ys is None:
                 kind = self.divergence if log_det else None
                 bound = self.field.bind(acting, batch, want=want, divergence=kind, probe=probe)
-                ys = integrate(self.solver, packing.rhs(bound), y, segment.times, steered=packing.steered, stats=stats)
+                rhs, times = packing.rhs(bound), segment.times
+                ys = integrate(self.solver, rhs, y, times, steered=packing.steered, stats=stats, program=program)
             outputs.append(ys[segment.first : segment.last])
             y = ys[-1]
         return packing.path(torch.cat(outputs) if len(outputs) > 1 else outputs[0], t.to(z0.dtype), stats)

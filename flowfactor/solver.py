@@ -39,6 +39,11 @@ class Solver:
             next. Steps land on output times exactly.
         max_steps: Attempted steps, over a whole solve, after which it is given up. A solve that is held back by
             stiffness and could not end within the limit is given up early.
+        compile: Whether `torch.compile` makes a program of the field, its divergence and the running costs: of one step
+            for the methods of fixed steps (adams aside), which a solve repeats, else of one evaluation. It pays for
+            potentials and fields of your own, whose derivatives come from automatic differentiation; those built in have
+            closed forms, which it replaces. The first solve waits for the compiler, later processes for its cache. Goes
+            with ``gradient="direct"``; gradients of gradients, and ``backward(retain_graph=True)``, cannot be had.
         options: Further options for torchdiffeq's solver.
 
     Raises:
@@ -58,6 +63,7 @@ class Solver:
     step_size: float | None = None
     max_steps: int = 100_000
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -79,6 +85,13 @@ class Solver:
                 raise ValueError(
                     f"{self.method} chooses its steps by rtol and atol; step_size goes with {', '.join(FIXED_METHODS)}"
                 )
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile must be True or False, got {self.compile!r}")
+        if self.compile and (self.gradient != "direct" or self.method == SCIPY_METHOD):
+            raise ValueError(
+                f'compile=True goes with gradient="direct" and a method of torch: the backward pass of a compiled program '
+                f"consumes what other modes keep; got gradient={self.gradient!r} and method={self.method!r}"
+            )
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise ValueError(f"max_steps must be a positive integer, got {self.max_steps!r}")
 
