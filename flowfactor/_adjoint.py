@@ -55,7 +55,7 @@ class _WayBack:
 
     def __init__(self, plan: Plan, like: Tensor, others: Sequence[Tensor]) -> None:
         self.plan, self.tape, self.table, self.others = plan, plan.tape, plan.table, others
-        self.steps = Steps(plan.table, torch.stack([like, like]))
+        self.steps = Steps(plan.table, torch.stack([like, like]), solver=plan.solver)
         self.control = StepControl(plan.solver, plan.table.order)
         self.own, self.other_bars = Totals(len(plan.tape.inputs)), Totals(len(others))
         self.size: float | None = None
@@ -124,7 +124,7 @@ class _WayBack:
             for i, c in enumerate(table.c[1:].tolist(), 1):
                 at = steps.stage(i, y)
                 steps.note(i, self.rate(e if c == 1 else t + c * dt, at, self.mu))
-            ratio = math.sqrt(float(self._norm(steps.error(y, at, None, solver))))
+            ratio = math.sqrt(float(self._norm(steps.error(y, at, None))))
             if not math.isfinite(ratio):
                 raise GaveUpError
             natural = self.control.next(abs(dt), ratio)
@@ -143,7 +143,7 @@ class _WayBack:
         f0 = sign * self.steps.k[0].reshape(y.shape)
         noted = len(self.looks)
         size = self.control.first(
-            lambda s, y: sign * self.rate(t + sign * float(s), y, self.mu), y, f0,
+            lambda s, y: sign * self.rate(t + sign * s, y, self.mu), y, f0,
             lambda x: self._norm(x.square().mean(-1)).sqrt(),
         )  # fmt: skip
         del self.looks[noted:]

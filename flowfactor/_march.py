@@ -110,7 +110,7 @@ class March:
         self.plan, self.tape, self.solver = plan, plan.tape, plan.solver
         self.record, self.limit, self.done = record, limit, done
         self.steered = plan.steered
-        self.steps = Steps(plan.table, z0, self.steered)
+        self.steps = Steps(plan.table, z0, self.steered, plan.solver)
         self.blocks: list[Block] = []
         self.block = Block(z0, plan.times[0])
         self.kept = 1  # outputs reached when a state was kept last
@@ -120,8 +120,7 @@ class March:
 
     def look(self, i: int, t: float, z: Tensor, terms: Any) -> Found:
         """Evaluates the field at a stage."""
-        velocity, found = self.tape.velocity(z, terms, self.record)
-        self.steps.note(i, velocity)
+        _, found = self.tape.velocity(z, terms, self.record, self.steps.each[i])
         self.plan.stats.nfe += 1
         self.block.stage_times.append(t)
         return found
@@ -205,7 +204,7 @@ class March:
                 looks.append(self.look(i, moment, at, terms))
             if self.steered:  # nothing depends on it before the step is judged
                 steps.note_rates(1, self.tape.divergence(looks))
-            ratio = self._ratio(steps.error(z, at, ell, self.solver))
+            ratio = self._ratio(z, at, ell)
             size = control.next(abs(dt), ratio)
             if ratio > 1:
                 plan.stats.rejected += 1
@@ -215,15 +214,17 @@ class March:
                 continue
             step = Taken(dt, list(range(begun - 1, begun + table.size - 1)), [])
             while out < len(times) and (e - times[out]) * sign >= 0:
-                weights = table.inside((times[out] - t) / dt if times[out] != e else 1.0)
-                step.outputs.append((out, weights))
-                self.ys[out] = at if times[out] == e else steps.at(z, weights, dt)
+                step.outputs.append((out, table.inside((times[out] - t) / dt if times[out] != e else 1.0)))
                 out += 1
-            if self.log_det is not None and ell is not None:
-                *inside, over = steps.totals([*(weights for _, weights in step.outputs), table.b], dt)
-                for (reached, _), total in zip(step.outputs, inside, strict=True):
-                    torch.add(ell - before, total, out=self.log_det[reached])
-                ell = ell + over
+            if step.outputs or self.steered:
+                rows = steps.weights([*(weights for _, weights in step.outputs), table.b], dt)
+                for (reached, _), row in zip(step.outputs, rows, strict=False):
+                    self.ys[reached] = at if times[reached] == e else steps.at(z, row)
+                if self.log_det is not None and ell is not None:
+                    *inside, over = steps.totals(rows)
+                    for (reached, _), total in zip(step.outputs, inside, strict=True):
+                        torch.add(ell - before, total, out=self.log_det[reached])
+                    ell = ell + over
             z, t = at, e
             steps.carry()
             self._took(step, z, t, out)
@@ -232,9 +233,9 @@ class March:
         def pack(velocity: Tensor, rate: Tensor | None) -> Tensor:
             return velocity if rate is None else torch.cat([velocity, rate.unsqueeze(-1)], -1)
 
-        def func(s: Tensor, y: Tensor) -> Tensor:
+        def func(s: float, y: Tensor) -> Tensor:
             at = y[..., : z.shape[-1]].contiguous()
-            velocity, found = self.tape.velocity(at, self.tape.terms([t + sign * float(s)], at)[0], False)
+            velocity, found = self.tape.velocity(at, self.tape.terms([t + sign * s], at)[0], False)
             self.plan.stats.nfe += 1
             return sign * pack(velocity, self.tape.divergence([found])[0] if self.steered else None)
 
@@ -248,11 +249,15 @@ class March:
             return squares.amax()
         return squares.mean() if self.plan.real is None else (squares * self.plan.real).sum()
 
-    def _ratio(self, squares: Tensor) -> float:
-        ratio = math.sqrt(float(self._mean(squares)))
-        if not math.isfinite(ratio):
+    def _ratio(self, z: Tensor, end: Tensor, ell: Tensor | None) -> float:
+        """The error of a step over the tolerance."""
+        if self.solver.norm == "batch" and self.plan.real is None:
+            square = self.steps.mean_error(z, end, ell)
+        else:
+            square = float(self._mean(self.steps.error(z, end, ell)))
+        if not math.isfinite(square):
             raise GaveUpError
-        return ratio
+        return math.sqrt(square)
 
     def _limit(self, attempts: int, t: float, dt: float, end: float) -> int:
         limit = self.solver.max_steps

@@ -7,13 +7,13 @@ numbers; which steps are tried and taken is decided by torchdiffeq's rules from 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchdiffeq._impl import misc
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
@@ -48,18 +48,17 @@ class Tableau:
         return len(self.b)
 
     def inside(self, x: float) -> np.ndarray:
-        """Weights of the k for the state at the fraction ``x`` of a step: torchdiffeq's quartic through both ends.
+        """Weights of the k for the state at the fraction ``x`` of a step: torchdiffeq's quartic through both ends."""
+        return self.b if x == 1.0 else np.array([x, x**2, x**3, x**4]) @ self._quartic
 
-        The polynomial matches values and slopes at both ends and the value in the middle.
-        """
-        if x == 1.0:
-            return self.b
+    @cached_property
+    def _quartic(self) -> np.ndarray:
+        """Weights by powers of the fraction, ``[4, q]``: values and slopes match at both ends, the value in the middle."""
         assert self.middle is not None
         first, last = np.eye(self.size)[0], np.eye(self.size)[-1]
-        quartic = 2 * (last - first) - 8 * self.b + 16 * self.middle
-        cubic = 5 * first - 3 * last + 14 * self.b - 32 * self.middle
         square = last - 4 * first - 5 * self.b + 16 * self.middle
-        return x * (first + x * (square + x * (cubic + x * quartic)))
+        cubic = 5 * first - 3 * last + 14 * self.b - 32 * self.middle
+        return np.stack([first, square, cubic, 2 * (last - first) - 8 * self.b + 16 * self.middle])
 
 
 _FIXED = {
@@ -110,11 +109,19 @@ class StepControl:
     def __init__(self, solver: Solver, order: int) -> None:
         self.rtol, self.atol, self.order = solver.rtol, solver.atol, order
 
-    def first(self, func: object, y0: Tensor, f0: Tensor, norm: object) -> float:
+    def first(
+        self, func: Callable[[float, Tensor], Tensor], y0: Tensor, f0: Tensor, norm: Callable[[Tensor], Tensor]
+    ) -> float:
         """The first step for dy/ds = func(s, y) from s = 0 (Hairer et al., II.4)."""
-        zero = torch.zeros((), dtype=torch.float64, device=y0.device)
-        rtol, atol = (torch.tensor(x, dtype=torch.float64, device=y0.device) for x in (self.rtol, self.atol))
-        return float(misc._select_initial_step(func, zero, y0, self.order - 1, rtol, atol, norm, f0=f0))
+        scale = y0.abs().mul_(self.rtol).add_(self.atol)
+        d0, d1 = float(norm(y0 / scale)), float(norm(f0 / scale))
+        trial = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+        if not trial > 0:  # the field is infinite, which the step will show
+            return trial
+        d2 = float(norm((func(trial, y0 + trial * f0) - f0) / scale)) / trial
+        steepest = max(d1, d2)
+        step = max(1e-6, trial * 1e-3) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / self.order)
+        return min(100 * trial, step)
 
     def next(self, step: float, ratio: float) -> float:
         """The next step after one of the size ``step`` whose error is ``ratio`` times the tolerance."""
@@ -131,10 +138,13 @@ class Steps:
         table: The method.
         like: A state.
         quadrature: Whether each stage gives a second rate ``[K, n]`` that takes part in the error.
+        solver: Tolerances, where errors are asked for.
     """
 
-    def __init__(self, table: Tableau, like: Tensor, quadrature: bool = False) -> None:
+    def __init__(self, table: Tableau, like: Tensor, quadrature: bool = False, solver: Solver | None = None) -> None:
         self.table, self.shape = table, like.shape
+        self.rtol, atol = (0.0, 0.0) if solver is None else (solver.rtol, solver.atol)
+        self.atol = like.new_tensor(atol)  # a number would become a tensor at every step
         q = table.size
         self.k = like.new_empty(q, like.numel())
         self.rates = like.new_empty(q, like.shape[:-1].numel()) if quadrature else None
@@ -175,31 +185,47 @@ class Steps:
         """The state at the end of a step from ``z``."""
         return torch.addmv(z.reshape(-1), *self.whole).view(self.shape)
 
-    def at(self, z: Tensor, weights: np.ndarray, dt: float) -> Tensor:
-        """The state inside a step from ``z``, by the weights of `Tableau.inside`."""
-        row = torch.tensor(weights * dt, dtype=z.dtype, device=z.device)
-        return torch.addmv(z.reshape(-1), self.whole[0], row).view(self.shape)
+    def weights(self, rows: list[np.ndarray], dt: float) -> Tensor:
+        """Weights of `Tableau.inside` for a step of ``dt``, ``[len(rows), q]``."""
+        return torch.tensor(np.array(rows) * dt, dtype=self.k.dtype, device=self.k.device)
 
-    def totals(self, weights: list[np.ndarray], dt: float) -> Tensor:
-        """The integrals of the second rate over parts of a step, ``[len(weights), K, n]``."""
+    def at(self, z: Tensor, weights: Tensor) -> Tensor:
+        """The state inside a step from ``z``, by its weights ``[q]``."""
+        return torch.addmv(z.reshape(-1), self.whole[0], weights).view(self.shape)
+
+    def totals(self, weights: Tensor) -> Tensor:
+        """The integrals of the second rate over parts of a step, by their weights ``[parts, q]``: ``[parts, K, n]``."""
         assert self.rates is not None
-        rows = torch.tensor(np.stack(weights) * dt, dtype=self.rates.dtype, device=self.rates.device)
-        return (rows @ self.rates).view(-1, *self.shape[:-1])
+        return (weights @ self.rates).view(-1, *self.shape[:-1])
 
-    def error(self, z: Tensor, end: Tensor, ell: Tensor | None, solver: Solver) -> Tensor:
+    def error(self, z: Tensor, end: Tensor, ell: Tensor | None) -> Tensor:
         """Mean square of the error over the tolerance, of every sample ``[K, n]``.
 
         Args:
             z: State at the start of the step.
             end: State at its end.
             ell: The integral of the second rate up to its start ``[K, n]``, where there is one.
-            solver: Tolerances.
         """
-        wrong = torch.mv(self.whole[0], self.scaled_ends[1]).view(self.shape)
-        allowed = torch.maximum(z.abs(), end.abs()).mul_(solver.rtol).add_(solver.atol)
-        squares = wrong.div_(allowed).square_().sum(-1)
+        state, rest = self._error(z, end, ell)
+        squares = state.square_().sum(-1)
+        return squares / self.shape[-1] if rest is None else (squares + rest.square_()) / (self.shape[-1] + 1)
+
+    def mean_error(self, z: Tensor, end: Tensor, ell: Tensor | None) -> float:
+        """The mean of `error` over all samples: two products, where it takes a sum for every sample."""
+        state, rest = (None if x is None else x.view(-1) for x in self._error(z, end, ell))
+        assert state is not None
+        if rest is None:
+            return float(torch.dot(state, state)) / len(state)
+        return float(torch.dot(state, state) + torch.dot(rest, rest)) / (len(state) + len(rest))
+
+    def _error(self, z: Tensor, end: Tensor, ell: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Error over tolerance of the state ``[K, n, D]`` and of the second integral ``[K, n]``."""
+        state = torch.mv(self.whole[0], self.scaled_ends[1]).view(self.shape).div_(self._allowed(z, end))
         if ell is None or self.rates is None:
-            return squares / self.shape[-1]
-        both = (self.scaled_ends @ self.rates).reshape(2, *self.shape[:-1])
-        allowed = torch.maximum(ell.abs(), (ell + both[0]).abs()).mul_(solver.rtol).add_(solver.atol)
-        return (squares + (both[1] / allowed).square_()) / (self.shape[-1] + 1)
+            return state, None
+        over, wrong = (self.scaled_ends @ self.rates).view(2, *self.shape[:-1]).unbind(0)
+        return state, wrong.div_(self._allowed(ell, ell + over))
+
+    def _allowed(self, x: Tensor, y: Tensor) -> Tensor:
+        larger = torch.maximum(x.abs(), y.abs())
+        return torch.add(self.atol, larger, alpha=self.rtol, out=larger)

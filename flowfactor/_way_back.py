@@ -163,7 +163,7 @@ def _again(plan: Plan, block: Block, z: Tensor, *, record: bool) -> Tensor:
                 steps.carry()
                 continue
             at = steps.stage(i, z) if i else z
-            steps.note(i, tape.velocity(at, terms[stage], record)[0])
+            tape.velocity(at, terms[stage], record, steps.each[i])
             plan.told.nfe_backward += 1
             looked = stage + 1
         z = steps.end(z)

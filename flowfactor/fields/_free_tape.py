@@ -37,8 +37,10 @@ class FreeTape:
     def _features(self, ts: list[float], like: Tensor) -> Tensor:
         return self.features(torch.tensor(ts, dtype=like.dtype, device=like.device), derivative=False)[0]
 
-    def gradient(self, z: Tensor, terms: tuple[Tensor, ...], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The velocity at one stage ``[K, n, D]``, and what was found on the way."""
+    def gradient(
+        self, z: Tensor, terms: tuple[Tensor, ...], record: bool, out: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The velocity at one stage ``[K, n, D]``, written into ``out`` if given, and what was found on the way."""
         inner = torch.bmm(z, self.up_t).add_(terms[0])
         first = inner[..., : self.h1]
         quick_tanh(first, out=first)
@@ -47,12 +49,12 @@ class FreeTape:
         found = (z, inner, h2)
         if record:
             self.records.append(found)
-        return self._velocity(inner, h2).add_(self.p["bias"]), found
+        return self._velocity(inner, h2, out).add_(self.p["bias"]), found
 
-    def _velocity(self, inner: Tensor, h2: Tensor) -> Tensor:
+    def _velocity(self, inner: Tensor, h2: Tensor, out: Tensor | None = None) -> Tensor:
         """The velocity but for its constant, of ``[K, m, .]``."""
-        out = torch.bmm(h2, self.w3_t)
-        return out if self.p_t is None else out.baddbmm_(inner[..., self.h1 :], self.p_t)
+        v = torch.bmm(h2, self.w3_t, out=out)
+        return v if self.p_t is None else v.baddbmm_(inner[..., self.h1 :], self.p_t)
 
     def take(self, ts: list[float]) -> None:
         """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""

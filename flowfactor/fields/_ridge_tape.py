@@ -34,15 +34,17 @@ class RidgeTape:
     def _features(self, ts: list[float], like: Tensor) -> Tensor:
         return self.features(torch.tensor(ts, dtype=like.dtype, device=like.device), derivative=False)[0]
 
-    def gradient(self, z: Tensor, terms: tuple[Tensor, ...], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The velocity at one stage ``[K, n, D]``, and what was found on the way."""
+    def gradient(
+        self, z: Tensor, terms: tuple[Tensor, ...], record: bool, out: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The velocity at one stage ``[K, n, D]``, written into ``out`` if given, and what was found on the way."""
         h = torch.bmm(z, self.w_t).add_(terms[0])
         turns = h[..., : self.hidden]
         quick_tanh(turns, out=turns)
         found = (z, h)
         if record:
             self.records.append(found)
-        return torch.bmm(h, self.r), found
+        return torch.bmm(h, self.r, out=out), found
 
     def take(self, ts: list[float]) -> None:
         """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""

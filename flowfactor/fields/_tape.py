@@ -72,14 +72,14 @@ class FieldTape:
 
         return turned
 
-    def _sum(self, pieces: Sequence[Tensor]) -> Tensor:
+    def _sum(self, pieces: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """The sum over all parts of what each tape gave."""
         if self.shared:
             x = pieces[0]
-            return x.reshape(len(self.parts), -1, *x.shape[1:]).sum(0)
+            return torch.sum(x.reshape(len(self.parts), -1, *x.shape[1:]), 0, out=out)
         total = pieces[0]
         for piece in pieces[1:]:
-            total = total + piece
+            total = torch.add(total, piece, out=out)
         return total
 
     def rebind(self, inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Evaluation]:
@@ -113,12 +113,17 @@ class FieldTape:
         found = [tape.terms(list(ts), like) for tape in self.tapes]
         return [list(stage) for stage in zip(*found, strict=True)]
 
-    def velocity(self, z: Tensor, terms: list[tuple[Tensor, Tensor]], record: bool) -> tuple[Tensor, Found]:
-        """The velocity at one stage, and what was found on the way."""
+    def velocity(
+        self, z: Tensor, terms: list[tuple[Tensor, Tensor]], record: bool, out: Tensor | None = None
+    ) -> tuple[Tensor, Found]:
+        """The velocity at one stage, written into ``out`` if given, and what was found on the way."""
+        if len(self.parts) == 1:
+            velocity, noted = self.tapes[0].gradient(z, terms[0], record, out)
+            return velocity, [noted]
         if self.shared:
             z = torch.cat([z] * len(self.parts))
         found = [tape.gradient(z, term, record) for tape, term in zip(self.tapes, terms, strict=True)]
-        return self._sum([velocity for velocity, _ in found]), [noted for _, noted in found]
+        return self._sum([velocity for velocity, _ in found], out), [noted for _, noted in found]
 
     def divergence(self, found: Sequence[Found]) -> Tensor:
         """The divergences at some stages ``[S, K, n]``, from what `velocity` found there."""

@@ -78,11 +78,11 @@ class WeightedTape:
         """The time terms and the piece of some stages: what `velocity` takes, one entry a stage."""
         return [(terms, self._piece(t)) for terms, t in zip(self.tape.terms(ts, like), ts, strict=True)]
 
-    def velocity(self, z: Tensor, terms: Any, record: bool) -> tuple[Tensor, Any]:
-        """The velocity at one stage ``[1, n, D]``, and what was found on the way."""
+    def velocity(self, z: Tensor, terms: Any, record: bool, out: Tensor | None = None) -> tuple[Tensor, Any]:
+        """The velocity at one stage ``[1, n, D]``, written into ``out`` if given, and what was found on the way."""
         w = self.w[terms[1]].unsqueeze(-1)
         single, found = self.tape.velocity(z.expand(len(w), *z.shape[1:]), terms[0], record)
-        return (w * single).sum(0, keepdim=True), (found, terms[1])
+        return torch.sum(w * single, 0, keepdim=True, out=out), (found, terms[1])
 
     def divergence(self, found: Sequence[Any]) -> Tensor:
         """The divergences at some stages ``[S, 1, n]``, from what `velocity` found there."""

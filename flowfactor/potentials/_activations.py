@@ -50,6 +50,9 @@ def one_minus_square(x: Tensor) -> Tensor:
     return torch.addcmul(x.new_ones(()), x, x, value=-1)
 
 
+_MINUS_ONE = torch.tensor(-1.0, dtype=torch.float32, device="cpu")
+
+
 def quick_tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
     r"""$\tanh x$ where no derivatives are taken of it.
 
@@ -62,7 +65,9 @@ def quick_tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return torch.tanh(x, out=out)
-    return torch.mul(x, 2, out=out).sigmoid_().mul_(2).sub_(1)
+    # Sums in place of products with numbers, each of which torch would first make a tensor of.
+    s = torch.add(x, x, out=out).sigmoid_()
+    return torch.add(_MINUS_ONE, s, alpha=2, out=s)
 
 
 ACTIVATIONS = {

@@ -25,14 +25,16 @@ from flowfactor.potentials._tape import Stages, TwoLayerTape
 class OuterTanhTape(TwoLayerTape):
     """See `TwoLayerTape`; ``stack`` holds ``b3`` as well."""
 
-    def gradient(self, z: Tensor, terms: tuple[Tensor, Tensor], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gradient(
+        self, z: Tensor, terms: tuple[Tensor, Tensor], record: bool, out: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         inner, found = super().gradient(z, terms, False)
         h2 = found[4]  # of tanh the base is the value
         phi = torch.tanh(torch.bmm(h2, self.w3.mT) + self.p["b3"].unsqueeze(-1))  # [K, n, 1]
         found = (*found, inner, phi)
         if record:
             self.records.append(found)
-        return one_minus_square(phi) * inner, found
+        return torch.mul(one_minus_square(phi), inner, out=out), found
 
     def laplacians(self, found: Sequence[tuple[Tensor, ...]]) -> Tensor:
         inner = super().laplacians(found)

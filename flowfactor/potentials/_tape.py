@@ -114,8 +114,10 @@ class TwoLayerTape:
             c1 = F.pad(c1, (0, self.up.shape[-2] - self.h1))
         return list(zip(*(c.expand(-1, len(ts), -1).split(1, 1) for c in (c1, c2)), strict=True))
 
-    def gradient(self, z: Tensor, terms: tuple[Tensor, ...], record: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The gradient of u (J grad u) at one stage ``[K, n, D]``, and what was found on the way."""
+    def gradient(
+        self, z: Tensor, terms: tuple[Tensor, ...], record: bool, out: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The gradient of u (J grad u) at one stage ``[K, n, D]``, into ``out`` if given, and what was found on the way."""
         # A product and a sum in place cost half of `baddbmm` where a sum is broadcast.
         inner = torch.bmm(z, self.up_t).add_(terms[0])
         a1 = inner[..., : self.h1]
@@ -125,13 +127,13 @@ class TwoLayerTape:
         b2 = self.act.quick_base(a2)
         g1 = torch.bmm(self.act.first(b2), self.w3_w2)
         torch.mul(g1, self.act.first(b1), out=a1)  # [a1 | A z] becomes [delta1 | A z]: nothing needs a1 any more
-        out = torch.bmm(inner, self.out)
+        gradient = torch.bmm(inner, self.out, out=out)
         if self.bias is not None:
-            out += self.bias
+            gradient += self.bias
         found = (z, inner, a2, b1, b2, g1, h1)
         if record:
             self.records.append(found)
-        return out, found
+        return gradient, found
 
     def laplacians(self, found: Sequence[tuple[Tensor, ...]]) -> Tensor:
         """The Laplacians ``[K, S, n]`` of some stages, from what `gradient` found there."""
