@@ -16,7 +16,6 @@ from flowfactor import objectives
 from flowfactor.data.base import Batch
 from flowfactor.models import build_model
 from flowfactor.training import load_config
-from flowfactor.training._process import keep_freed_memory
 
 PARTS: tuple[str, ...] = ("data", "encoder", "flow", "decoder", "optimizer")
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -143,13 +142,12 @@ def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
     """Steps per second of the preset with each solver, and the share of data, encoder, flow, decoder and optimizer.
 
     Each solver trains a model of its own for a while before it is timed, since the evaluations that an adaptive solver
-    needs depend on what the flow has learned. Freed memory is kept, as in all training programs, by the whole process.
+    needs depend on what the flow has learned.
     """
     found = digits()
     if found is None:
         print("  neither MNIST nor scikit-learn is at hand: left out")
         return []
-    keep_freed_memory()
     dataset, name = found
     trainers = {solver: Trainer(options, dataset) for solver, options in SOLVERS.items()}
     steps: dict[str, int] = {}

@@ -84,9 +84,13 @@ class Packing:
 
     def path(self, ys: Tensor, t: Tensor, stats: SolveStats) -> FlowPath:
         """The path of packed states ``[T, *batch, S]``."""
-        log_det = ys[..., self.dim] if self.log_det else None
-        costs = {name: ys[..., self.steered + i] for i, name in enumerate(self.costs)}
-        return FlowPath(t, ys[..., : self.dim], log_det, costs, stats)
+        # One split, whose gradient is one concatenation: that of every index is as large as the whole path.
+        z, *rest = (
+            torch.unsafe_split_with_sizes(ys, [self.dim, *[1] * self.quadratures], -1) if self.quadratures else [ys]
+        )
+        integrals = [x.squeeze(-1) for x in rest]
+        log_det = integrals.pop(0) if self.log_det else None
+        return FlowPath(t, z, log_det, dict(zip(self.costs, integrals, strict=True)), stats)
 
 
 def _checked_rate(name: str, rate: object, batch: torch.Size) -> Tensor:

@@ -50,6 +50,11 @@ def one_minus_square(x: Tensor) -> Tensor:
     return torch.addcmul(x.new_ones(()), x, x, value=-1)
 
 
+def _minus_twice(x: Tensor, y: Tensor) -> Tensor:
+    """``-2 x y`` in one pass."""
+    return torch.addcmul(x.new_zeros(()), x, y, value=-2)
+
+
 _MINUS_ONE = torch.tensor(-1.0, dtype=torch.float32, device="cpu")
 
 
@@ -77,8 +82,8 @@ ACTIVATIONS = {
         lambda a, b: b,
         lambda a, b: b,
         one_minus_square,
-        lambda b, s: -2 * b * s,
-        lambda b, s, s_prime: s * (4 * b * b - 2 * s),
+        lambda b, s: _minus_twice(b, s),
+        lambda b, s, s_prime: torch.addcmul(-2 * s, b, b, value=4) * s,
     ),
     "softplus": Activation(
         torch.sigmoid,
@@ -98,7 +103,7 @@ ACTIVATIONS = {
         lambda a, b: a.abs().sub_(b.abs().log1p_()),
         lambda b: b,
         lambda b, s: one_minus_square(s),
-        lambda b, s, s_prime: -2 * s * s_prime,
+        lambda b, s, s_prime: _minus_twice(s, s_prime),
     ),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config
 from flowfactor.training.schedule import Schedule
 from flowfactor.training.variants import (
@@ -50,6 +51,7 @@ __all__ = [
     "measure",
     "plan_benchmark",
     "prepare",
+    "prepare_process",
     "train",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""What a program asks of its process before it trains: settings of the whole process, which no library may touch."""
+"""What a program asks of its process before it trains: settings of the whole process, which no library may touch by itself."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def prepare_process() -> None:
     Weights that never get a gradient, such as those that look at a dark corner, have a running mean of it that decays to
     such numbers, on which processors are ten times as slow: after some 800 steps the optimizer would be. Threads inherit
     this from the one that starts them, so that it has to come before any work.
+
+    flowfactor's programs call it and its library never does: it is for the first line of a program of your own that trains
+    on processors.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> ff.training.prepare_process()
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
