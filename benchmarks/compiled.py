@@ -71,7 +71,7 @@ def compiled_solves(repeats: int, threads: int) -> list[Row]:
             print(f"  {name}: {failed}")
             continue
         sides = {side: Readings(values) for side, values in answer["times"].items()}
-        row = Row("compiled-solve", name, sides["compiled"], sides["as written"], "without compile=True")
+        row = Row("compiled", name, sides["compiled"], sides["as written"], "without compile=True")
         row.notes = {
             "compiling, s": round(answer["seconds"], 1),
             "with its cache, s": round(again["seconds"], 1),

@@ -15,7 +15,7 @@ from benchmarks.timing import short
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "speed.md"
 TABLES = (
-    "machine", "step", "forward", "laplacian", "paper", "data", "training", "parts", "memory", "compile", "compiled-solve",
+    "machine", "step", "forward", "laplacian", "paper", "data", "training", "parts", "memory", "compile", "compiled",
     "processes",
     "growth", "import",
 )  # fmt: skip

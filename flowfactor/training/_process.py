@@ -1,4 +1,4 @@
-"""What a program asks of its process before it trains: settings of the whole process, which no library may touch by itself."""
+"""What a program asks of its process before it trains: settings of the whole process, which no library touches."""
 
 from __future__ import annotations
 
