@@ -29,11 +29,18 @@ class FieldTape:
     Args:
         potential: The tape of u; None for none.
         streams: The tape of every h_i with its J.
+        divergent: Whether the only stream is a velocity with a divergence of its own.
     """
 
-    def __init__(self, potential: PotentialTape | None, streams: Sequence[tuple[PotentialTape, Form]] = ()) -> None:
+    def __init__(
+        self,
+        potential: PotentialTape | None,
+        streams: Sequence[tuple[PotentialTape, Form]] = (),
+        divergent: bool = False,
+    ) -> None:
         self.parts = [*([] if potential is None else [potential]), *(part for part, _ in streams)]
         self.has_potential = potential is not None
+        self.diverges = self.has_potential or divergent
         forms = [form for _, form in streams]
         self.forms = [form.detach() if isinstance(form, Tensor) else form for form in forms]
         self.learned = [isinstance(form, Tensor) and form.requires_grad for form in forms]
@@ -94,15 +101,16 @@ class FieldTape:
             found = [function(z, t) for function in functions]
             turned = found[self.has_potential :]
             parts = [_turn(f["gradient"], form) for f, form in zip(turned, forms, strict=True)]
-            own = found[0] if self.has_potential else {}
+            own = found[0] if self.diverges else {}
             total = [own["gradient"], *parts] if self.has_potential else parts
             return own, sum(total[1:], total[0])
 
         def evaluate(z: Tensor, t: Tensor) -> Evaluation:
             own, velocity = velocity_of(z, t)
-            divergence = own.get("laplacian") if self.has_potential else torch.zeros_like(z[..., 0])
+            divergence = own.get("laplacian") if self.diverges else torch.zeros_like(z[..., 0])
+            gradient = own.get("gradient") if self.has_potential else None
             return Evaluation(
-                z, t, velocity, divergence, own.get("value"), own.get("gradient"), own.get("time"),
+                z, t, velocity, divergence, own.get("value"), gradient, own.get("time"),
                 velocity_at=lambda z: velocity_of(z, t)[1],
             )  # fmt: skip
 
@@ -127,7 +135,7 @@ class FieldTape:
 
     def divergence(self, found: Sequence[Found]) -> Tensor:
         """The divergences at some stages ``[S, K, n]``, from what `velocity` found there."""
-        if not self.has_potential:
+        if not self.diverges:
             z = self._split(found[0][0][0])[0]
             return z.new_zeros(len(found), *z.shape[:-1])
         return self.tapes[0].laplacians([f[0] for f in found]).transpose(0, 1)
@@ -155,13 +163,14 @@ class FieldTape:
 
     def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
         """``velocity`` and what of ``value, gradient, time, laplacian`` is wanted, at all stages."""
-        found = [self.tapes[0].outputs((want if self.has_potential else frozenset()) | {"gradient"})]
+        own = want if self.has_potential else want & {"laplacian"} if self.diverges else frozenset()
+        found = [self.tapes[0].outputs(own | {"gradient"})]
         found += [tape.outputs(frozenset({"gradient"})) for tape in self.tapes[1:]]
         out = {name: self._split(x)[0] for name, x in found[0].items()}
         out["velocity"] = self._sum([x["gradient"] for x in found])
         if not self.has_potential:
             del out["gradient"]
-            if "laplacian" in want:
+            if "laplacian" in want and not self.diverges:
                 out["laplacian"] = torch.zeros_like(out["velocity"][..., 0])
         return out
 
@@ -169,7 +178,7 @@ class FieldTape:
         """Prepares the way back (see `TwoLayerTape.begin`); a cotangent of ``velocity`` reaches every part."""
         own = dict(cotangents)
         self.of_velocity = own.pop("velocity", None)
-        if not self.has_potential:
+        if not self.diverges:
             own = {}
         if self.shared:
             others = len(self.parts) - 1

@@ -95,18 +95,19 @@ class FreeField(Field):
     def tape(
         self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
     ) -> FieldTape | None:
-        """Binds the field for a solve with a closed-form way back (see `Field.tape`); not where its divergence is wanted."""
-        if divergence is not None or type(self) is not FreeField:  # a subclass may mean something else
+        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
+        if type(self) is not FreeField:  # a subclass may mean something else
             return None
         stack = rows.select(own_tensors(self), self.num_flows)
+        estimate = probe if divergence == "hutchinson" else None
 
         def rebind(p: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-            bound = self._bind_stack(p, None, None)
-            return lambda z, t: {"gradient": bound(z, t)["velocity"]}
+            bound = self._bind_stack(p, divergence, estimate)
+            names = {"velocity": "gradient", "divergence": "laplacian"}
+            return lambda z, t: {names[name]: value for name, value in bound(z, t).items()}
 
-        return FieldTape(
-            None, [(PotentialTape(lambda p, *turns: FreeTape(p, self.features), stack, None, rebind), None)]
-        )
+        part = PotentialTape(lambda p, *_: FreeTape(p, self.features, divergence, estimate), stack, None, rebind)
+        return FieldTape(None, [(part, None)], divergent=divergence is not None)
 
     def _bind_stack(
         self, p: Stack, divergence: Divergence | None, probe: Tensor | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -144,8 +145,12 @@ def same_steps_values_and_gradients(
 )
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("control", ["index", "weights", "schedule"])
-def test_free_fields(solver: ff.Solver, rank: int, control: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    flow = ff.LatentFlow(ff.fields.FreeField(D, K, (6, 5), rank=rank, time_features=4, init_scale=1.5).double(), solver)
+@pytest.mark.parametrize("divergence", [None, "exact", "hutchinson"])
+def test_free_fields(
+    solver: ff.Solver, rank: int, control: str, divergence: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = ff.fields.FreeField(D, K, (6, 5), rank=rank, time_features=4, init_scale=1.5).double()
+    flow = ff.LatentFlow(field, solver, divergence or "exact")
     acting: Tensor | ff.Schedule = torch.tensor([1, 0, 2, 2, 0])
     weights = [(0.5 * torch.randn(5, K).double()).requires_grad_() for _ in range(2)]
     if control != "index":
@@ -155,30 +160,40 @@ def test_free_fields(solver: ff.Solver, rank: int, control: str, monkeypatch: py
 
     def run() -> Sequence[Tensor]:
         path = flow(
-            z0, torch.tensor([0.0, 0.4, 1.5]).double(), acting, costs={"action": ff.regularizers.TransportCost()}
-        )
+            z0, torch.tensor([0.0, 0.4, 1.5]).double(), acting, costs={"action": ff.regularizers.TransportCost()},
+            log_det=divergence is not None, generator=torch.Generator().manual_seed(3),
+        )  # fmt: skip
         loss = path.z.sin().sum() + path.costs["action"].square().sum()
+        outputs = [path.z, *path.costs.values()]
+        if path.log_det is not None:
+            loss = loss + path.log_det[1].cos().sum() + path.log_det.square().sum()
+            outputs.append(path.log_det)
         found = torch.autograd.grad(loss, inputs, allow_unused=True)
-        return [path.z, *path.costs.values(), *(x for x in found if x is not None)]
+        return [*outputs, *(x for x in found if x is not None)]
 
     both_ways(monkeypatch, run)
 
 
-def test_gradients_of_gradients_of_a_free_field(monkeypatch: pytest.MonkeyPatch) -> None:
-    flow = ff.LatentFlow(ff.fields.FreeField(D, K, (6, 5), time_features=4).double(), ff.Solver("rk4"))
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_gradients_of_gradients_of_a_free_field(divergence: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    field = ff.fields.FreeField(D, K, (6, 5), time_features=4, init_scale=1.5).double()
+    flow = ff.LatentFlow(field, ff.Solver("rk4"), divergence)
     z = torch.randn(3, D).double().requires_grad_()
     inputs = [z, *flow.parameters()]
 
     def run() -> Sequence[Tensor]:
-        ends = flow(z, [0.0, 1.0], torch.tensor([2, 0, 1])).z[-1]
-        (first,) = torch.autograd.grad(ends.square().sum(), z, create_graph=True)
+        generator = torch.Generator().manual_seed(3)
+        path = flow(z, [0.0, 1.0], torch.tensor([2, 0, 1]), log_det=True, generator=generator)
+        assert path.log_det is not None
+        loss = path.z[-1].square().sum() + path.log_det.square().sum()
+        (first,) = torch.autograd.grad(loss, z, create_graph=True)
         found = torch.autograd.grad(first.square().sum(), inputs, allow_unused=True)
         return [x for x in found if x is not None]
 
     both_ways(monkeypatch, run)
 
 
-def test_a_free_field_whose_divergence_is_wanted_goes_by_autograd() -> None:
+def test_the_divergence_of_a_free_field_is_that_of_its_map() -> None:
     field = ff.fields.FreeField(D, K, (6, 5), time_features=4, init_scale=1.5).double()
     z = torch.randn(3, D).double()
     path = ff.LatentFlow(field, ff.Solver("rk4", step_size=0.05))(z, [0.0, 0.5], 1, log_det=True)
