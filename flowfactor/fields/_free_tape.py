@@ -2,8 +2,8 @@ r"""Velocity networks as a solve uses them: the tape of a `FreeField` (see `flow
 
 With the slopes $s_i = 1 - h_i^2$ of its two layers, the divergence is
 $$\nabla\cdot v = s_2^\top \big(W_2 \circ (W_1 W_3)^\top\big) s_1 + \mathrm{tr}\,P Q^\top ,$$
-and Hutchinson's estimate along a probe e is $(s_2 \circ W_3^\top e)\cdot W_2\,(s_1 \circ W_1 e) + e^\top P Q^\top e$; both are
-bilinear in the slopes.
+and Hutchinson's estimate along a probe e is $(s_2 \circ W_3^\top e)\cdot W_2\,(s_1 \circ W_1 e) + e^\top P Q^\top e$;
+both are bilinear in the slopes.
 """
 
 from __future__ import annotations
