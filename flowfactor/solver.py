@@ -39,12 +39,12 @@ class Solver:
             next. Steps land on output times exactly.
         max_steps: Attempted steps, over a whole solve, after which it is given up. A solve that is held back by
             stiffness and could not end within the limit is given up early.
+        options: Further options for torchdiffeq's solver.
         compile: Whether `torch.compile` makes a program of the field, its divergence and the running costs: of one step
             for the methods of fixed steps (adams aside), which a solve repeats, else of one evaluation. It pays for
             potentials and fields of your own, whose derivatives come from automatic differentiation; those built in have
             closed forms, which it replaces. The first solve waits for the compiler, later processes for its cache. Goes
             with ``gradient="direct"``; gradients of gradients, and ``backward(retain_graph=True)``, cannot be had.
-        options: Further options for torchdiffeq's solver.
 
     Raises:
         ValueError: If a setting is unknown or out of range.

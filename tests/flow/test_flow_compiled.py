@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -121,6 +123,16 @@ def test_every_field_has_a_count_of_programs_of_its_own(programs: CompileCounter
     for width in range(3, 13):  # torch runs as written from the ninth program of one function
         ff.LatentFlow(ff.fields.FreeField(D, K, (width, 3)), settings)(z, [0.0, 1.0])
     assert programs.frame_count == 10
+
+
+def test_a_program_goes_with_its_field(programs: CompileCounter) -> None:
+    field = ff.fields.FreeField(D, K, (4, 3))
+    flow = ff.LatentFlow(field, ff.Solver("euler", compile=True))
+    flow(torch.randn(4, D, requires_grad=True), [0.0, 1.0]).z.sum().backward()
+    known = weakref.ref(field)
+    del field, flow
+    gc.collect()
+    assert programs.frame_count and known() is None
 
 
 def test_one_program_serves_all_flows_of_a_stacked_field(programs: CompileCounter) -> None:
