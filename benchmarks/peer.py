@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -43,9 +42,7 @@ class DiffraxProcess:
         command = [sys.executable, "-m", "benchmarks.diffrax_peer", str(threads), str(bits)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._log = (Path(self._folder.name) / "log").open("w+")
-        # What `prepare_process` asks of this process's C library.
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2), "MALLOC_TRIM_THRESHOLD_": str(1024**3)}
-        self._process = subprocess.Popen(command, text=True, cwd=ROOT, stderr=self._log, env=environment, **pipes)
+        self._process = subprocess.Popen(command, text=True, cwd=ROOT, stderr=self._log, **pipes)
 
     def __enter__(self) -> DiffraxProcess:
         path = Path(self._folder.name) / "problem.npz"

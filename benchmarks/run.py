@@ -17,7 +17,6 @@ import torch
 from benchmarks import compiled, data, growth, memory, potentials, precision, processes, report, solves, training_step
 from benchmarks.report import RESULTS
 from benchmarks.timing import Row
-from flowfactor.training import prepare_process
 
 __all__ = ["CASES", "RESULTS", "machine", "main"]
 Case = Callable[[int, int], list[Row]]
@@ -50,7 +49,7 @@ def main() -> None:
         documents(args.docs)
         return
     torch.set_num_threads(args.threads)
-    prepare_process()  # as all training programs do, before there are threads
+    torch.set_flush_denormal(True)  # as in all training programs, before there are threads
     about, rows, begin = machine(args.threads), [], time.monotonic()
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     for name in args.only:

@@ -15,7 +15,7 @@ from benchmarks.timing import Readings, Row, Target, interleaved
 from flowfactor import objectives
 from flowfactor.data.base import Batch
 from flowfactor.models import build_model
-from flowfactor.training import load_config
+from flowfactor.training import load_config, prepare_process
 
 PARTS: tuple[str, ...] = ("data", "encoder", "flow", "decoder", "optimizer")
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -142,12 +142,13 @@ def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
     """Steps per second of the preset with each solver, and the share of data, encoder, flow, decoder and optimizer.
 
     Each solver trains a model of its own for a while before it is timed, since the evaluations that an adaptive solver
-    needs depend on what the flow has learned.
+    needs depend on what the flow has learned. Freed memory is kept, as in all training programs, by the whole process.
     """
     found = digits()
     if found is None:
         print("  neither MNIST nor scikit-learn is at hand: left out")
         return []
+    prepare_process()
     dataset, name = found
     trainers = {solver: Trainer(options, dataset) for solver, options in SOLVERS.items()}
     steps: dict[str, int] = {}
