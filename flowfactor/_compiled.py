@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torchdiffeq._impl.odeint import SOLVERS
 
 from flowfactor._functorch import is_plain
@@ -82,4 +83,8 @@ def program_of(field: Field) -> Program | None:
 def _compile(function: Any) -> Any:
     # torch.compile counts programs by a function's code, and from the ninth on runs uncompiled: each field has its own copy.
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    return torch.compile(own, dynamic=True)
+    validates = Distribution._validate_args
+    compiled = torch.compile(own, dynamic=True)
+    # The first call in a process stops all of torch's distributions from checking their parameters.
+    Distribution.set_default_validate_args(validates)
+    return compiled

@@ -118,9 +118,10 @@ class FlowModule(pl.LightningModule):
         try:
             terms = self.model(batch["frames"], batch["t"], k, generator=self.generator)
         except ValueError as error:
-            if "found invalid values" not in str(error):  # what torch's distributions say of parameters such as NaN
+            # What torch's distributions say of parameters such as NaN, and a latent flow of its start.
+            if "found invalid values" not in str(error) and "holds NaN" not in str(error):
                 raise
-            raise _became_nan(step, "a distribution's parameters are no valid numbers") from error
+            raise _became_nan(step, "the model's states are no valid numbers") from error
         self._loss = terms.loss.detach()
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(terms.as_dict(), step, len(batch["frames"]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -156,6 +158,19 @@ def test_transforms_and_double_gradients_run_as_written(programs: CompileCounter
     for found, expected in zip(*(torch.func.jvp(end(f), (z,), (tangent,)) for f in (flow, plain)), strict=True):
         torch.testing.assert_close(found, expected)
     assert not programs.frame_count
+
+
+def test_distributions_go_on_checking_their_parameters() -> None:
+    program = """
+import torch, flowfactor as ff
+flow = ff.LatentFlow(ff.fields.FreeField(2, 1, (3, 3)), ff.Solver("euler", compile=True))
+compiled = torch.compile
+torch.compile = lambda f, **settings: compiled(f, **settings, backend="eager")
+flow(torch.ones(4, 2), [0.0, 1.0])
+torch.distributions.Normal(torch.tensor(float("nan")), 1.0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "found invalid values" in done.stderr
 
 
 def test_what_a_field_raises_comes_through(programs: CompileCounter) -> None:
