@@ -18,10 +18,10 @@ from torchdiffeq._impl.odeint import SOLVERS
 
 from flowfactor._functorch import is_plain
 from flowfactor.fields.base import Field
-from flowfactor.solver import Solver
+from flowfactor.solver import FIXED_METHODS, MULTISTEP_METHODS, Solver
 
 RHS = Callable[[Tensor, Tensor], Tensor]
-ONE_STEP_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
+ONE_STEP_METHODS = tuple(method for method in FIXED_METHODS if method not in MULTISTEP_METHODS)
 _UNPERTURBED: Any = SimpleNamespace(perturb=False)  # all that torchdiffeq's steps ask of their solver
 
 

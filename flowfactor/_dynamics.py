@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flowfactor._compiled import Program
+from flowfactor._compiled import RHS, Program
 from flowfactor._diagnose import stiffness
 from flowfactor._runge_kutta import tableau
 from flowfactor.errors import FlowSolveError, Reason
 from flowfactor.path import SolveStats
 from flowfactor.solver import SCIPY_METHOD, Solver
 
-RHS = Callable[[Tensor, Tensor], Tensor]
 LOOK_EVERY = 1_000  # attempted steps between two looks at whether a solve can still end within its limit
 
 

@@ -12,9 +12,9 @@ import torchdiffeq
 from torch import Tensor
 
 from flowfactor._capture import captured_tensors
-from flowfactor._compiled import Program
+from flowfactor._compiled import RHS, Program
 from flowfactor._diagnose import failure, first_bad
-from flowfactor._dynamics import RHS, Dynamics, NotFiniteError, StepLimitError
+from flowfactor._dynamics import Dynamics, NotFiniteError, StepLimitError
 from flowfactor._functorch import is_transforming
 from flowfactor.errors import FlowSolveError
 from flowfactor.path import SolveStats

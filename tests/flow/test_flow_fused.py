@@ -52,6 +52,13 @@ def test_same_steps_values_and_gradients(
     same_steps_values_and_gradients(field(kind, activation), ff.Solver(method), divergence, monkeypatch)
 
 
+@pytest.mark.parametrize("control", [torch.tensor([1, 0, 2, 2, 0]), torch.tensor(1)], ids=["filled up", "one flow"])
+def test_same_steps_by_the_norm_of_the_whole_batch(control: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = ff.Solver("dopri5", norm="batch")
+    control = control.expand(5)
+    same_steps_values_and_gradients(field("gradient", "logcosh"), solver, "hutchinson", monkeypatch, control)
+
+
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_the_papers_potential(gradient: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
