@@ -9,6 +9,7 @@ from pathlib import Path
 
 import flowfactor
 from flowfactor.cli.benchmark import run_benchmark
+from flowfactor.cli.errors import guarded
 from flowfactor.cli.runs import run_demo, run_evaluate, run_traverse
 from flowfactor.cli.train import run_train
 from flowfactor.training.config import list_presets
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments; the program's own where None.
 
     Returns:
-        The exit code: 0, 1 where runs of a benchmark failed, or 130 after an interruption.
+        The exit code: 0, 1 where runs of a benchmark failed, 74 where a file cannot be read or written, or 130 after an
+        interruption.
 
     Raises:
         SystemExit: With code 2 where the arguments, or what they point to, are wrong.
@@ -33,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: 2
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(" ".join(given[:1]), lambda: _run(given))
+
+
+def _run(given: list[str]) -> int:
     if given[:1] == ["train"]:
         return run_train(given[1:])
     if given[:1] == ["benchmark"]:
@@ -58,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train a small model in three minutes, and look at it")
     demo.add_argument("--minutes", type=float, default=None, help="length of the training (default: the preset's)")
     demo.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    demo.add_argument("--output", type=_path, default=None, help="folder, begun anew each time (default: demo_output)")
+    demo.add_argument(
+        "--output", type=_path, default=None, help="folder; a demo in it is begun anew (default: demo_output)"
+    )
     demo.set_defaults(run=run_demo)
 
     evaluate = commands.add_parser("evaluate", help="measure the model of a run on test data")
@@ -67,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--samples", type=int, default=64, help="samples of the likelihood's bound; 0 leaves it out (default: 64)"
     )
+    evaluate.add_argument("--output", type=_path, help="JSON file to write (default: RUN_DIR/evaluation.json)")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     evaluate.add_argument("--root", help="folder of the data, where it has moved")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -74,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     traverse.add_argument("run_dir", type=_path, help="folder of a run")
     traverse.add_argument("--output", type=_path, help="picture to write (default: RUN_DIR/traversal.png)")
     traverse.add_argument("--gif", type=_path, help="animation to write too")
+    traverse.add_argument("--overwrite", action="store_true", help="replace files that are there")
     traverse.add_argument("--images", type=int, default=3, help="how many test images (default: 3)")
     traverse.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
     traverse.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from flowfactor.cli.errors import USER_ERRORS, fail
+from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
 from flowfactor.errors import require
+from flowfactor.training._folder import run_folder
 from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config, preset_path
 
@@ -21,7 +23,7 @@ examples:
   flowfactor train demo --method beta-vae --model.beta 8 --output runs/beta
   flowfactor train runs/gradient/config.yaml --resume
 
-Any key can be overridden, in the order given. Ctrl-C ends the training behind the current step and saves it."""
+Any key can be overridden, in the order given. Ctrl-C ends the training after the current step and saves it."""
 
 
 def train_parser(method: str = "ours") -> Any:
@@ -50,7 +52,11 @@ def train_parser(method: str = "ours") -> Any:
     parser.add_argument("-h", "--help", action="help", help="show this help and exit")
     parser.add_argument("--config", action="config", help="further YAML file, which overrides what stands before it")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin anew in a folder that holds a run, which goes when the new one has its first checkpoint",
+    )
     parser.add_argument("--method", type=str, default="ours", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights and of all draws")
     parser.add_argument("--output", type=str, default="runs/latest", help="folder of the run")
@@ -107,9 +113,17 @@ def parse_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:
     source = str(path)
     if (method := _method(arguments)) != (own := load_config(path)).method:
         source = json.dumps(own.with_method(method).as_dict())
-    values = parser.parse_args(["--config", source, *arguments[1:]]).as_dict()
+    # The settings of a run mean the folder that they lie in, unless another one is named.
+    folder = run_folder(path)
+    output = [] if folder is None else ["--output", str(folder)]
+    values = parser.parse_args(["--config", source, *output, *arguments[1:]]).as_dict()
     values.pop("config")
     resume, overwrite = values.pop("resume"), values.pop("overwrite")
+    if resume and folder is not None and Path(values["output"]).expanduser().resolve() != folder.resolve():
+        parser.error(
+            f"{path} belongs to the run in {folder}, and the output is {values['output']}: leave --output out to go on with "
+            f"that run, or give {Path(values['output']) / path.name} to go on with the other one"
+        )
     values["model"] = _typed(values["model"])
     # What is at its default stays out, so that files of settings remain short.
     defaults = parser.get_defaults().as_dict()["model"]
@@ -158,23 +172,30 @@ def run_train(arguments: Sequence[str]) -> int:
     try:
         config, resume, overwrite = parse_train(arguments)
         from flowfactor.training import prepare
-        from flowfactor.training._folder import BusyError
 
         run = prepare(config, resume=resume, overwrite=overwrite)
     except USER_ERRORS as error:
         fail("train", error)
     try:
-        result = run.fit()
-    except BusyError as error:
+        result = run.fit(tell=report)
+    except FileExistsError as error:  # another process is, or was, at work there
         fail("train", error)
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    # Of several processes the first one reports; it would be ended by another code than 0 of the others.
-    return report(result, config.output) if rank_zero_only.rank == 0 else 0
+    return ended(result, run.folder)
 
 
-def report(result: dict[str, Any], folder: str) -> int:
-    """Prints the result of a training.
+def report(result: dict[str, Any]) -> None:
+    """Prints the result of a training, if it was not interrupted.
+
+    Args:
+        result: The result.
+    """
+    if result["finished"]:
+        steps, seconds = result["steps"], result["seconds"]
+        say(f"\n{steps:,} steps in {seconds:,.0f} s, {result['steps_per_second']:.1f} a second\n\n{table(result)}")
+
+
+def ended(result: dict[str, Any], folder: Path) -> int:
+    """Says where a training's files are, or how to go on with it; of several processes the first one does.
 
     Args:
         result: The result.
@@ -183,13 +204,16 @@ def report(result: dict[str, Any], folder: str) -> int:
     Returns:
         The exit code: 130 where it was interrupted.
     """
-    steps, seconds = result["steps"], result["seconds"]
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from flowfactor.training._folder import resume_command
+
+    if rank_zero_only.rank != 0:
+        return 0  # it would be ended by another code of theirs
     if not result["finished"]:
-        print(f"interrupted after {steps:,} steps. Go on: flowfactor train {folder}/config.yaml --resume")
-        return 130
-    print(f"\n{steps:,} steps in {seconds:,.0f} s, {result['steps_per_second']:.1f} a second\n")
-    print(table(result))
-    print(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and last.ckpt")
+        say(f"interrupted after {result['steps']:,} steps. Go on: {resume_command(folder)}")
+        return INTERRUPTED
+    say(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and last.ckpt")
     return 0
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,14 +25,22 @@ class LastCheckpoint(pl.Callback):
         path: The file.
         minutes: Minutes between checkpoints.
         steps: Steps between checkpoints, or None.
+        first: Called when the first checkpoint, which is then made after the first step, is written and about to take its
+            place; None for no such call.
 
     Example:
         >>> LastCheckpoint("runs/a/last.ckpt", minutes=5).path.name
         'last.ckpt'
     """
 
-    def __init__(self, path: str | Path, minutes: float = 5.0, steps: int | None = None) -> None:
-        self.path, self.minutes, self.steps = Path(path), minutes, steps
+    def __init__(
+        self,
+        path: str | Path,
+        minutes: float = 5.0,
+        steps: int | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> None:
+        self.path, self.minutes, self.steps, self._first = Path(path), minutes, steps, first
         self._saved_at = 0.0
         self._saved_step = -1
 
@@ -43,7 +52,7 @@ class LastCheckpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves when it is time to."""
-        due = self.steps is not None and trainer.global_step % self.steps == 0
+        due = self._first is not None or (self.steps is not None and trainer.global_step % self.steps == 0)
         if trainer.world_size == 1:
             due = due or self._late
         elif trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -66,6 +75,9 @@ class LastCheckpoint(pl.Callback):
         # The first process alone writes; the others take part in gathering the state.
         with replacing(self.path) if trainer.is_global_zero else contextlib.nullcontext(self.path) as path:
             trainer.save_checkpoint(path)
+            if self._first is not None and trainer.is_global_zero:
+                self._first()
+        self._first = None
         trainer.strategy.barrier()
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
@@ -108,12 +120,13 @@ class Progress(pl.Callback):
                 stream.write("\n")
 
     def _write(self, stream: TextIO, line: str) -> None:
-        if stream.isatty():
-            stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            stream.write(line + "\n")
-        stream.flush()
+        with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to end a training
+            if stream.isatty():
+                stream.write("\r" + line.ljust(self._width))
+                self._width = len(line)
+            else:
+                stream.write(line + "\n")
+            stream.flush()
 
 
 def describe(module: FlowModule) -> str:

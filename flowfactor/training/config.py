@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from flowfactor.errors import require
+from flowfactor.training._folder import run_folder
 from flowfactor.training.datasets import DataConfig
 
 PRESETS = Path(__file__).parent.parent / "configs"
@@ -221,6 +222,8 @@ def preset_path(preset: str | Path) -> Path:
 def load_config(preset: str | Path) -> Config:
     """Reads a preset, or your own YAML file.
 
+    The ``config.yaml`` in the folder of a run means that folder as its output, wherever the run was when it was written.
+
     Args:
         preset: One of `list_presets`, or the path of a YAML file.
 
@@ -238,4 +241,8 @@ def load_config(preset: str | Path) -> Config:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} must hold sections such as data, model and train, got {type(values).__name__}")
-    return Config.from_dict(values)
+    config = Config.from_dict(values)
+    folder = run_folder(path)
+    if folder is not None:
+        config.output = str(folder)
+    return config

@@ -94,8 +94,10 @@ def test_two_methods_and_two_seeds(
 
 
 def test_a_run_that_crashes_takes_no_other_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path, "--methods", "vae", "--seeds", "0")) == 0
     damaged = tmp_path / "vae-seed0"
-    damaged.mkdir()
+    for name in ("benchmark.json", "result.json"):
+        (damaged / name).unlink()
     (damaged / "last.ckpt").write_bytes(b"no checkpoint")
     asked = command(tmp_path, "--methods", "ours", "vae", "--seeds", "0", workers=2)
     assert main(asked) == 1
