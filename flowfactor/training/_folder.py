@@ -16,8 +16,9 @@ except ImportError:  # not a Unix: nothing keeps two processes apart there
     fcntl = None
 
 CONFIG, CHECKPOINT, MODEL, METRICS, TENSORBOARD = "config.yaml", "last.ckpt", "model", "metrics.csv", "tensorboard"
+PREVIOUS, BEST = "previous.ckpt", "best.ckpt"
 RESULT, EVALUATION, TRAVERSAL, ANIMATION = "result.json", "evaluation.json", "traversal.png", "transformations.gif"
-"""In the folder of any run; those of the second line say what its model does."""
+"""In the folder of any run; those of the last line say what its model does."""
 
 SETTINGS, FIGURES, ERROR, LOG = "settings.json", "benchmark.json", "error.txt", "log.txt"
 """In the folder of a benchmark's run, beside those of any run."""
@@ -74,24 +75,28 @@ def claimed(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether there is something to resume in a folder; it may be damaged."""
+    return any((folder / name).is_file() for name in (CHECKPOINT, PREVIOUS, BEST))
+
+
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Raises where a run cannot begin, or be resumed, in a folder (see `prepare`)."""
     if resume and overwrite:
         raise ValueError("resume goes on with a run and overwrite begins it anew: choose one of them")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"the output {folder} is a file: choose a folder")
-    checkpoint = folder / CHECKPOINT
     if not resume:
-        if not overwrite and (checkpoint.exists() or (folder / RESULT).exists()):
+        if not overwrite and (holds_checkpoint(folder) or (folder / RESULT).exists()):
             raise FileExistsError(f"{folder} holds a run: resume it, overwrite it, or choose another output")
         return
-    if not checkpoint.is_file():
+    if not holds_checkpoint(folder):
         raise FileNotFoundError(f"there is nothing to resume: {folder} holds no {CHECKPOINT}")
 
 
 def clear(folder: Path) -> None:
     """Removes what an earlier run left that this one would not replace at once."""
-    for name in (CHECKPOINT, METRICS, FIGURES, *OF_THE_MODEL):
+    for name in (CHECKPOINT, PREVIOUS, BEST, METRICS, FIGURES, *OF_THE_MODEL):
         (folder / name).unlink(missing_ok=True)
     for name in (MODEL, TENSORBOARD):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -16,14 +16,13 @@ import lightning
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import require
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
 from flowfactor.training._folder import (
-    CHECKPOINT,
     CONFIG,
     METRICS,
     MODEL,
@@ -35,7 +34,9 @@ from flowfactor.training._folder import (
     clear,
     write_text,
 )
-from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
+from flowfactor.training._table import TableLogger
+from flowfactor.training.callbacks import GracefulStop, Progress
+from flowfactor.training.checkpoints import Checkpoints, Found, newest_checkpoint
 from flowfactor.training.config import Config, load_config
 from flowfactor.training.data import SequenceData
 from flowfactor.training.datasets import data_identity
@@ -113,14 +114,15 @@ class Run:
             seed=config.seed,
             clock=train.clock,
         )
+        found = newest_checkpoint(self.folder, tell=False) if self.resume else None
         stop = GracefulStop()
         with _quiet():
-            trainer = self._trainer(stop)
+            trainer = self._trainer(stop, found)
             try:
                 trainer.fit(
                     module,
                     datamodule=self.data,
-                    ckpt_path=self.folder / CHECKPOINT if self.resume else None,
+                    ckpt_path=None if found is None else found.path,
                     weights_only=True,
                 )
             finally:
@@ -144,11 +146,12 @@ class Run:
         write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
         return result
 
-    def _trainer(self, stop: GracefulStop) -> pl.Trainer:
+    def _trainer(self, stop: GracefulStop, found: Found | None) -> pl.Trainer:
         train = self.config.train
+        resumed = None if found is None else found.path
         callbacks: list[pl.Callback] = [
             stop,
-            LastCheckpoint(self.folder / CHECKPOINT, train.checkpoint_minutes, train.checkpoint_steps),
+            Checkpoints(self.folder, train.checkpoint_minutes, train.checkpoint_steps, resumed),
         ]
         if train.progress:
             callbacks.append(Progress(train.log_every))
@@ -162,7 +165,7 @@ class Run:
             max_epochs=-1,
             gradient_clip_val=train.clip,
             log_every_n_steps=train.log_every,
-            logger=_loggers(self.folder, train.tensorboard, self.resume),
+            logger=_loggers(self.folder, train.tensorboard, found),
             callbacks=callbacks,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -180,6 +183,7 @@ class Run:
             "steps_per_second": round(steps / seconds, 3) if seconds else None,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "terms": module.latest,
+            "best_checkpoint": next(c.told() for c in trainer.callbacks if isinstance(c, Checkpoints)),  # type: ignore[attr-defined]
             "seed": self.config.seed,
             "config": self.config.as_dict(),
             "versions": versions(),
@@ -203,7 +207,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
         FileNotFoundError: If data are missing, or there is nothing to resume.
         FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set.
         ValueError: If settings are out of range, do not fit each other, or differ from the run to resume in more than its
-            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie.
+            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie; or if all of its
+            checkpoints are damaged.
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
@@ -214,6 +219,7 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
     if resume:
         _check_resumable(config, folder, train)
+        newest_checkpoint(folder, tell=rank_zero_only.rank == 0)
     return Run(config, make_model(config, train), data, test, folder, resume)
 
 
@@ -256,9 +262,10 @@ def make_model(config: Config, data: SequenceDataset) -> Any:
 def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Trains a model by a configuration, with checkpoints, logs and a result file.
 
-    The folder of the run holds ``config.yaml``, ``last.ckpt``, ``metrics.csv``, the model in ``model/`` (for
-    ``from_pretrained``) and ``result.json``. An interruption (Ctrl-C) ends the training behind the current step and
-    saves it; the result then has ``"finished": false`` and no measurements.
+    The folder of the run holds ``config.yaml``, the checkpoints ``last.ckpt``, ``previous.ckpt`` and ``best.ckpt``,
+    ``metrics.csv``, the model in ``model/`` (for ``from_pretrained``) and ``result.json``. An interruption (Ctrl-C, SIGTERM,
+    SIGUSR1) ends the training after the current step and saves it; the result then has ``"finished": false`` and no
+    measurements.
 
     Args:
         config: The settings, or the name of a preset, or the path of a YAML file.
@@ -351,17 +358,17 @@ def _check_resumable(config: Config, folder: Path, data: SequenceDataset) -> Non
         raise ValueError(f"the run in {folder} has model {before.model}, not {config.model}: make them agree")
 
 
-def _loggers(folder: Path, tensorboard: bool, resume: bool) -> list[Logger]:
-    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-    earlier = (folder / METRICS).read_text(encoding="utf-8") if resume and (folder / METRICS).exists() else None
-    _ = table.experiment  # Lightning deletes an earlier table here; a resumed run goes on with it
-    if earlier is not None and rank_zero_only.rank == 0:
-        write_text(folder / METRICS, earlier)
-    loggers: list[Logger] = [table]
+def _loggers(folder: Path, tensorboard: bool, found: Found | None) -> list[Logger]:
+    """The loggers; what was logged after the checkpoint that the training goes on from will come once more."""
+    step = None if found is None else found.step
+    loggers: list[Logger] = [TableLogger(folder / METRICS, step)]
     if tensorboard:
+        purge = None if step is None else step + 1
         # Where it is not installed, the table alone has to do.
         with contextlib.suppress(ModuleNotFoundError):
-            loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD, default_hp_metric=False))
+            loggers.append(
+                TensorBoardLogger(folder, name="", version=TENSORBOARD, default_hp_metric=False, purge_step=purge)
+            )
     return loggers
 
 
