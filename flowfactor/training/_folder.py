@@ -231,7 +231,7 @@ def sweep(folder: Path) -> None:
 
 def holds_run(folder: Path) -> bool:
     """Whether a folder holds a training or its result."""
-    return any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS, RESULT))
+    return holds_checkpoint(folder) or (folder / RESULT).exists()
 
 
 def resume_command(folder: Path) -> str:
@@ -248,8 +248,13 @@ def run_folder(path: Path) -> Path | None:
     Returns:
         Its folder, where a checkpoint or the list of a run lies beside it.
     """
-    beside = any((path.parent / name).is_file() for name in (CHECKPOINT, PREVIOUS, LIST))
+    beside = holds_checkpoint(path.parent) or (path.parent / LIST).is_file()
     return path.parent if path.name == CONFIG and beside else None
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether there is something to resume in a folder; it may be damaged."""
+    return any((folder / name).is_file() for name in (CHECKPOINT, PREVIOUS, BEST))
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -263,7 +268,7 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         if not overwrite and holds_run(folder):
             raise FileExistsError(f"{folder} holds a run: resume it, overwrite it, or choose another output")
         return
-    if not any((folder / name).is_file() for name in (CHECKPOINT, PREVIOUS)):
+    if not holds_checkpoint(folder):
         raise FileNotFoundError(f"there is nothing to resume: {folder} holds no {CHECKPOINT}")
     adopted = without_list(folder)
     _refuse(folder, [name for name in foreign(folder, OF_A_RUN) if name not in adopted])

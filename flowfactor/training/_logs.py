@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from flowfactor.training._folder import METRICS, TENSORBOARD, mark_of, write_text
+from flowfactor.training._folder import METRICS, TENSORBOARD, mark_of
+from flowfactor.training._table import TableLogger
+from flowfactor.training.checkpoints import Found
 
 _QUIET = (
     ".*does not have many workers.*",  # batches are made whole by the data set: workers would only copy them
@@ -82,19 +83,27 @@ class LateLoggers(pl.Callback):
                     logger.log_metrics(metrics, step)
 
 
-def open_loggers(folder: Path, tensorboard: bool, resume: bool) -> list[Logger]:
-    """Opens the table of a run, and TensorBoard's log if it is installed; a resumed run goes on with its table."""
-    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-    earlier = (folder / METRICS).read_text(encoding="utf-8") if resume and (folder / METRICS).exists() else None
-    _ = table.experiment  # Lightning deletes an earlier table here; a resumed run goes on with it
-    if earlier is not None and rank_zero_only.rank == 0:
-        write_text(folder / METRICS, earlier)
-    loggers: list[Logger] = [table]
+def open_loggers(folder: Path, tensorboard: bool, found: Found | None) -> list[Logger]:
+    """Opens the table of a run, and TensorBoard's log if it is installed.
+
+    Args:
+        folder: Folder of the run.
+        tensorboard: Whether TensorBoard's log is asked for.
+        found: The checkpoint that the training goes on from: what was logged after it will come once more.
+
+    Returns:
+        The loggers.
+    """
+    step = None if found is None else found.step
+    loggers: list[Logger] = [TableLogger(folder / METRICS, step)]
     if tensorboard:
         # Where it is not installed, the table alone has to do.
         with contextlib.suppress(ModuleNotFoundError):
-            suffix = f".{mark_of(folder)}"  # shows whose the file is
-            options: dict[str, Any] = {"default_hp_metric": False, "filename_suffix": suffix}
+            options: dict[str, Any] = {
+                "default_hp_metric": False,
+                "filename_suffix": f".{mark_of(folder)}",  # shows whose the file is
+                "purge_step": None if step is None else step + 1,
+            }
             loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD, **options))
     return loggers
 

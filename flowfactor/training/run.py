@@ -22,7 +22,6 @@ import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
 from flowfactor.training._folder import (
-    CHECKPOINT,
     CONFIG,
     MODEL,
     OF_A_MODEL,
@@ -36,7 +35,8 @@ from flowfactor.training._folder import (
 )
 from flowfactor.training._logs import HeldBack, LateLoggers, open_loggers, quiet
 from flowfactor.training._place import Place
-from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
+from flowfactor.training.callbacks import GracefulStop, Progress
+from flowfactor.training.checkpoints import Checkpoints, Found, newest_checkpoint
 from flowfactor.training.config import Config, load_config
 from flowfactor.training.data import SequenceData
 from flowfactor.training.datasets import data_identity
@@ -124,14 +124,15 @@ class Run:
             seed=config.seed,
             clock=train.clock,
         )
+        found = newest_checkpoint(self.folder, tell=False) if self.resume else None
         stop = GracefulStop()
         with quiet():
-            trainer = self._trainer(stop, None if self.resume else place.begin)
+            trainer = self._trainer(stop, found, None if self.resume else place.begin)
             try:
                 trainer.fit(
                     module,
                     datamodule=self.data,
-                    ckpt_path=self.folder / CHECKPOINT if self.resume else None,
+                    ckpt_path=None if found is None else found.path,
                     weights_only=True,
                 )
             except SystemExit as error:  # how Lightning ends after a second interruption, or one before the first step
@@ -183,12 +184,15 @@ class Run:
             seed=self.config.seed,
         )
 
-    def _trainer(self, stop: GracefulStop, first: Callable[[], None] | None = None) -> pl.Trainer:
+    def _trainer(
+        self, stop: GracefulStop, found: Found | None = None, first: Callable[[], None] | None = None
+    ) -> pl.Trainer:
         train = self.config.train
+        resumed = None if found is None else found.path
         callbacks: list[pl.Callback] = [
             stop,
-            LastCheckpoint(self.folder / CHECKPOINT, train.checkpoint_minutes, train.checkpoint_steps, first),
-            LateLoggers(self.resume, lambda: open_loggers(self.folder, train.tensorboard, self.resume)),
+            Checkpoints(self.folder, train.checkpoint_minutes, train.checkpoint_steps, resumed, first),
+            LateLoggers(self.resume, lambda: open_loggers(self.folder, train.tensorboard, found)),
         ]
         if train.progress:
             callbacks.append(Progress(train.log_every))
@@ -220,6 +224,7 @@ class Run:
             "steps_per_second": round(steps / seconds, 3) if seconds else None,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "terms": module.latest,
+            "best_checkpoint": next(c.told() for c in trainer.callbacks if isinstance(c, Checkpoints)),  # type: ignore[attr-defined]
             "seed": self.config.seed,
             "config": self.config.as_dict(),
             "versions": versions(),
@@ -245,7 +250,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
             by names that a run writes, which are not on the list of a run.
         OSError: If the output folder cannot be written in.
         ValueError: If settings are out of range, do not fit each other, or differ from the run to resume in more than its
-            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie.
+            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie; or if all of its
+            checkpoints are damaged.
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
@@ -257,6 +263,7 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
     if resume:
         _check_resumable(config, folder, train)
+        newest_checkpoint(folder, tell=rank_zero_only.rank == 0)
     run = Run(config, make_model(config, train), data, test, folder, resume, overwrite)
     run.check()
     return run
@@ -301,10 +308,10 @@ def make_model(config: Config, data: SequenceDataset) -> Any:
 def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Trains a model by a configuration, with checkpoints, logs and a result file.
 
-    The folder of the run holds ``config.yaml``, ``last.ckpt``, ``metrics.csv``, the model in ``model/`` (for
-    ``from_pretrained``), ``result.json``, and in ``flowfactor.json`` the list of these files: nothing that is not on it
-    is ever deleted or replaced. An interruption (Ctrl-C) ends the training after the current step and saves it; the result
-    then has ``"finished": false`` and no measurements.
+    The folder of the run holds ``config.yaml``, the checkpoints ``last.ckpt``, ``previous.ckpt`` and ``best.ckpt``,
+    ``metrics.csv``, the model in ``model/`` (for ``from_pretrained``), ``result.json``, and in ``flowfactor.json`` the list
+    of these files: nothing that is not on it is ever deleted or replaced. An interruption (Ctrl-C, SIGTERM, SIGUSR1) ends
+    the training after the current step and saves it; the result then has ``"finished": false`` and no measurements.
 
     Args:
         config: The settings, or the name of a preset, or the path of a YAML file.

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from flowfactor.training._folder import (
-    CHECKPOINT,
     ERROR,
     FIGURES,
     RESULT,
     SETTINGS,
     BusyError,
     claimed,
+    holds_checkpoint,
     own,
     remove,
     write_text,
@@ -57,7 +57,7 @@ def execute(folder: str | Path) -> dict[str, Any] | None:
 def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Any] | None:
     result = _finished_training(folder)
     if result is None:
-        resume = (folder / CHECKPOINT).is_file()
+        resume = holds_checkpoint(folder)
         run = prepare(config, resume=resume, overwrite=not resume)
         result = run.fit(measure=False)
         if not result["finished"]:

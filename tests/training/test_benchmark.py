@@ -98,14 +98,17 @@ def test_a_run_that_crashes_takes_no_other_with_it(tmp_path: Path, capsys: pytes
     damaged = tmp_path / "vae-seed0"
     for name in ("benchmark.json", "result.json"):
         (damaged / name).unlink()
-    (damaged / "last.ckpt").write_bytes(b"no checkpoint")
+    for checkpoint in damaged.glob("*.ckpt"):
+        checkpoint.write_bytes(b"no checkpoint")
     asked = command(tmp_path, "--methods", "ours", "vae", "--seeds", "0", workers=2)
     assert main(asked) == 1
     told = capsys.readouterr().out
-    assert "vae, seed 0 FAILED: ValueError" in told and str(damaged) in told
+    assert "vae, seed 0 FAILED: DamagedCheckpointError" in told and str(damaged) in told
     assert set(figures(tmp_path)) == {"ours-seed0"}
     report = (tmp_path / "report.md").read_text()
-    assert "## Not finished" in report and "- vae-seed0: ValueError" in report and "| `ours` | 1 |" in report
+    assert (
+        "## Not finished" in report and "- vae-seed0: DamagedCheckpointError" in report and "| `ours` | 1 |" in report
+    )
     assert "Traceback" in (damaged / "log.txt").read_text()
     shutil.rmtree(damaged)
     assert main(command(tmp_path, "--methods", "ours", "vae", "--seeds", "0")) == 0
