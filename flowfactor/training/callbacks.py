@@ -74,7 +74,12 @@ class LastCheckpoint(pl.Callback):
         """Saves to a temporary file, which then takes the place of the last one; all processes have to call it."""
         # The first process alone writes; the others take part in gathering the state.
         with replacing(self.path) if trainer.is_global_zero else contextlib.nullcontext(self.path) as path:
-            trainer.save_checkpoint(path)
+            try:
+                trainer.save_checkpoint(path)
+            except OSError as error:
+                if error.errno is not None:  # Lightning writes elsewhere first, and the system may name that file
+                    error.filename, error.filename2 = str(self.path), None
+                raise
             if self._first is not None and trainer.is_global_zero:
                 self._first()
         self._first = None

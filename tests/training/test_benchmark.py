@@ -98,7 +98,7 @@ def test_a_run_that_crashes_takes_no_other_with_it(tmp_path: Path, capsys: pytes
     damaged = tmp_path / "vae-seed0"
     for name in ("benchmark.json", "result.json"):
         (damaged / name).unlink()
-    (damaged / "last.ckpt").write_bytes(b"no checkpoint")
+    (damaged / "config.yaml").write_text("no settings")
     asked = command(tmp_path, "--methods", "ours", "vae", "--seeds", "0", workers=2)
     assert main(asked) == 1
     told = capsys.readouterr().out
