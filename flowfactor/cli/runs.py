@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import shlex
@@ -22,7 +23,7 @@ from flowfactor.training._folder import (
     check_writable,
     foreign,
     kind_of,
-    own,
+    owned,
     write_text,
 )
 from flowfactor.training._process import prepare_process
@@ -64,9 +65,9 @@ def run_demo(arguments: argparse.Namespace) -> int:
     except FileExistsError as error:  # another process is, or was, at work there
         fail("demo", error)
     if code == 0:
-        own(folder, TRAVERSAL, ANIMATION)
         try:
-            draw(run.model, run.test, folder / TRAVERSAL, folder / ANIMATION)
+            with owned(folder, TRAVERSAL, ANIMATION):
+                draw(run.model, run.test, folder / TRAVERSAL, folder / ANIMATION)
         except KeyboardInterrupt:
             how = f"flowfactor traverse {shlex.quote(str(folder.absolute()))}"
             raise KeyboardInterrupt(f"The model is trained and measured, but not drawn. Draw it: {how}") from None
@@ -119,8 +120,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         samples=arguments.samples or 1,
     )
     say(table(result))  # before it is written, which may fail
-    list_target(path)
-    write_text(path, json.dumps(result | {"versions": versions()}, indent=2) + "\n")
+    with listed(path):
+        write_text(path, json.dumps(result | {"versions": versions()}, indent=2) + "\n")
     say(f"\nwritten to {path}")
     return 0
 
@@ -152,8 +153,8 @@ def run_traverse(arguments: argparse.Namespace) -> int:
             require(module, extra="plot")
     except USER_ERRORS as error:
         fail("traverse", error)
-    list_target(picture)
-    draw(model, test, picture, animation, images=arguments.images, steps=arguments.steps, back=arguments.back)
+    with listed(picture):
+        draw(model, test, picture, animation, images=arguments.images, steps=arguments.steps, back=arguments.back)
     say("\n".join(str(path) for path in (picture, animation) if path is not None))
     return 0
 
@@ -214,10 +215,11 @@ def check_target(path: Path, overwrite: bool) -> None:
     check_writable(path.parent)
 
 
-def list_target(path: Path) -> None:
-    """Puts a file that tells of a run's model on the list of the run's folder, before it is written there."""
+def listed(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Puts a file that tells of a run's model on the list of the run's folder, where it is written there."""
     if path.name in OF_THE_MODEL and (path.parent / CONFIG).is_file() and not path.exists():
-        own(path.parent, path.name)
+        return owned(path.parent, path.name)
+    return contextlib.nullcontext()
 
 
 def _spread(count: int, total: int) -> list[int]:

@@ -195,8 +195,14 @@ def own(folder: Path, *names: str, kind: str | None = None) -> None:
         made.write(folder)
 
 
-def remove(folder: Path, names: Iterable[str]) -> None:
-    """Removes those of the names that are on a folder's list, folders only where they are empty."""
+def remove(folder: Path, names: Iterable[str], keep: Iterable[str] = ()) -> None:
+    """Removes those of the names that are on a folder's list, folders only where they are empty.
+
+    Args:
+        folder: The folder.
+        names: The names, which are then off the list too.
+        keep: Names that stay on the list, since they are about to be written anew.
+    """
     listed = _read(folder)
     if listed is None:
         return
@@ -214,11 +220,31 @@ def remove(folder: Path, names: Iterable[str]) -> None:
                     path.rmdir()
         elif path.is_symlink() or path.is_file():
             path.unlink()
-    gone = {name for name in chosen if not os.path.lexists(folder / name)}
-    if gone == listed.files:
+    gone = {name for name in chosen.difference(keep) if not os.path.lexists(folder / name)}
+    if gone and gone == listed.files:
         (folder / LIST).unlink()
     elif gone:
         _List(listed.kind, listed.files - gone, listed.mark).write(folder)
+
+
+@contextlib.contextmanager
+def owned(folder: Path, *names: str) -> Iterator[None]:
+    """Has names on a folder's list while they are written; what has not been written then is off it again."""
+    own(folder, *names)
+    try:
+        yield
+    finally:
+        _unlist(folder, names)
+
+
+def settle(folder: Path) -> None:
+    """Takes off a folder's list what is not there."""
+    _unlist(folder, _KNOWN)
+
+
+def _unlist(folder: Path, names: Iterable[str]) -> None:
+    with contextlib.suppress(OSError):  # a longer list does no harm, and why the names are not there is told otherwise
+        remove(folder, [name for name in names if not os.path.lexists(folder / name)])
 
 
 def sweep(folder: Path) -> None:

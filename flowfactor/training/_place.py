@@ -22,6 +22,7 @@ from flowfactor.training._folder import (
     own,
     remove,
     resume_command,
+    settle,
     sweep,
     write_text,
 )
@@ -64,8 +65,7 @@ class Place:
                     self._enter()
                     yield
                 finally:
-                    if not self.begun and not holds_run(self.folder):
-                        remove(self.folder, OF_A_TRAINING)  # takes off the list what has not been written
+                    settle(self.folder)
         except KeyboardInterrupt as error:
             if error.args:
                 raise
@@ -93,8 +93,8 @@ class Place:
         """Takes the place of an earlier run; to be called when the first checkpoint lies ready under a temporary name."""
         with replacing(self.folder / CONFIG) as temporary:
             temporary.write_text(self._settings(), encoding="utf-8")
-            remove(self.folder, (*OF_A_RUN, FIGURES))
             own(self.folder, *self._names, kind=self.kind)
+            remove(self.folder, (*OF_A_RUN, FIGURES), keep=self._names)
         self.begun = True
 
     @property

@@ -273,12 +273,8 @@ def _check_all(configs: dict[str, Config]) -> None:
 
 def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether a folder holds this very run, finished."""
-    path = folder / SETTINGS
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged: {error}. Delete the folder.") from error
+    before = _settings_before(folder / SETTINGS)
+    if before is not None:
         different = sorted(_differences(_identity(before), _identity(settings)))
         if different:
             raise FileExistsError(
@@ -288,6 +284,22 @@ def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
             return True  # nothing is going to be written there
     check_free(folder, (*OF_A_RUN, *OF_A_BENCHMARKS_RUN))
     return False
+
+
+def _settings_before(path: Path) -> dict[str, Any] | None:
+    """The settings of the run in a folder, or None where there is no run of a benchmark."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        check_free(path.parent, [SETTINGS])
+        raise ValueError(f"{path} is damaged: {error}. Delete the folder.") from error
+    config = found.get("config") if isinstance(found, dict) else None
+    if isinstance(config, dict) and isinstance(config.get("data"), dict):
+        return found
+    check_free(path.parent, [SETTINGS])
+    raise ValueError(f"{path} does not hold the settings of a run: delete the folder")
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:

@@ -264,7 +264,12 @@ class Checkpoints(pl.Callback):
         best = self._judge(trainer)
         last = self.folder / CHECKPOINT
         with replacing(last) if trainer.is_global_zero else contextlib.nullcontext(last) as path:
-            trainer.save_checkpoint(path)
+            try:
+                trainer.save_checkpoint(path)
+            except OSError as error:
+                if error.errno is not None:  # Lightning writes elsewhere first, and the system may name that file
+                    error.filename, error.filename2 = str(last), None
+                raise
             if trainer.is_global_zero:
                 seal(path, trainer.global_step)
                 if self._first is not None:
