@@ -26,10 +26,15 @@ _QUIET = (
 
 
 class HeldBack(Logger):
-    """Holds metrics back until there is somewhere to write them."""
+    """Holds metrics back until there is somewhere to write them.
 
-    def __init__(self) -> None:
+    Args:
+        folder: The folder in which that will be.
+    """
+
+    def __init__(self, folder: Path) -> None:
         super().__init__()
+        self.folder = folder
         self.rows: list[tuple[dict[str, float], int | None]] = []
 
     @property
@@ -41,6 +46,11 @@ class HeldBack(Logger):
     def version(self) -> str:
         """It has no version."""
         return ""
+
+    @property
+    def log_dir(self) -> str:
+        """The folder."""
+        return str(self.folder)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Keeps them."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from flowfactor.errors import FlowSolveError
 from flowfactor.metrics.matched import infers_k
+from flowfactor.training._diverged import Watch, not_finite, shown
 from flowfactor.training.schedule import Schedule
 
 
@@ -19,8 +23,10 @@ class FlowModule(pl.LightningModule):
     The optimiser is AdamW. The learning rate follows a `Schedule` over steps or minutes; time is counted from the first
     step and goes on where a checkpoint left it. A checkpoint also holds the state of the random draws. Every
     ``log_every_n_steps`` of the Trainer the terms of the objective, the learning rate and the speed are logged; in
-    between nothing is read back from the device. A loss that became NaN ends the training with a FloatingPointError there,
-    or where a checkpoint would be written of it, or where the model's distributions refuse what it led to.
+    between no step waits for the device. A loss or gradient that became NaN or infinite ends the training with a
+    FloatingPointError: at that step on a CPU, before its weights move, and two steps later elsewhere. It names the term, the
+    step, what to try, and the file ``diverged-stepN.npz`` in the logger's folder that holds the batch and the random states
+    with which the step began. No checkpoint is written of weights that are not finite.
 
     Args:
         model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
@@ -66,7 +72,7 @@ class FlowModule(pl.LightningModule):
         self._begun: float | None = None
         self._draws: list[Tensor] | None = None
         self._mark = (0, 0.0)
-        self._loss: Tensor | None = None
+        self._watch = Watch()
 
     @property
     def elapsed(self) -> float:
@@ -115,17 +121,31 @@ class FlowModule(pl.LightningModule):
         # Who infers k does not get to see it.
         k = None if infers_k(self.model) else batch["k"]
         step = self.global_step + 1
+        self._watch.begin(step, batch, self.generator)
         try:
             terms = self.model(batch["frames"], batch["t"], k, generator=self.generator)
-        except ValueError as error:
-            # What torch's distributions say of parameters such as NaN, and a latent flow of its start.
-            if "found invalid values" not in str(error) and "holds NaN" not in str(error):
+        except (ValueError, FlowSolveError) as error:
+            # What torch's distributions say of parameters such as NaN, and a latent flow of its start or its path.
+            if isinstance(error, FlowSolveError):
+                if error.reason not in ("nan", "blowup"):
+                    raise
+            elif "found invalid values" not in str(error) and "holds NaN" not in str(error):
                 raise
-            raise _became_nan(step, "the model's states are no valid numbers") from error
-        self._loss = terms.loss.detach()
+            self._watch.check(*self._aside)  # an earlier step may be to blame
+            raise self._watch.error(
+                f"the model's states are no valid numbers ({_first_line(error)})", *self._aside
+            ) from error
+        values = terms.as_dict()
+        self._watch.terms(values)
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log(terms.as_dict(), step, len(batch["frames"]))
+            self._log(values, step, len(batch["frames"]))
         return terms.loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Ends the training where the loss or the gradient is NaN or infinite."""
+        # Where a scaler looks for a scale, infinite gradients are part of its search.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self._watch.end(self.model.named_parameters(), not scaled, *self._aside)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends the training when its time is up."""
@@ -137,9 +157,11 @@ class FlowModule(pl.LightningModule):
         self._before, self._begun = self.elapsed, None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds elapsed time and random draws to a checkpoint; none is made of a loss that is NaN."""
-        if self._loss is not None and bool(self._loss.isnan()):
-            raise _became_nan(self.global_step, "no checkpoint is written of it")
+        """Adds elapsed time and random draws to a checkpoint; none is made of a state that is not finite."""
+        self._watch.check(*self._aside)
+        bad = not_finite(self.model.named_parameters())
+        if bad:
+            raise self._watch.error(f"the weights {shown(bad)} became NaN or infinite", *self._aside)
         generator = torch.Generator(self.device) if self.generator is None else self.generator
         draws = [generator.get_state()]
         if self.trainer.world_size > 1:
@@ -152,6 +174,13 @@ class FlowModule(pl.LightningModule):
         # Copies: torch reads the state of a generator at the beginning of the storage, wherever in it the tensor begins.
         self._before, self._draws = state["elapsed"], [draws.cpu().clone() for draws in state["draws"]]
         torch.set_rng_state(state["rng"].cpu())
+
+    @property
+    def _aside(self) -> tuple[Path, str]:
+        """Where the batch of a step that diverged is put, and what its name ends with in this process."""
+        place = self.loggers[0].log_dir if self.loggers else None
+        rank = "" if self.trainer.world_size == 1 else f"-process{self.global_rank}"
+        return Path(place or self.trainer.default_root_dir), rank
 
     def _now(self) -> float:
         """Seconds on the clock."""
@@ -168,8 +197,8 @@ class FlowModule(pl.LightningModule):
         speed = (step - self._mark[0]) / max(now - self._mark[1], 1e-9)
         self._mark = (step, now)
         self.latest = {name: float(value) for name, value in terms.items()}
-        if self.latest["loss"] != self.latest["loss"]:
-            raise _became_nan(step, f"the terms are {self.latest}")
+        if not math.isfinite(self.latest["loss"]):
+            return  # the training ends before the weights move, and nothing of this step is written
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         logged = self.latest | {"learning_rate": rate, "seconds": self.elapsed, "steps_per_second": speed}
         self.latest["steps_per_second"] = speed
@@ -179,7 +208,5 @@ class FlowModule(pl.LightningModule):
             logger.log_metrics(logged, step)
 
 
-def _became_nan(step: int, more: str) -> FloatingPointError:
-    return FloatingPointError(
-        f"the loss became NaN before step {step}: lower the learning rate, or clip the gradient (train.clip); {more}"
-    )
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -206,7 +206,7 @@ class Run:
             max_epochs=-1,
             gradient_clip_val=train.clip,
             log_every_n_steps=train.log_every,
-            logger=HeldBack(),
+            logger=HeldBack(self.folder),
             callbacks=callbacks,
             enable_checkpointing=False,
             enable_progress_bar=False,

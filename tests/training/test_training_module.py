@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,9 @@ from flowfactor.data import Rotate, Scale, SequenceLoader, TransformedImages
 from flowfactor.models import FlowFactorizedVAE, build_vae
 from flowfactor.training import DataConfig, FlowModule, Schedule, SequenceData, load_run, prepare, train
 from flowfactor.training import module as module_of_training
+from flowfactor.training._diverged import Watch
 from flowfactor.training._folder import own, write_text
+from flowfactor.training.checkpoints import Checkpoints
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -269,45 +272,89 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
 
 
 class _Breaking(torch.nn.Module):
-    """Its loss is NaN from a step on, and nothing but the loss shows it."""
+    """Its loss, or its gradient alone, is not finite from a step on, and nothing else shows it."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, value: float, gradient: bool = False) -> None:
         super().__init__()
-        self.at, self.calls = at, 0
+        self.at, self.value, self.gradient, self.calls = at, value, gradient, 0
         self.weight = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, frames: torch.Tensor, t: torch.Tensor, k: torch.Tensor, generator: object = None) -> _Breaking:
         self.calls += 1
-        self.loss = self.weight * (math.nan if self.calls >= self.at else 1.0)
+        broken = self.calls >= self.at
+        self.loss = self.weight * (self.value if broken and not self.gradient else 1.0)
+        if broken and self.gradient:  # the root of nought: 0, of slope infinity times nought
+            self.loss = self.weight.detach() + ((self.weight - self.weight.detach()) ** 2).sqrt()
         return self
 
     def as_dict(self) -> dict[str, torch.Tensor]:
         return {"loss": self.loss.detach()}
 
 
-@pytest.mark.parametrize(
-    ("at", "log_every", "checkpoint_steps", "told", "kept"),
-    [
-        (3, 2, 1, "before step 3", 2),  # where it would be written
-        (3, 2, None, "before step 4.*the terms are", 1),  # where it is logged
-        (3, 50, None, "before step 6.*no checkpoint is written", 1),  # at the end
-        (1, 50, None, "before step 1.*no checkpoint is written", None),  # at the first checkpoint
-    ],
-)
-def test_nan_is_told(
-    at: int, log_every: int, checkpoint_steps: int | None, told: str, kept: int | None, tmp_path: Path
+@pytest.mark.parametrize("log_every", [1, 50])
+@pytest.mark.parametrize(("value", "told"), [(math.nan, "NaN"), (math.inf, "infinite")])
+def test_a_training_that_diverges_names_term_step_and_cure_and_saves_the_batch(
+    value: float, told: str, log_every: int, tmp_path: Path
 ) -> None:
-    run = prepare(small_run(tmp_path, steps=6, log_every=log_every, checkpoint_steps=checkpoint_steps))
-    run.model = _Breaking(at)
-    with pytest.raises(FloatingPointError, match=f"the loss became NaN {told}"):
+    """The first step that is not finite is told, whenever anything is logged; the state before it is kept."""
+    run = prepare(small_run(tmp_path, steps=6, log_every=log_every, checkpoint_steps=1))
+    run.model = _Breaking(3, value)
+    with pytest.raises(
+        FloatingPointError, match=f"diverged at step 3: loss became {told}.*Lower the learning rate"
+    ) as error:
         run.fit()
-    made = tmp_path / "last.ckpt"
-    assert (torch.load(made, weights_only=True)["global_step"] if made.exists() else None) == kept
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
     assert not (tmp_path / "model").exists()
+    (saved,) = tmp_path.glob("diverged*")
+    assert str(saved) in str(error.value)
+    with numpy.load(saved) as batch:
+        assert int(batch["step"]) == 3
+        again = iter(prepare(small_run(tmp_path / "other")).data.train_dataloader())
+        expected = [next(again) for _ in range(3)][2]
+        assert all(numpy.array_equal(batch[name], expected[name].numpy()) for name in ("frames", "t", "k"))
+        torch.Generator().set_state(torch.from_numpy(batch["generator_state"]))
+    table = tmp_path / "metrics.csv"
+    assert not table.exists() or ("nan" not in table.read_text() and "inf" not in table.read_text())
 
 
-def test_weights_that_explode_are_told_as_nan(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+def test_a_gradient_that_diverges_is_told_before_the_weights_move(tmp_path: Path) -> None:
+    run = prepare(small_run(tmp_path, steps=6, checkpoint_steps=1))
+    run.model = _Breaking(3, math.nan, gradient=True)
+    with pytest.raises(FloatingPointError, match=r"step 3: the gradient of weight became NaN .*the loss was 0\.\d+\)"):
+        run.fit()
+    assert bool(run.model.weight.isfinite()) and list(tmp_path.glob("diverged-step3.npz"))
+
+
+def test_an_accelerators_answer_is_read_later_and_no_state_is_saved_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_of_training, "Watch", lambda: Watch(lag=2))
+    for name, every in (("a", None), ("b", 1)):
+        run = prepare(small_run(tmp_path / name, steps=8, log_every=50, checkpoint_steps=every))
+        run.model = _Breaking(3, math.nan)
+        with pytest.raises(FloatingPointError, match="diverged at step 3: loss became NaN"):
+            run.fit()
+        assert list((tmp_path / name).glob("diverged-step3.npz"))
+    assert torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, ended = prepare(small_run(tmp_path, steps=4, checkpoint_steps=1)), Checkpoints.on_train_batch_end
+    run.model = _Breaking(99, math.nan)
+
+    def end(self: Checkpoints, trainer: pl.Trainer, *arguments: object) -> None:
+        if trainer.global_step == 2:
+            run.model.weight.data.fill_(math.inf)
+        ended(self, trainer, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", end)
+    with pytest.raises(FloatingPointError, match="step 2: the weights weight became NaN or infinite"):
+        run.fit()
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_weights_that_explode_are_told_as_diverged(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"Lower the learning rate.*diverged-step"):
         train(small_run(tmp_path, learning_rate=1e30, steps=20, warmup=0.0, log_every=50))
 
 
