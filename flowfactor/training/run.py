@@ -22,6 +22,7 @@ import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import require
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
+from flowfactor.training._collapse import LEAST_STEPS, signs_of_collapse
 from flowfactor.training._folder import (
     CONFIG,
     METRICS,
@@ -130,6 +131,10 @@ class Run:
         result = self._result(module, trainer, stop.stopped)
         if not trainer.is_global_zero:
             return result
+        if not stop.stopped and trainer.global_step >= LEAST_STEPS:
+            result["warnings"] = signs_of_collapse(self.model, self.data.dataset, seed=config.seed)
+            for line in result["warnings"]:
+                warnings.warn(line, stacklevel=2)
         for name in OF_THE_MODEL:
             (self.folder / name).unlink(missing_ok=True)
         self.model.save_pretrained(self.folder / MODEL)
@@ -184,6 +189,7 @@ class Run:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "terms": module.latest,
             "best_checkpoint": next(c.told() for c in trainer.callbacks if isinstance(c, Checkpoints)),  # type: ignore[attr-defined]
+            "warnings": [],
             "seed": self.config.seed,
             "config": self.config.as_dict(),
             "versions": versions(),
