@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
-from flowfactor.cli.errors import USER_ERRORS, fail
+from flowfactor.cli.errors import USER_ERRORS, fail, warnings_in_a_line
 from flowfactor.errors import require
 from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config, preset_path
@@ -21,7 +21,7 @@ examples:
   flowfactor train demo --method beta-vae --model.beta 8 --output runs/beta
   flowfactor train runs/gradient/config.yaml --resume
 
-Any key can be overridden, in the order given. Ctrl-C ends the training behind the current step and saves it."""
+Any key can be overridden, in the order given. Ctrl-C (or SIGTERM, SIGUSR1) ends the training after the current step and saves it."""
 
 
 def train_parser(method: str = "ours") -> Any:
@@ -145,6 +145,7 @@ def _refuse(parser: Any, error: ValueError) -> NoReturn:
     raise SystemExit(2)  # `error` has ended the program already, which jsonargparse's types do not say
 
 
+@warnings_in_a_line("train")
 def run_train(arguments: Sequence[str]) -> int:
     """Trains by a preset or a file.
 
@@ -189,7 +190,7 @@ def report(result: dict[str, Any], folder: str) -> int:
         return 130
     print(f"\n{steps:,} steps in {seconds:,.0f} s, {result['steps_per_second']:.1f} a second\n")
     print(table(result))
-    print(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and last.ckpt")
+    print(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and the checkpoints")
     return 0
 
 

@@ -90,7 +90,7 @@ class Run:
             The result, as in ``result.json``. Of several processes all train, and the first alone writes and evaluates.
 
         Raises:
-            FloatingPointError: If the loss became NaN.
+            FloatingPointError: If the loss or a gradient became NaN or infinite.
             FileExistsError: If another process trains in the folder.
         """
         # Of several processes of one training, the first alone writes.
