@@ -21,7 +21,8 @@ examples:
   flowfactor train demo --method beta-vae --model.beta 8 --output runs/beta
   flowfactor train runs/gradient/config.yaml --resume
 
-Any key can be overridden, in the order given. Ctrl-C (or SIGTERM, SIGUSR1) ends the training after the current step and saves it."""
+Any key can be overridden, in the order given. Ctrl-C, SIGTERM or SIGUSR1 end the
+training after the current step, and it is saved."""
 
 
 def train_parser(method: str = "ours") -> Any:

@@ -26,8 +26,8 @@ class FlowModule(pl.LightningModule):
     ``log_every_n_steps`` of the Trainer the terms of the objective, the learning rate and the speed are logged; in
     between no step waits for the device. A loss or gradient that became NaN or infinite ends the training with a
     FloatingPointError: at that step on a CPU, before its weights move, and two steps later elsewhere. It names the term, the
-    step, what to try, and the file ``diverged-stepN.npz`` in the run's folder (or the logger's) that holds the batch and random states
-    with which the step began. No checkpoint is written of weights that are not finite.
+    step, what to try, and the file ``diverged-stepN.npz`` in the run's folder (or the logger's) that holds the batch and
+    random states with which the step began. No checkpoint is written of weights that are not finite.
 
     Args:
         model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
