@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import warnings
-from collections.abc import Iterator
 from typing import NoReturn
 
 USER_ERRORS = (
@@ -32,18 +29,3 @@ def fail(command: str, error: Exception) -> NoReturn:
     """
     print(f"flowfactor {command}: error: {error}", file=sys.stderr)
     raise SystemExit(2)
-
-
-@contextlib.contextmanager
-def warnings_in_a_line(command: str) -> Iterator[None]:
-    """Has warnings told in one line each, without the place in the code.
-
-    Args:
-        command: The command.
-    """
-    before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"flowfactor {command}: warning: {message}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before

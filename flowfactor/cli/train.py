@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
-from flowfactor.cli.errors import USER_ERRORS, fail, warnings_in_a_line
+from flowfactor.cli._warnings import warnings_in_a_line
+from flowfactor.cli.errors import USER_ERRORS, fail
 from flowfactor.errors import require
 from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config, preset_path
@@ -21,8 +22,7 @@ examples:
   flowfactor train demo --method beta-vae --model.beta 8 --output runs/beta
   flowfactor train runs/gradient/config.yaml --resume
 
-Any key can be overridden, in the order given. Ctrl-C, SIGTERM or SIGUSR1 end the
-training after the current step, and it is saved."""
+Any key can be overridden, in the order given. Ctrl-C ends the training behind the current step and saves it."""
 
 
 def train_parser(method: str = "ours") -> Any:
@@ -191,7 +191,7 @@ def report(result: dict[str, Any], folder: str) -> int:
         return 130
     print(f"\n{steps:,} steps in {seconds:,.0f} s, {result['steps_per_second']:.1f} a second\n")
     print(table(result))
-    print(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and the checkpoints")
+    print(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and last.ckpt")
     return 0
 
 
