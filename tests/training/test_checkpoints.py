@@ -206,6 +206,14 @@ def test_at_every_moment_there_is_a_whole_checkpoint(at: int, tmp_path: Path, mo
     monkeypatch.setattr(Path, "replace", replace)
     if at:  # before that there is nothing
         assert newest_checkpoint(tmp_path).step >= len([path for path in calls[:-1] if path.name == "last.ckpt"])
+        last, previous = (tmp_path / name for name in NAMES[:2])
+        if previous.exists():  # never one file by two names: damage to the last one would be damage to both
+            assert not last.samefile(previous)
+            empty(last)
+            with pytest.warns(UserWarning, match="going on from previous.ckpt"):
+                assert newest_checkpoint(tmp_path).path == previous
+            last.unlink()
+        assert not list(tmp_path.glob(".*"))
         assert train(small_run(tmp_path, **QUICK), resume=True)["steps"] == 8
 
 
