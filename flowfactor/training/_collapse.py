@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -43,6 +44,14 @@ def signs_of_collapse(model: Any, data: SequenceDataset, *, seed: int = 0) -> li
     frames = frames.to(first.device, first.dtype)
     with evaluating(model):
         return [*_code(model, frames[:, 0]), *_flows(model, frames)]
+
+
+def warn_of_collapse(model: Any, data: SequenceDataset, *, seed: int = 0) -> list[str]:
+    """Warns of what `signs_of_collapse` finds, which it gives."""
+    found = signs_of_collapse(model, data, seed=seed)
+    for line in found:
+        warnings.warn(line, stacklevel=3)
+    return found
 
 
 def _code(model: Any, pictures: Tensor) -> list[str]:

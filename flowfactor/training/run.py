@@ -22,7 +22,7 @@ import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import require
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
-from flowfactor.training._collapse import LEAST_STEPS, signs_of_collapse
+from flowfactor.training._collapse import LEAST_STEPS, warn_of_collapse
 from flowfactor.training._folder import (
     CONFIG,
     METRICS,
@@ -132,9 +132,7 @@ class Run:
         if not trainer.is_global_zero:
             return result
         if not stop.stopped and trainer.global_step >= LEAST_STEPS:
-            result["warnings"] = signs_of_collapse(self.model, self.data.dataset, seed=config.seed)
-            for line in result["warnings"]:
-                warnings.warn(line, stacklevel=2)
+            result["warnings"] = warn_of_collapse(self.model, self.data.dataset, seed=config.seed)
         for name in OF_THE_MODEL:
             (self.folder / name).unlink(missing_ok=True)
         self.model.save_pretrained(self.folder / MODEL)
