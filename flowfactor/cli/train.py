@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from flowfactor.cli._warnings import warnings_in_a_line
 from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
 from flowfactor.errors import require
 from flowfactor.training._folder import run_folder
@@ -159,6 +160,7 @@ def _refuse(parser: Any, error: ValueError) -> NoReturn:
     raise SystemExit(2)  # `error` has ended the program already, which jsonargparse's types do not say
 
 
+@warnings_in_a_line("train")
 def run_train(arguments: Sequence[str]) -> int:
     """Trains by a preset or a file.
 

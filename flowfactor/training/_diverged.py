@@ -82,7 +82,7 @@ class Watch:
         if lag == 0 and not now.is_finite():
             now.bad = [name for name, gradient in named if not bool(gradient.isfinite().all())]
         self.check(folder, rank, lag)
-        while len(self._steps) > lag:
+        while len(self._steps) > max(lag, 1):  # the latest one stays: what comes of its weights is seen after it
             self._steps.popleft()
 
     def check(self, folder: Path, rank: str, lag: int = 0) -> None:

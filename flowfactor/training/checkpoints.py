@@ -195,6 +195,7 @@ class Checkpoints(pl.Callback):
         # What is not this training's, or damaged, must not take the place of a whole one.
         self._rotates = resumed is not None and resumed.name == CHECKPOINT
         self._resumed = resumed
+        self._before: Path | None = None
         self._saved_at, self._saved_step = 0.0, -1
         self._losses: torch.Tensor | None = None
         self._count = 0
@@ -251,6 +252,11 @@ class Checkpoints(pl.Callback):
         if trainer.global_step != self._saved_step:
             self.save(trainer)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Takes the second name away that a checkpoint which could not be written has left."""
+        if self._before is not None:
+            self._before.unlink(missing_ok=True)
+
     @property
     def _late(self) -> bool:
         return time.monotonic() - self._saved_at >= 60 * self.minutes
@@ -258,8 +264,9 @@ class Checkpoints(pl.Callback):
     def save(self, trainer: pl.Trainer) -> None:
         """Writes a checkpoint; all processes have to call it, and the first alone writes.
 
-        At every moment, that of a loss of power included, one whole checkpoint at least lies under its name: the new one
-        is whole before it takes the place of the last one, which is the previous one by then.
+        At every moment, that of a loss of power included, one whole checkpoint at least lies under its name, and the last
+        and the previous one are never the same file: the new one is whole before it takes the place of the last one, which
+        is kept by a name of its own until it takes the place of the previous one.
         """
         best = self._judge(trainer)
         last = self.folder / CHECKPOINT
@@ -275,6 +282,10 @@ class Checkpoints(pl.Callback):
                 if self._first is not None:
                     self._first()
                 self._make_way(last)
+        if self._before is not None:
+            self._before.replace(self.folder / PREVIOUS)
+            sync(self.folder)
+            self._before = None
         if trainer.is_global_zero and best:
             _copy(last, self.folder / BEST)
         trainer.strategy.barrier()
@@ -299,22 +310,32 @@ class Checkpoints(pl.Callback):
         return better
 
     def _make_way(self, last: Path) -> None:
-        """Has the last checkpoint be the previous one too, before the new one takes its place."""
+        """Keeps the last checkpoint by a second name, before the new one takes its place."""
         if self._rotates:
-            _copy(last, self.folder / PREVIOUS)
+            self._before = _second_name(last, self.folder / PREVIOUS)
+
+
+def _second_name(source: Path, target: Path) -> Path:
+    """A file under a temporary name for a target: a hard link, or a copy where the file system has none."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        try:
+            shutil.copyfile(source, temporary)
+            sync(temporary)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    return temporary
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Gives a file a second name, which replaces what had it; copies where the file system has no hard links."""
+    """Gives a file a second name, which replaces what had it."""
     if target.exists() and target.samefile(source):
         return
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary = _second_name(source, target)
     try:
-        try:
-            temporary.hardlink_to(source)
-        except OSError:
-            shutil.copyfile(source, temporary)
-            sync(temporary)
         temporary.replace(target)
         sync(target.parent)
     finally:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowfactor.errors import FlowSolveError
 from flowfactor.metrics.matched import infers_k
 from flowfactor.training._diverged import Watch, not_finite, shown
+from flowfactor.training.checkpoints import Checkpoints
 from flowfactor.training.schedule import Schedule
 
 
@@ -25,8 +26,8 @@ class FlowModule(pl.LightningModule):
     ``log_every_n_steps`` of the Trainer the terms of the objective, the learning rate and the speed are logged; in
     between no step waits for the device. A loss or gradient that became NaN or infinite ends the training with a
     FloatingPointError: at that step on a CPU, before its weights move, and two steps later elsewhere. It names the term, the
-    step, what to try, and the file ``diverged-stepN.npz`` in the logger's folder that holds the batch and the random states
-    with which the step began. No checkpoint is written of weights that are not finite.
+    step, what to try, and the file ``diverged-stepN.npz`` in the run's folder (or the logger's) that holds the batch and
+    random states with which the step began. No checkpoint is written of weights that are not finite.
 
     Args:
         model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
@@ -178,7 +179,9 @@ class FlowModule(pl.LightningModule):
     @property
     def _aside(self) -> tuple[Path, str]:
         """Where the batch of a step that diverged is put, and what its name ends with in this process."""
-        place = self.loggers[0].log_dir if self.loggers else None
+        # The folder of a run is known before its logs are opened.
+        folders = [callback.folder for callback in self.trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
+        place = folders[0] if folders else self.loggers[0].log_dir if self.loggers else None
         rank = "" if self.trainer.world_size == 1 else f"-process{self.global_rank}"
         return Path(place or self.trainer.default_root_dir), rank
 

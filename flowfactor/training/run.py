@@ -21,6 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
+from flowfactor.training._collapse import LEAST_STEPS, warn_of_collapse
 from flowfactor.training._folder import (
     CONFIG,
     MODEL,
@@ -102,7 +103,7 @@ class Run:
             The result, as in ``result.json``. Of several processes all train, and the first alone writes and evaluates.
 
         Raises:
-            FloatingPointError: If the loss became NaN.
+            FloatingPointError: If the loss or a gradient became NaN or infinite.
             FileExistsError: If another process trains in the folder, or it holds what is not ours.
             OSError: If a file cannot be written; the checkpoints before are left.
             KeyboardInterrupt: After an interruption that could not end the training in order, or while it is measured; it
@@ -143,6 +144,8 @@ class Run:
                 stop.restore()
         result = self._result(module, trainer, stop.stopped)
         if trainer.is_global_zero:
+            if not stop.stopped and trainer.global_step >= LEAST_STEPS:
+                result["warnings"] = warn_of_collapse(self.model, self.data.dataset, seed=config.seed)
             self._close(result, measure and not stop.stopped, tell)
         return result
 
@@ -225,6 +228,7 @@ class Run:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "terms": module.latest,
             "best_checkpoint": next(c.told() for c in trainer.callbacks if isinstance(c, Checkpoints)),  # type: ignore[attr-defined]
+            "warnings": [],
             "seed": self.config.seed,
             "config": self.config.as_dict(),
             "versions": versions(),

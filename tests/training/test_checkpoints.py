@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +206,14 @@ def test_at_every_moment_there_is_a_whole_checkpoint(at: int, tmp_path: Path, mo
     monkeypatch.setattr(Path, "replace", replace)
     if at:  # before that there is nothing
         assert newest_checkpoint(tmp_path).step >= len([path for path in calls[:-1] if path.name == "last.ckpt"])
+        last, previous = (tmp_path / name for name in NAMES[:2])
+        if previous.exists():  # never one file by two names: damage to the last one would be damage to both
+            assert not last.samefile(previous)
+            empty(last)
+            with pytest.warns(UserWarning, match="going on from previous.ckpt"):
+                assert newest_checkpoint(tmp_path).path == previous
+            last.unlink()
+        assert not list(tmp_path.glob(".*"))
         assert train(small_run(tmp_path, **QUICK), resume=True)["steps"] == 8
 
 
@@ -302,3 +312,20 @@ def test_random_damage_of_a_checkpoint_is_noticed(crashed: Path) -> None:
         at, bit = draws.randrange(len(whole)), draws.randrange(8)
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
         assert newest_checkpoint(crashed, tell=False).path.name == "previous.ckpt"
+
+
+def test_the_command_tells_a_damaged_checkpoint_in_one_line(tmp_path: Path) -> None:
+    config = small_run(tmp_path, checkpoint_steps=2, steps=4, **QUICK)
+    train(config)
+    truncate(tmp_path / "last.ckpt")
+    done = subprocess.run(
+        [sys.executable, "-m", "flowfactor", "train", str(tmp_path / "config.yaml"), "--resume"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("flowfactor train: warning: ") and "last.ckpt is damaged" in line
