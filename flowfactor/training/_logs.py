@@ -93,8 +93,9 @@ def open_loggers(folder: Path, tensorboard: bool, resume: bool) -> list[Logger]:
     if tensorboard:
         # Where it is not installed, the table alone has to do.
         with contextlib.suppress(ModuleNotFoundError):
-            suffix = f".{mark_of(folder)}"  # shows whose the file is
-            options: dict[str, Any] = {"default_hp_metric": False, "filename_suffix": suffix}
+            options: dict[str, Any] = {"default_hp_metric": False}
+            if rank_zero_only.rank == 0:  # who alone writes
+                options["filename_suffix"] = f".{mark_of(folder)}"  # shows whose the file is
             loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD, **options))
     return loggers
 

@@ -288,7 +288,8 @@ def test_a_run_that_came_meanwhile_is_left(tmp_path: Path) -> None:
 def test_a_run_of_a_release_without_a_list_is_resumed_and_not_overwritten(
     run: Path, refused: Callable[[list[str]], str]
 ) -> None:
-    (run / LIST).unlink()
+    for name in (LIST, "previous.ckpt", "best.ckpt"):
+        (run / name).unlink(missing_ok=True)
     before = snapshot(run)
     for how in ([], ["--overwrite"]):
         told = refused(["train", str(run / "config.yaml"), "--output", str(run), *how])
