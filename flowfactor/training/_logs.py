@@ -109,11 +109,9 @@ def open_loggers(folder: Path, tensorboard: bool, found: Found | None) -> list[L
     if tensorboard:
         # Where it is not installed, the table alone has to do.
         with contextlib.suppress(ModuleNotFoundError):
-            options: dict[str, Any] = {
-                "default_hp_metric": False,
-                "filename_suffix": f".{mark_of(folder)}",  # shows whose the file is
-                "purge_step": None if step is None else step + 1,
-            }
+            options: dict[str, Any] = {"default_hp_metric": False, "purge_step": None if step is None else step + 1}
+            if rank_zero_only.rank == 0:  # who alone writes
+                options["filename_suffix"] = f".{mark_of(folder)}"  # shows whose the file is
             loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD, **options))
     return loggers
 

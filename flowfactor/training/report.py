@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from flowfactor.errors import require
-from flowfactor.training._folder import ERROR, FIGURE, FIGURES, REPORT, SETTINGS, check_free, check_writable, own
+from flowfactor.training._folder import ERROR, FIGURE, FIGURES, REPORT, SETTINGS, check_free, check_writable, owned
 from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import EvaluationConfig
 from flowfactor.training.tables import Column, Record, by_variant, spread, table
@@ -91,16 +91,16 @@ def write_report(folder: str | Path) -> tuple[Path, Path | None]:
     folder = Path(folder).expanduser()
     runs, others = load_runs(folder)
     check_report(folder)
-    own(folder, REPORT, FIGURE, kind="benchmark")
     figure: Path | None = None
     note = "no run is finished yet, so there is no figure"
-    if runs:
-        try:
-            figure = _draw(runs, folder / FIGURE)
-        except ImportError as error:
-            note = f"No figure: {error}"
-    picture = f"![Equivariance errors; a dot is a seed]({FIGURE})" if figure is not None else note
-    write_text(folder / REPORT, markdown(runs, others, picture))
+    with owned(folder, REPORT, FIGURE):
+        if runs:
+            try:
+                figure = _draw(runs, folder / FIGURE)
+            except ImportError as error:
+                note = f"No figure: {error}"
+        picture = f"![Equivariance errors; a dot is a seed]({FIGURE})" if figure is not None else note
+        write_text(folder / REPORT, markdown(runs, others, picture))
     return folder / REPORT, figure
 
 

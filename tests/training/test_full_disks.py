@@ -176,7 +176,7 @@ def test_a_report_is_printed_before_it_is_written(
     command = [*BENCHMARK, "--output", str(tmp_path)]
     assert main(command) == 0
     capsys.readouterr()
-    monkeypatch.setattr("flowfactor.training.report.own", full)
+    monkeypatch.setattr("flowfactor.training.report.owned", full)
     assert main(["benchmark", "report", str(tmp_path)]) == 74
     assert "# Benchmark: digits" in one_line(capsys, "No space left on device")
 

@@ -96,6 +96,21 @@ def test_a_folder_of_the_users_is_the_same_after_every_command(
     assert snapshot(project) == before
 
 
+@pytest.mark.parametrize("how", [[], ["--overwrite"], ["--resume"]])
+@pytest.mark.parametrize("checkpoint", [b"weights", None])
+def test_a_file_of_settings_that_is_right_shows_no_run(
+    how: list[str], checkpoint: bytes | None, project: Path, run: Path, refused: Callable[[list[str]], str]
+) -> None:
+    (project / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    if checkpoint is None:  # another program's, by the same library
+        torch.save({"state_dict": {}, "global_step": 3}, project / "last.ckpt")
+    before = snapshot(project)
+    assert "which no flowfactor.json there shows" in refused(
+        ["train", str(project / "config.yaml"), "--output", str(project), *how]
+    )
+    assert snapshot(project) == before
+
+
 def test_the_working_directory_itself_is_no_place_for_a_run(
     project: Path, refused: Callable[[list[str]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +288,8 @@ def test_a_run_that_came_meanwhile_is_left(tmp_path: Path) -> None:
 def test_a_run_of_a_release_without_a_list_is_resumed_and_not_overwritten(
     run: Path, refused: Callable[[list[str]], str]
 ) -> None:
-    (run / LIST).unlink()
+    for name in (LIST, "previous.ckpt", "best.ckpt"):
+        (run / name).unlink(missing_ok=True)
     before = snapshot(run)
     for how in ([], ["--overwrite"]):
         told = refused(["train", str(run / "config.yaml"), "--output", str(run), *how])
