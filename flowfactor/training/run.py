@@ -20,7 +20,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import flowfactor
 from flowfactor.data import SequenceDataset
-from flowfactor.errors import require
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
 from flowfactor.training._folder import (
     CHECKPOINT,
@@ -102,8 +101,7 @@ class Run:
         if rank_zero_only.rank == 0:  # other processes prepare while this one may have begun to write
             if not self.resume:
                 clear(self.folder)
-            yaml = require("yaml", extra="train")
-            write_text(self.folder / CONFIG, yaml.safe_dump(config.as_dict(), sort_keys=False))
+            write_text(self.folder / CONFIG, config.as_yaml())
         module = FlowModule(
             self.model,
             _schedule(config),

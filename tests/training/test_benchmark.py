@@ -100,7 +100,7 @@ def test_a_run_that_crashes_takes_no_other_with_it(tmp_path: Path, capsys: pytes
     asked = command(tmp_path, "--methods", "ours", "vae", "--seeds", "0", workers=2)
     assert main(asked) == 1
     told = capsys.readouterr().out
-    assert "vae, seed 0 FAILED: ValueError" in told and str(damaged) in told
+    assert "vae, seed 0 FAILED: FileNotFoundError" in told and str(damaged) in told
     assert set(figures(tmp_path)) == {"ours-seed0"}
     report = (tmp_path / "report.md").read_text()
     assert "## Not finished" in report and "- vae-seed0: ValueError" in report and "| `ours` | 1 |" in report
@@ -189,7 +189,7 @@ def test_mistakes_in_a_metric_are_not_told_as_missing_figures(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["digits", "--methods", "ours", "vea"], "unknown method 'vea': choose among the methods ours"),
+        (["digits", "--methods", "ours", "vea"], "unknown method 'vea': did you mean vae"),
         (["digits", "--methods", "field-magnetic"], "field-gradient"),
         (["digits", "--ablations", "colour"], "unknown ablation 'colour': choose among prior, pde"),
         (["digits", "--steps", "5", "--minutes", "1"], "not both"),
