@@ -55,11 +55,14 @@ def read(key: str, kind: Any, value: Any) -> Any:
     given = value
     if isinstance(value, str) and value.strip() and not any(_takes_text(member) for member in _members(kind)):
         value = _parse(value)
+        if isinstance(value, str):  # it was in quotes
+            value = _parse(value)
     try:
         return _fitted(kind, value)
     except _MisfitError as misfit:
         near = did_you_mean(given, _literals(kind)) if isinstance(given, str) else ""
-        raise SettingError(key + misfit.place, f"must be {misfit.expected}, got {short(misfit.value)}{near}") from None
+        shown = short(misfit.value if misfit.place else given)
+        raise SettingError(key + misfit.place, f"must be {misfit.expected}, got {shown}{near}") from None
 
 
 def read_text(key: str, kind: Any, text: str) -> Any:
@@ -114,7 +117,10 @@ def unknown_key(key: str, known: Sequence[str]) -> SettingError:
 
 def short(value: Any) -> str:
     """A value in no more than 80 letters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no longer ones
+        return "a number of more than 4300 digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -157,7 +163,7 @@ def _fitted(kind: Any, value: Any) -> Any:
             misfits.append(misfit)
     # The one that got furthest into a list or mapping says most.
     deepest = max(misfits, key=lambda misfit: len(misfit.place))
-    if deepest.place:
+    if deepest.place or len(misfits) == 1:
         raise deepest
     raise _MisfitError(" or ".join(describe_kind(member) for member in _members(kind)), value)
 

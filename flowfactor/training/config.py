@@ -134,11 +134,13 @@ class Config:
     output: str = "runs/latest"
 
     def __post_init__(self) -> None:
-        for name, kind in (("data", DataConfig), ("train", TrainConfig), ("model", Mapping)):
+        for name, kind in (("data", DataConfig), ("train", TrainConfig), ("model", dict)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}")
         for name in ("model", "method", "seed", "output"):
             setattr(self, name, read(name, kinds(Config)[name], getattr(self, name)))
+        if abs(self.seed) >= 2**63:
+            raise SettingError("seed", f"must be below 2^63 in size, got {short(self.seed)}")
         if self.method not in METHOD_SOURCES:
             raise SettingError(
                 "method", f"names the unknown method {self.method!r}{choices(self.method, METHOD_SOURCES)}"
@@ -212,7 +214,7 @@ class Config:
                 raise unknown_key(str(name), list(kinds(cls)))
             kind = {"data": DataConfig, "train": TrainConfig}.get(name)
             if kind is None:
-                made[name] = value
+                made[name] = read(name, kinds(cls)[name], value)
                 continue
             section = read(name, dict[str, Any], value)
             for key in section:

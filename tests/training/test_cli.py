@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +165,40 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert all(
             key in text for key in ("--data.root", "--train.minutes", "--model.field", "--resume", "mnist-small")
         )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([command, "--help"] for command in ("train", "benchmark", "demo", "evaluate", "traverse")),
+        *(
+            ["--help"],
+            ["--version"],
+            ["trian"],
+            [],
+            ["train", "mnist-smal"],
+            ["train", "demo", "--train.minutes", "abc"],
+        ),
+        *(
+            ["train", "demo", "--method", "vea"],
+            ["evaluate", "runs", "--limt", "3"],
+            ["benchmark", "digits", "--methods", "vea"],
+        ),
+    ],
+)
+def test_nothing_heavy_is_imported_for_help_and_for_mistakes(arguments: list[str]) -> None:
+    script = f"""
+import sys
+import flowfactor.cli
+try:
+    flowfactor.cli.main({arguments!r})
+except SystemExit as ended:
+    heavy = ("torch", "numpy", "lightning", "matplotlib", "sklearn", "jsonargparse", "flowfactor.models")
+    print("code", ended.code, "loaded", [name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    code = 0 if {"--help", "--version"} & set(arguments) else 2
+    assert done.stdout.splitlines()[-1] == f"code {code} loaded []"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
