@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
+from flowfactor.training._cluster import environments, settle, trains_alone
 from flowfactor.training._folder import (
     CHECKPOINT,
     CONFIG,
@@ -153,8 +154,10 @@ class Run:
         return pl.Trainer(
             accelerator=train.accelerator,
             devices=train.devices,
+            num_nodes=train.num_nodes,
+            plugins=list(environments(train)),
             # Warm-ups, alternating losses and lazy regularizers leave parameters without gradient in some steps.
-            strategy="auto" if train.devices == 1 else "ddp_find_unused_parameters_true",
+            strategy="auto" if trains_alone(train) else "ddp_find_unused_parameters_true",
             precision=train.precision,  # type: ignore[arg-type]
             max_steps=-1 if train.steps is None else train.steps,
             max_epochs=-1,
@@ -205,6 +208,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
+    config = Config.from_dict(config.as_dict())  # what was set in a section since it was made is checked too
+    settle(config.train)
     folder = Path(config.output).expanduser()
     check_folder(folder, resume, overwrite)
     _schedule(config)
