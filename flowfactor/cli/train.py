@@ -73,8 +73,16 @@ def table(result: dict[str, Any]) -> str:
         turn                    120.2           962.0
     """
     lines = [f"{'transformation':<16}{'E_k':>13}{'doing nothing':>16}"]
+    if not result["equivariance_error"]:
+        lines = ["no labels of what acts in the test sequences: no E_k"]
     for name, value in result["equivariance_error"].items():
         lines.append(f"{name:<16}{value:>13.1f}{result['doing_nothing'][name]:>16.1f}")
+    rebuilt = result.get("reconstruction")
+    if rebuilt is not None:
+        lines.append(
+            f"\nreconstruction {rebuilt['per_frame']:.1f} +- {rebuilt['standard_error']:.1f} a frame, in the L1 norm "
+            f"({rebuilt['count']:,} sequences)"
+        )
     factor = result.get("factor_accuracy")
     if factor is not None:
         lines.append(f"\nfactor accuracy {factor['value']:.2%} after matching ({factor['count']:,} sequences)")
