@@ -103,7 +103,7 @@ def test_a_run_that_crashes_takes_no_other_with_it(tmp_path: Path, capsys: pytes
     assert "vae, seed 0 FAILED: FileNotFoundError" in told and str(damaged) in told
     assert set(figures(tmp_path)) == {"ours-seed0"}
     report = (tmp_path / "report.md").read_text()
-    assert "## Not finished" in report and "- vae-seed0: ValueError" in report and "| `ours` | 1 |" in report
+    assert "## Not finished" in report and "- vae-seed0: FileNotFoundError" in report and "| `ours` | 1 |" in report
     assert "Traceback" in (damaged / "log.txt").read_text()
     shutil.rmtree(damaged)
     assert main(command(tmp_path, "--methods", "ours", "vae", "--seeds", "0")) == 0
