@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path in a file's folder, which takes the file's place where the block ends without an error.
 
-    Nothing else ever sees the file half written; after an error the old one is still there, and the temporary one is gone.
+    Nothing else ever sees the file half written, not even after a loss of power: the contents are on the disk before the
+    name is, and the name before this returns. After an error the old one is still there, and the temporary one is gone.
+    An error of the file system names the file, also where the system does not (as when a disk is full).
 
     Args:
         path: The file, which need not exist.
@@ -33,6 +36,33 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename) == str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        # It is gone already, or was never made; on a read-only disk that is an error.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk now; where it cannot do that, it is left out.
+
+    Raises:
+        OSError: If the disk is full or broken, which some file systems tell here first.
+    """
+    folder = path.is_dir()
+    if folder and os.name == "nt":  # no names to wait for there
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not folder and error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import flowfactor
 from flowfactor._checks import choices, did_you_mean
+from flowfactor.cli.errors import guarded
 from flowfactor.training.config import list_presets
 
 # What a command needs is imported when it runs: help and mistakes are told at once.
@@ -22,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments; the program's own where None.
 
     Returns:
-        The exit code: 0, 1 where runs of a benchmark failed, or 130 after an interruption.
+        The exit code: 0, 1 where runs of a benchmark failed, 74 where a file cannot be read or written, or 130 after an
+        interruption.
 
     Raises:
         SystemExit: With code 2 where the arguments, or what they point to, are wrong.
@@ -34,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: 2
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(" ".join(given[:1]), lambda: _run(given))
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0].startswith("-"):
         _parser().parse_args(given)
         _parser().error("a command is required")
@@ -93,7 +99,7 @@ def _demo() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=None, help="length of the training (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
     parser.add_argument(
-        "--output", type=_path, default=None, help="folder, begun anew each time (default: demo_output)"
+        "--output", type=_path, default=None, help="folder; a demo in it is begun anew (default: demo_output)"
     )
     return parser
 
@@ -105,6 +111,8 @@ def _evaluate() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, default=64, help="samples of the likelihood's bound; 0 leaves it out (default: 64)"
     )
+    parser.add_argument("--output", type=_path, help="JSON file to write (default: RUN_DIR/evaluation.json)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--root", help="folder of the data, where it has moved")
     return parser
 
@@ -114,6 +122,7 @@ def _traverse() -> argparse.ArgumentParser:
     parser.add_argument("run_dir", type=_path, help="folder of a run")
     parser.add_argument("--output", type=_path, help="picture to write (default: RUN_DIR/traversal.png)")
     parser.add_argument("--gif", type=_path, help="animation to write too")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--images", type=int, default=3, help="how many test images (default: 3)")
     parser.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
     parser.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from flowfactor.cli.errors import fail
+from flowfactor.training._folder import run_folder
 from flowfactor.training._settings import SettingError, kinds, read_text, unknown_key
 from flowfactor.training._signatures import METHOD_SOURCES, Setting, model_settings, of_dataclass
 from flowfactor.training.config import (
@@ -37,7 +38,7 @@ and saves it."""
 _SECTIONS: Mapping[str, type[Any]] = {"data": DataConfig, "train": TrainConfig}
 _FLAGS = {
     "resume": "go on from the checkpoint in the output folder",
-    "overwrite": "begin anew in a folder that holds a run",
+    "overwrite": "begin anew in a folder that holds a run, which goes when the new one has its first checkpoint",
 }
 _OF_THE_DATA = ("image_shape", "num_flows", "num_frames")
 
@@ -160,7 +161,8 @@ def read_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:
     """
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"begin with a preset ({', '.join(list_presets())}) or the path of a YAML file")
-    base = load_config(arguments[0])
+    path = preset_path(arguments[0])
+    base = load_config(path)  # the settings of a run mean the folder that they lie in
     given = _given(arguments[1:])
     method = _method(base.method, given)
     values = (base if method == base.method else base.with_method(method)).as_dict()
@@ -174,6 +176,12 @@ def read_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:
         config = Config.from_dict(values)
     except SettingError as error:
         raise ValueError(f"--{error}") from error
+    folder = run_folder(path)
+    if "resume" in flags and folder is not None and Path(config.output).expanduser().resolve() != folder.resolve():
+        raise ValueError(
+            f"{path} belongs to the run in {folder}, and the output is {config.output}: leave --output out to go on with "
+            f"that run, or give {Path(config.output) / path.name} to go on with the other one"
+        )
     return config, "resume" in flags, "overwrite" in flags
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flowfactor._checks import did_you_mean
 from flowfactor.cli.arguments import read_train, train_settings
-from flowfactor.cli.errors import USER_ERRORS, fail
+from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
 from flowfactor.training._process import prepare_process
 from flowfactor.training._signatures import METHOD_SOURCES, of_source
 from flowfactor.training.config import list_presets, preset_path
@@ -74,7 +74,7 @@ def run_benchmark(arguments: Sequence[str]) -> int:
         arguments: What stands after ``flowfactor benchmark``.
 
     Returns:
-        The exit code: 0, 1 where runs failed, or 130 after an interruption.
+        The exit code: 0, 1 where runs failed, 74 where a file cannot be written, or 130 after an interruption.
     """
     parsed, overrides = benchmark_parser().parse_known_args(arguments)
     try:
@@ -85,15 +85,12 @@ def run_benchmark(arguments: Sequence[str]) -> int:
         plan = _planned(parsed, overrides, shlex.join(["flowfactor", "benchmark", *arguments]))
     except USER_ERRORS as error:
         fail("benchmark", error)
-    print(
-        f"{len(plan.runs)} runs, {max(plan.workers, 1)} at a time, {plan.threads} threads each: {plan.folder}",
-        flush=True,
-    )
+    say(f"{len(plan.runs)} runs, {max(plan.workers, 1)} at a time, {plan.threads} threads each: {plan.folder}")
     try:
-        finished = plan.run(lambda line: print(line, flush=True))
+        finished = plan.run(say)
     except KeyboardInterrupt:
-        print("interrupted. The same command goes on with it", flush=True)
-        return 130
+        say("interrupted. The same command goes on with it")
+        return INTERRUPTED
     _report(plan.folder)
     return 0 if finished else 1
 
@@ -135,8 +132,11 @@ def _planned(parsed: argparse.Namespace, overrides: list[str], command: str) -> 
 
 def _report(folder: str | Path) -> int:
     from flowfactor.training import write_report
+    from flowfactor.training.report import check_report, load_runs, markdown
 
+    runs, others = load_runs(folder)
+    check_report(Path(folder).expanduser())
+    say(markdown(runs, others))  # before it is written, which may fail
     report, figure = write_report(folder)
-    print(report.read_text(encoding="utf-8"))
-    print(f"written to {report}" + ("" if figure is None else f" and {figure}"))
+    say(f"written to {report}" + ("" if figure is None else f" and {figure}"))
     return 0

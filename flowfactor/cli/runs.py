@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from flowfactor.cli.errors import USER_ERRORS, fail
-from flowfactor.cli.train import report, table
+from flowfactor.cli.errors import USER_ERRORS, fail, say
+from flowfactor.cli.train import ended, report, table
 from flowfactor.errors import require
-from flowfactor.training._folder import ANIMATION, EVALUATION, TRAVERSAL
+from flowfactor.training._folder import (
+    ANIMATION,
+    CONFIG,
+    EVALUATION,
+    OF_THE_MODEL,
+    TRAVERSAL,
+    check_writable,
+    foreign,
+    kind_of,
+    owned,
+    write_text,
+)
 from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config, load_config
 
@@ -37,23 +50,35 @@ def run_demo(arguments: argparse.Namespace) -> int:
             require(module, extra="plot")
         from flowfactor.training import prepare
 
-        run = prepare(config, overwrite=True)
+        folder = Path(config.output).expanduser()
+        kind = kind_of(folder)
+        if kind not in ("", "demo"):
+            raise FileExistsError(f"{folder} holds a run that is no demo: choose another folder by --output")
+        run = prepare(config, overwrite=kind == "demo")
+        run.kind = "demo"
     except USER_ERRORS as error:
         fail("demo", error)
     minutes = config.train.minutes or 0
     print(f"training on {len(run.data.dataset):,} handwritten digits for {minutes:g} minutes ...", file=sys.stderr)
-    code = report(run.fit(), config.output)
+    try:
+        code = ended(run.fit(tell=report), folder)
+    except FileExistsError as error:  # another process is, or was, at work there
+        fail("demo", error)
     if code == 0:
-        folder = run.folder
-        draw(run.model, run.test, folder / TRAVERSAL, folder / ANIMATION)
-        print(
+        try:
+            with owned(folder, TRAVERSAL, ANIMATION):
+                draw(run.model, run.test, folder / TRAVERSAL, folder / ANIMATION)
+        except KeyboardInterrupt:
+            how = f"flowfactor traverse {shlex.quote(str(folder.absolute()))}"
+            raise KeyboardInterrupt(f"The model is trained and measured, but not drawn. Draw it: {how}") from None
+        say(
             f"""
 look at {folder / TRAVERSAL}: every row follows one flow from a test digit;
 {folder / ANIMATION} shows the same in motion.
 
 what to try next
   flowfactor demo --minutes 10
-  flowfactor evaluate {folder}
+  flowfactor evaluate {shlex.quote(str(folder))}
   flowfactor train demo --model.field gradient --output runs/gradient    # without the divergence-free part
   flowfactor train mnist-small --data.root DIR                           # coloured MNIST in 20 minutes"""
         )
@@ -69,12 +94,13 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    path = arguments.output or arguments.run_dir / EVALUATION
     try:
         if arguments.samples < 0 or (arguments.limit is not None and arguments.limit < 1):
             raise ValueError("--samples must not be negative, and --limit must be at least 1")
         model, config = _opened(arguments)
+        check_target(path, arguments.overwrite)
         test = config.data.dataset("test")
-        from flowfactor.training._folder import write_text
         from flowfactor.training.evaluation import evaluate, knows_transformations
         from flowfactor.training.run import versions
 
@@ -93,9 +119,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         likelihood_limit=0 if without else count,
         samples=arguments.samples or 1,
     )
-    path = arguments.run_dir / EVALUATION
-    write_text(path, json.dumps(result | {"versions": versions()}, indent=2) + "\n")
-    print(f"{table(result)}\n\nwritten to {path}")
+    say(table(result))  # before it is written, which may fail
+    with listed(path):
+        write_text(path, json.dumps(result | {"versions": versions()}, indent=2) + "\n")
+    say(f"\nwritten to {path}")
     return 0
 
 
@@ -114,6 +141,9 @@ def run_traverse(arguments: argparse.Namespace) -> int:
             if path is not None and (path.suffix != suffix or not path.parent.is_dir()):
                 raise ValueError(f"{path} must end in {suffix} and lie in a folder that exists")
         model, config = _opened(arguments)
+        for path in (picture, animation):
+            if path is not None:
+                check_target(path, arguments.overwrite)
         test = config.data.dataset("test")
         if not 1 <= arguments.images <= len(test) or (arguments.steps is not None and arguments.steps < 1):
             raise ValueError(f"--images must be between 1 and {len(test)}, and --steps at least 1")
@@ -123,8 +153,9 @@ def run_traverse(arguments: argparse.Namespace) -> int:
             require(module, extra="plot")
     except USER_ERRORS as error:
         fail("traverse", error)
-    draw(model, test, picture, animation, images=arguments.images, steps=arguments.steps, back=arguments.back)
-    print("\n".join(str(path) for path in (picture, animation) if path is not None))
+    with listed(picture):
+        draw(model, test, picture, animation, images=arguments.images, steps=arguments.steps, back=arguments.back)
+    say("\n".join(str(path) for path in (picture, animation) if path is not None))
     return 0
 
 
@@ -160,6 +191,35 @@ def draw(
     plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=names), picture)
     if animation is not None:
         plot.to_gif(plot.traversal_frames(model, x0, t=halves, scale=2), animation)
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Checks, before any work, that a file may be written and can be.
+
+    Args:
+        path: The file.
+        overwrite: Whether it may replace a file that no list of a run's folder shows to be flowfactor's.
+
+    Raises:
+        OSError: If there is no such folder, something else is in the file's place, or it cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}: create it first")
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder: give the name of a file")
+    if not overwrite and path.name in foreign(path.parent, [path.name]):
+        raise FileExistsError(
+            f"{path} is there, and nothing shows that flowfactor wrote it: choose another name (--output), or replace it by "
+            "--overwrite"
+        )
+    check_writable(path.parent)
+
+
+def listed(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Puts a file that tells of a run's model on the list of the run's folder, where it is written there."""
+    if path.name in OF_THE_MODEL and (path.parent / CONFIG).is_file() and not path.exists():
+        return owned(path.parent, path.name)
+    return contextlib.nullcontext()
 
 
 def _spread(count: int, total: int) -> list[int]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flowfactor.cli.arguments import parse_train
-from flowfactor.cli.errors import USER_ERRORS, fail
+from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
 from flowfactor.training._process import prepare_process
 
 
@@ -23,23 +24,30 @@ def run_train(arguments: Sequence[str]) -> int:
         config, resume, overwrite = parse_train(arguments)
         prepare_process()
         from flowfactor.training import prepare
-        from flowfactor.training._folder import BusyError
 
         run = prepare(config, resume=resume, overwrite=overwrite)
     except USER_ERRORS as error:
         fail("train", error)
     try:
-        result = run.fit()
-    except BusyError as error:
+        result = run.fit(tell=report)
+    except FileExistsError as error:  # another process is, or was, at work there
         fail("train", error)
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    # Of several processes the first one reports; it would be ended by another code than 0 of the others.
-    return report(result, config.output) if rank_zero_only.rank == 0 else 0
+    return ended(result, run.folder)
 
 
-def report(result: dict[str, Any], folder: str) -> int:
-    """Prints the result of a training.
+def report(result: dict[str, Any]) -> None:
+    """Prints the result of a training, if it was not interrupted.
+
+    Args:
+        result: The result.
+    """
+    if result["finished"]:
+        steps, seconds = result["steps"], result["seconds"]
+        say(f"\n{steps:,} steps in {seconds:,.0f} s, {result['steps_per_second']:.1f} a second\n\n{table(result)}")
+
+
+def ended(result: dict[str, Any], folder: Path) -> int:
+    """Says where a training's files are, or how to go on with it; of several processes the first one does.
 
     Args:
         result: The result.
@@ -48,13 +56,16 @@ def report(result: dict[str, Any], folder: str) -> int:
     Returns:
         The exit code: 130 where it was interrupted.
     """
-    steps, seconds = result["steps"], result["seconds"]
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from flowfactor.training._folder import resume_command
+
+    if rank_zero_only.rank != 0:
+        return 0  # it would be ended by another code of theirs
     if not result["finished"]:
-        print(f"interrupted after {steps:,} steps. Go on: flowfactor train {folder}/config.yaml --resume")
-        return 130
-    print(f"\n{steps:,} steps in {seconds:,.0f} s, {result['steps_per_second']:.1f} a second\n")
-    print(table(result))
-    print(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and last.ckpt")
+        say(f"interrupted after {result['steps']:,} steps. Go on: {resume_command(folder)}")
+        return INTERRUPTED
+    say(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and last.ckpt")
     return 0
 
 

@@ -50,6 +50,7 @@ class PretrainedMixin:
 
         Raises:
             ImportError: If safetensors is not installed.
+            OSError: If a file cannot be written.
         """
         safetensors = require("safetensors.torch", extra="io")
         directory = Path(directory)
@@ -57,8 +58,12 @@ class PretrainedMixin:
         assert isinstance(self, nn.Module)
         # Copies, since safetensors refuses tensors that share memory, as those of a part used twice do.
         state = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
+        failed: type[Exception] = require("safetensors", extra="io").SafetensorError
         with replacing(directory / WEIGHTS) as weights, replacing(directory / CONFIG) as text:
-            safetensors.save_file(state, weights, metadata={"format": "pt"})
+            try:
+                safetensors.save_file(state, weights, metadata={"format": "pt"})
+            except failed as error:  # how safetensors tells of a full disk
+                raise OSError(f"{directory / WEIGHTS} cannot be written: {error}") from error
             written = json.dumps(self.config(), indent=2, default=operator.index)  # integers may be NumPy's
             text.write_text(written + "\n", encoding="utf-8")
         return directory

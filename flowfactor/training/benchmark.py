@@ -16,14 +16,27 @@ from typing import Any
 
 from flowfactor._checks import check_count
 from flowfactor.training._duration import format_duration
-from flowfactor.training._folder import ERROR, FIGURES, LOG, SETTINGS, write_text
+from flowfactor.training._folder import (
+    ERROR,
+    FIGURE,
+    FIGURES,
+    LOG,
+    OF_A_BENCHMARKS_RUN,
+    OF_A_RUN,
+    REPORT,
+    SETTINGS,
+    check_free,
+    check_writable,
+    own,
+    write_text,
+)
 from flowfactor.training.config import Config
 from flowfactor.training.data import SequenceData
 from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import EvaluationConfig
 from flowfactor.training.run import make_model
 from flowfactor.training.variants import Variant, configure
-from flowfactor.training.worker import BUSY, INTERRUPTED, main
+from flowfactor.training.worker import BUSY, INTERRUPTED, main, write_error
 
 _POLL = 0.1
 _PATIENCE = 60.0  # seconds that an interrupted training has to save itself
@@ -83,6 +96,7 @@ class Benchmark:
 
         Raises:
             KeyboardInterrupt: After Ctrl-C, when trainings have been saved and workers have ended.
+            OSError: If a run's folder cannot be written in.
         """
         waiting = [run for run in self.runs if not run.finished]
         skipped = len(self.runs) - len(waiting)
@@ -90,6 +104,7 @@ class Benchmark:
             tell(f"{skipped} of {len(self.runs)} runs are finished already")
         for run in waiting:
             run.folder.mkdir(parents=True, exist_ok=True)
+            own(run.folder, *OF_A_BENCHMARKS_RUN)
             write_text(run.folder / SETTINGS, json.dumps(run.settings, indent=2) + "\n")
         begun = time.monotonic()
         work = self._in_turn(waiting) if self.workers == 0 else self._beside(waiting)
@@ -180,7 +195,8 @@ def plan_benchmark(
 
     Raises:
         FileNotFoundError: If data are missing.
-        FileExistsError: If a run's folder holds one with other settings.
+        FileExistsError: If a run's folder holds one with other settings, or files that are not ours.
+        OSError: If the folder cannot be written in.
         ValueError: If a setting is out of range or does not fit.
         TypeError: If a model takes no such setting.
 
@@ -199,6 +215,8 @@ def plan_benchmark(
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"the output {folder} is a file: choose a folder")
+    check_free(folder, (REPORT, FIGURE))
+    check_writable(folder)
     values = base.as_dict()
     values["train"] |= {"threads": share, "progress": False, "tensorboard": False}
     if steps is not None or minutes is not None:
@@ -255,18 +273,33 @@ def _check_all(configs: dict[str, Config]) -> None:
 
 def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether a folder holds this very run, finished."""
-    path = folder / SETTINGS
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged: {error}. Delete the folder.") from error
+    before = _settings_before(folder / SETTINGS)
+    if before is not None:
         different = sorted(_differences(_identity(before), _identity(settings)))
         if different:
             raise FileExistsError(
                 f"{folder} holds a run with other settings ({'; '.join(different)}): choose another output, or delete it"
             )
-    return (folder / FIGURES).is_file()
+        if (folder / FIGURES).is_file():
+            return True  # nothing is going to be written there
+    check_free(folder, (*OF_A_RUN, *OF_A_BENCHMARKS_RUN))
+    return False
+
+
+def _settings_before(path: Path) -> dict[str, Any] | None:
+    """The settings of the run in a folder, or None where there is no run of a benchmark."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        check_free(path.parent, [SETTINGS])
+        raise ValueError(f"{path} is damaged: {error}. Delete the folder.") from error
+    config = found.get("config") if isinstance(found, dict) else None
+    if isinstance(config, dict) and isinstance(config.get("data"), dict):
+        return found
+    check_free(path.parent, [SETTINGS])
+    raise ValueError(f"{path} does not hold the settings of a run: delete the folder")
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +329,7 @@ def _reason(folder: Path, code: int) -> str:
         reason = "it was interrupted, and can be resumed"
     else:
         reason = f"it was killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}"
-    write_text(path, reason + "\n")
+    write_error(folder, reason)
     return reason
 
 

@@ -1,4 +1,4 @@
-"""Lightning callbacks of a training run: checkpoints, progress and a graceful stop."""
+"""Lightning callbacks of a training run: progress and a graceful stop."""
 
 from __future__ import annotations
 
@@ -7,67 +7,12 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any, TextIO
 
 import lightning.pytorch as pl
 
-from flowfactor._files import replacing
 from flowfactor.training._duration import format_duration
 from flowfactor.training.module import FlowModule
-
-
-class LastCheckpoint(pl.Callback):
-    """Keeps the latest state of a training in one file, which is whole at any moment.
-
-    Args:
-        path: The file.
-        minutes: Minutes between checkpoints.
-        steps: Steps between checkpoints, or None.
-
-    Example:
-        >>> LastCheckpoint("runs/a/last.ckpt", minutes=5).path.name
-        'last.ckpt'
-    """
-
-    def __init__(self, path: str | Path, minutes: float = 5.0, steps: int | None = None) -> None:
-        self.path, self.minutes, self.steps = Path(path), minutes, steps
-        self._saved_at = 0.0
-        self._saved_step = -1
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
-        self._saved_at = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Saves when it is time to."""
-        due = self.steps is not None and trainer.global_step % self.steps == 0
-        if trainer.world_size == 1:
-            due = due or self._late
-        elif trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            # All processes save together, so one clock counts, and it is asked rarely.
-            due = due or trainer.strategy.broadcast(self._late)
-        if due:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves at the end, also where the training was stopped."""
-        if trainer.global_step != self._saved_step:
-            self.save(trainer)
-
-    @property
-    def _late(self) -> bool:
-        return time.monotonic() - self._saved_at >= 60 * self.minutes
-
-    def save(self, trainer: pl.Trainer) -> None:
-        """Saves to a temporary file, which then takes the place of the last one; all processes have to call it."""
-        # The first process alone writes; the others take part in gathering the state.
-        with replacing(self.path) if trainer.is_global_zero else contextlib.nullcontext(self.path) as path:
-            trainer.save_checkpoint(path)
-        trainer.strategy.barrier()
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 
 class Progress(pl.Callback):
@@ -108,12 +53,13 @@ class Progress(pl.Callback):
                 stream.write("\n")
 
     def _write(self, stream: TextIO, line: str) -> None:
-        if stream.isatty():
-            stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            stream.write(line + "\n")
-        stream.flush()
+        with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to end a training
+            if stream.isatty():
+                stream.write("\r" + line.ljust(self._width))
+                self._width = len(line)
+            else:
+                stream.write(line + "\n")
+            stream.flush()
 
 
 def describe(module: FlowModule) -> str:
@@ -138,12 +84,15 @@ def describe(module: FlowModule) -> str:
 
 
 class GracefulStop(pl.Callback):
-    """Ends the training behind the current step when it is interrupted, so that the last state can be saved.
+    """Ends the training after the current step when a signal asks for it, so that the last state can be saved.
 
-    A second interruption is not held back.
+    The signals are Ctrl-C's, SIGTERM, and SIGUSR1, which clusters send some time before they end a job. Until the training
+    has ended they do nothing more, also where they come again or in the middle of a checkpoint, but for a second Ctrl-C,
+    which interrupts at once. Lightning's own handlers of signals are left out: under SLURM they would save elsewhere and
+    ask the cluster to start the job again.
 
     Attributes:
-        stopped: Whether an interruption came.
+        stopped: Whether a signal came.
 
     Example:
         >>> GracefulStop().stopped
@@ -152,19 +101,25 @@ class GracefulStop(pl.Callback):
 
     def __init__(self) -> None:
         self.stopped = False
-        # Taken now, before Lightning puts handlers of its own: those must not come back behind the training.
-        self._old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None))  # Windows has no SIGUSR1
+        # Taken now, before Lightning puts handlers of its own: those must not come back after the training.
+        self._old = {number: signal.getsignal(number) for number in numbers if number is not None}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listens to the signals; only a program's main thread can."""
+        connector = getattr(trainer, "_signal_connector", None)  # there is no public way
+        if connector is not None:
+            connector.register_signal_handlers = lambda: None
+        self._listen()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listens to interruptions; only a program's main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            for number in self._old:
-                signal.signal(number, self._stop)
+        """Listens again, to be sure of it whoever put a handler since."""
+        self._listen()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ends the training where an interruption came: of several processes at the next log entry, so that all agree."""
+        """Ends the training where a signal came: of several processes at the next log entry, so that all agree."""
         if trainer.world_size > 1:
             if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
                 return
@@ -178,6 +133,13 @@ class GracefulStop(pl.Callback):
             for number, handler in self._old.items():
                 signal.signal(number, handler)
 
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._old:
+                if number != signal.SIGINT or not self.stopped:
+                    signal.signal(number, self._stop)
+
     def _stop(self, number: int, frame: Any) -> None:
         self.stopped = True
-        self.restore()
+        if number == signal.SIGINT:  # whoever is in a hurry
+            signal.signal(number, self._old[signal.SIGINT])

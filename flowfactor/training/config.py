@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from flowfactor._checks import choices, did_you_mean
 from flowfactor.errors import require
+from flowfactor.training._folder import run_folder
 from flowfactor.training._settings import SettingError, check_settings, kinds, read, short, unknown_key
 from flowfactor.training._signatures import METHOD_SOURCES, read_model
 from flowfactor.training.datasets import DataConfig
@@ -268,6 +269,8 @@ def preset_path(preset: str | Path, also: Iterable[str] = ()) -> Path:
 def load_config(preset: str | Path) -> Config:
     """Reads a preset, or your own YAML file.
 
+    The ``config.yaml`` in the folder of a run means that folder as its output, wherever the run was when it was written.
+
     Args:
         preset: One of `list_presets`, or the path of a YAML file.
 
@@ -282,7 +285,11 @@ def load_config(preset: str | Path) -> Config:
     path = preset_path(preset)
     values, lines = read_file(path)
     with located(path, lines):
-        return Config.from_dict(values)
+        config = Config.from_dict(values)
+    folder = run_folder(path)
+    if folder is not None:
+        config.output = str(folder)
+    return config
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from flowfactor.errors import require
-from flowfactor.training._folder import ERROR, FIGURE, FIGURES, REPORT, SETTINGS
+from flowfactor.training._folder import ERROR, FIGURE, FIGURES, REPORT, SETTINGS, check_free, check_writable, own
 from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import EvaluationConfig
 from flowfactor.training.tables import Column, Record, by_variant, spread, table
@@ -22,6 +22,9 @@ _BOUNDS = {
     "chain": "chain: a latent for each frame, tied to the one before",
     "sequence": "sequence: latents of all frames at once",
 }
+
+
+_KEYS = {"variant", "seed", "figures", "config", "flows", "title", "command", "machine", "versions"}
 
 
 def load_runs(folder: str | Path) -> tuple[list[Record], dict[str, str]]:
@@ -48,9 +51,14 @@ def load_runs(folder: str | Path) -> tuple[list[Record], dict[str, str]]:
             others[place.name] = error.read_text(encoding="utf-8").strip() if error.is_file() else "not finished"
             continue
         try:
-            runs.append(json.loads((place / FIGURES).read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
+            made = json.loads((place / FIGURES).read_text(encoding="utf-8"))
+        except ValueError as error:
             raise ValueError(f"{place / FIGURES} is damaged: {error}. Delete it to have it made again.") from error
+        if not isinstance(made, dict) or not set(made) >= _KEYS:
+            raise ValueError(
+                f"{place / FIGURES} does not hold the figures of a benchmark's run: is {folder} one's folder?"
+            )
+        runs.append(made)
     order = _order()
     runs.sort(key=lambda run: (order.index(run["variant"]) if run["variant"] in order else len(order), run["seed"]))
     return runs, others
@@ -74,12 +82,16 @@ def write_report(folder: str | Path) -> tuple[Path, Path | None]:
 
     Raises:
         FileNotFoundError: If the folder holds no run.
+        FileExistsError: If files by these names are there that are not ours.
+        OSError: If a file cannot be written.
         ValueError: If a file is damaged.
     """
     from flowfactor.training._folder import write_text
 
     folder = Path(folder).expanduser()
     runs, others = load_runs(folder)
+    check_report(folder)
+    own(folder, REPORT, FIGURE, kind="benchmark")
     figure: Path | None = None
     note = "no run is finished yet, so there is no figure"
     if runs and not any(run["flows"] for run in runs):
@@ -92,6 +104,19 @@ def write_report(folder: str | Path) -> tuple[Path, Path | None]:
     picture = f"![Equivariance errors; a dot is a seed]({FIGURE})" if figure is not None else note
     write_text(folder / REPORT, markdown(runs, others, picture))
     return folder / REPORT, figure
+
+
+def check_report(folder: Path) -> None:
+    """Checks that the report of a benchmark may be written, and can be.
+
+    Args:
+        folder: Folder of the benchmark.
+
+    Raises:
+        OSError: If files by its names are there that are not ours, or the folder cannot be written in.
+    """
+    check_free(folder, (REPORT, FIGURE))
+    check_writable(folder)
 
 
 def markdown(runs: Sequence[Record], others: dict[str, str] | None = None, picture: str = "") -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import platform
-import warnings
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,29 @@ from typing import Any
 import lightning
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
 from flowfactor.training._cluster import environments, settle, trains_alone
 from flowfactor.training._folder import (
-    CHECKPOINT,
     CONFIG,
-    METRICS,
     MODEL,
+    OF_A_MODEL,
     OF_THE_MODEL,
     RESULT,
-    TENSORBOARD,
     check_folder,
-    claimed,
-    clear,
+    check_writable,
+    own,
+    remove,
     write_text,
 )
-from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
+from flowfactor.training._logs import HeldBack, LateLoggers, open_loggers, quiet
+from flowfactor.training._place import Place
+from flowfactor.training.callbacks import GracefulStop, Progress
+from flowfactor.training.checkpoints import Checkpoints, Found, newest_checkpoint
 from flowfactor.training.config import Config, load_config
 from flowfactor.training.data import SequenceData
 from flowfactor.training.datasets import data_identity
@@ -49,14 +51,6 @@ _MAY_CHANGE = (
 )
 """Settings of the training that may differ where a run is resumed: its length, and what does not move the weights."""
 
-_QUIET = (
-    ".*does not have many workers.*",  # batches are made whole by the data set: workers would only copy them
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*Experiment logs directory .* exists and is not empty.*",
-    ".*LeafSpec.*",  # deprecations of PyTorch's that Lightning has not followed yet
-    ".*all_gather is deprecated.*",
-)
-
 
 @dataclass
 class Run:
@@ -69,6 +63,8 @@ class Run:
         test: The test data.
         folder: Folder of the run.
         resume: Whether to go on from its checkpoint.
+        overwrite: Whether it may take the place of a run in the folder: it does with its first checkpoint.
+        kind: What its folder is called in its list: ``"run"``, or ``"demo"``, which the next demo begins anew.
     """
 
     config: Config
@@ -77,32 +73,49 @@ class Run:
     test: SequenceDataset
     folder: Path
     resume: bool
+    overwrite: bool = False
+    kind: str = "run"
 
-    def fit(self, *, measure: bool = True) -> dict[str, Any]:
+    def check(self) -> None:
+        """Makes the Trainer and tries the folder, so that what they do not take is told before any work.
+
+        Raises:
+            ValueError: If Lightning takes no such accelerator, number of devices or precision.
+            OSError: If the folder cannot be written in, or has no space.
+        """
+        try:
+            with quiet():
+                self._trainer(GracefulStop())
+        except MisconfigurationException as error:
+            raise ValueError(f"the training cannot be set up as train.* asks: {error}") from error
+        parameters = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        # A checkpoint holds the weights and Adam's two averages; it is written beside the one before, and then the model.
+        check_writable(self.folder, 7 * parameters)
+
+    def fit(self, *, measure: bool = True, tell: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Trains, saves, evaluates, and writes the result.
 
         Args:
             measure: Whether to evaluate; without, the result holds what is known of the training alone.
+            tell: Called with the result before it is written: a full disk then loses no figures.
 
         Returns:
             The result, as in ``result.json``. Of several processes all train, and the first alone writes and evaluates.
 
         Raises:
             FloatingPointError: If the loss became NaN.
-            FileExistsError: If another process trains in the folder.
+            FileExistsError: If another process trains in the folder, or it holds what is not ours.
+            OSError: If a file cannot be written; the checkpoints before are left.
+            KeyboardInterrupt: After an interruption that could not end the training in order, or while it is measured; it
+                says how to go on.
         """
         # Of several processes of one training, the first alone writes.
-        alone = claimed(self.folder) if rank_zero_only.rank == 0 else contextlib.nullcontext()
-        with alone, use_threads(self.config.train.threads):
-            return self._fit(measure)
+        place = Place(self.folder, self.config, self.resume, self.overwrite, self.kind)
+        with place.entered() if rank_zero_only.rank == 0 else nullcontext(), use_threads(self.config.train.threads):
+            return self._fit(place, measure, tell)
 
-    def _fit(self, measure: bool) -> dict[str, Any]:
+    def _fit(self, place: Place, measure: bool, tell: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
         config, train = self.config, self.config.train
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if rank_zero_only.rank == 0:  # other processes prepare while this one may have begun to write
-            if not self.resume:
-                clear(self.folder)
-            write_text(self.folder / CONFIG, config.as_yaml())
         module = FlowModule(
             self.model,
             _schedule(config),
@@ -112,42 +125,75 @@ class Run:
             seed=config.seed,
             clock=train.clock,
         )
+        found = newest_checkpoint(self.folder, tell=False) if self.resume else None
         stop = GracefulStop()
-        with _quiet():
-            trainer = self._trainer(stop)
+        with quiet():
+            trainer = self._trainer(stop, found, None if self.resume else place.begin)
             try:
                 trainer.fit(
                     module,
                     datamodule=self.data,
-                    ckpt_path=self.folder / CHECKPOINT if self.resume else None,
+                    ckpt_path=None if found is None else found.path,
                     weights_only=True,
                 )
+            except SystemExit as error:  # how Lightning ends after a second interruption, or one before the first step
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise KeyboardInterrupt from None
+                raise
             finally:
                 stop.restore()
         result = self._result(module, trainer, stop.stopped)
-        if not trainer.is_global_zero:
-            return result
-        for name in OF_THE_MODEL:
-            (self.folder / name).unlink(missing_ok=True)
-        self.model.save_pretrained(self.folder / MODEL)
-        if measure and not stop.stopped:
-            result |= evaluate(
-                self.model,
-                self.test,
-                train=self.data.dataset,
-                limit=train.evaluate_limit,
-                likelihood_limit=train.likelihood_limit,
-                samples=train.likelihood_samples,
-                seed=config.seed,
-            )
-        write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        if trainer.is_global_zero:
+            self._close(result, measure and not stop.stopped, tell)
         return result
 
-    def _trainer(self, stop: GracefulStop) -> pl.Trainer:
+    def _close(self, result: dict[str, Any], measure: bool, tell: Callable[[dict[str, Any]], None] | None) -> None:
+        """Saves the model, measures it and writes the result, which gets the figures."""
+        failure: OSError | None = None
+        try:
+            remove(self.folder, OF_THE_MODEL)
+            own(self.folder, *OF_A_MODEL, RESULT)
+            self.model.save_pretrained(self.folder / MODEL)
+            write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        except OSError as error:  # it is told after the figures, which would be lost otherwise
+            failure = error
+        if measure:
+            try:
+                result |= self._measured()
+            except KeyboardInterrupt:
+                if failure is not None:
+                    raise failure from None
+                how = f"flowfactor evaluate {shlex.quote(str(self.folder.absolute()))}"
+                raise KeyboardInterrupt(
+                    f"The model is trained and saved, but not measured. Measure it: {how}"
+                ) from None
+        if tell is not None:
+            tell(result)
+        if failure is not None:
+            raise failure
+        write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+
+    def _measured(self) -> dict[str, Any]:
         train = self.config.train
+        return evaluate(
+            self.model,
+            self.test,
+            train=self.data.dataset,
+            limit=train.evaluate_limit,
+            likelihood_limit=train.likelihood_limit,
+            samples=train.likelihood_samples,
+            seed=self.config.seed,
+        )
+
+    def _trainer(
+        self, stop: GracefulStop, found: Found | None = None, first: Callable[[], None] | None = None
+    ) -> pl.Trainer:
+        train = self.config.train
+        resumed = None if found is None else found.path
         callbacks: list[pl.Callback] = [
             stop,
-            LastCheckpoint(self.folder / CHECKPOINT, train.checkpoint_minutes, train.checkpoint_steps),
+            Checkpoints(self.folder, train.checkpoint_minutes, train.checkpoint_steps, resumed, first),
+            LateLoggers(self.resume, lambda: open_loggers(self.folder, train.tensorboard, found)),
         ]
         if train.progress:
             callbacks.append(Progress(train.log_every))
@@ -163,7 +209,7 @@ class Run:
             max_epochs=-1,
             gradient_clip_val=train.clip,
             log_every_n_steps=train.log_every,
-            logger=_loggers(self.folder, train.tensorboard, self.resume),
+            logger=HeldBack(),
             callbacks=callbacks,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -181,6 +227,7 @@ class Run:
             "steps_per_second": round(steps / seconds, 3) if seconds else None,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "terms": module.latest,
+            "best_checkpoint": next(c.told() for c in trainer.callbacks if isinstance(c, Checkpoints)),  # type: ignore[attr-defined]
             "seed": self.config.seed,
             "config": self.config.as_dict(),
             "versions": versions(),
@@ -195,16 +242,19 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     Args:
         config: The settings, or the name of a preset, or the path of a YAML file.
         resume: Go on from the checkpoint in the output folder.
-        overwrite: Begin anew in a folder that holds a run.
+        overwrite: Begin anew in a folder that holds a run, which is there until the new one has its first checkpoint.
 
     Returns:
         The run; its `Run.fit` trains.
 
     Raises:
         FileNotFoundError: If data are missing, or there is nothing to resume.
-        FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set.
+        FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set; or if it holds files
+            by names that a run writes, which are not on the list of a run.
+        OSError: If the output folder cannot be written in.
         ValueError: If settings are out of range, do not fit each other, or differ from the run to resume in more than its
-            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie.
+            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie; or if all of its
+            checkpoints are damaged.
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
@@ -212,12 +262,16 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     settle(config.train)
     folder = Path(config.output).expanduser()
     check_folder(folder, resume, overwrite)
+    check_writable(folder)
     _schedule(config)
     train, test = config.data.dataset("train"), config.data.dataset("test")
     data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
     if resume:
         _check_resumable(config, folder, train)
-    return Run(config, make_model(config, train), data, test, folder, resume)
+        newest_checkpoint(folder, tell=rank_zero_only.rank == 0)
+    run = Run(config, make_model(config, train), data, test, folder, resume, overwrite)
+    run.check()
+    return run
 
 
 def make_model(config: Config, data: SequenceDataset) -> Any:
@@ -278,15 +332,16 @@ def _check_needs_no_labels(config: Config) -> None:
 def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Trains a model by a configuration, with checkpoints, logs and a result file.
 
-    The folder of the run holds ``config.yaml``, ``last.ckpt``, ``metrics.csv``, the model in ``model/`` (for
-    ``from_pretrained``) and ``result.json``. An interruption (Ctrl-C) ends the training behind the current step and
-    saves it; the result then has ``"finished": false`` and no measurements.
+    The folder of the run holds ``config.yaml``, the checkpoints ``last.ckpt``, ``previous.ckpt`` and ``best.ckpt``,
+    ``metrics.csv``, the model in ``model/`` (for ``from_pretrained``), ``result.json``, and in ``flowfactor.json`` the list
+    of these files: nothing that is not on it is ever deleted or replaced. An interruption (Ctrl-C, SIGTERM, SIGUSR1) ends
+    the training after the current step and saves it; the result then has ``"finished": false`` and no measurements.
 
     Args:
         config: The settings, or the name of a preset, or the path of a YAML file.
         resume: Go on from the checkpoint in the output folder: weights, optimiser, schedule, position in the data and
             random draws.
-        overwrite: Begin anew in a folder that holds a run.
+        overwrite: Begin anew in a folder that holds a run, which is there until the new one has its first checkpoint.
 
     Returns:
         The result: ``equivariance_error`` and ``doing_nothing`` by transformation, ``log_likelihood``, ``steps``,
@@ -294,7 +349,9 @@ def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool 
 
     Raises:
         FileNotFoundError: If data are missing, or there is nothing to resume.
-        FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set.
+        FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set; or if it holds files
+            by names that a run writes, which are not on the list of a run.
+        OSError: If a file cannot be written.
         ValueError: If settings are out of range, do not fit each other, or differ from the run to resume (see `prepare`).
         TypeError: If the model takes no such setting.
 
@@ -371,35 +428,3 @@ def _check_resumable(config: Config, folder: Path, data: SequenceDataset) -> Non
     made = [make_model(settings, data).config() for settings in (before, config)]
     if made[0] != made[1]:
         raise ValueError(f"the run in {folder} has model {before.model}, not {config.model}: make them agree")
-
-
-def _loggers(folder: Path, tensorboard: bool, resume: bool) -> list[Logger]:
-    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-    earlier = (folder / METRICS).read_text(encoding="utf-8") if resume and (folder / METRICS).exists() else None
-    _ = table.experiment  # Lightning deletes an earlier table here; a resumed run goes on with it
-    if earlier is not None and rank_zero_only.rank == 0:
-        write_text(folder / METRICS, earlier)
-    loggers: list[Logger] = [table]
-    if tensorboard:
-        # Where it is not installed, the table alone has to do.
-        with contextlib.suppress(ModuleNotFoundError):
-            loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD, default_hp_metric=False))
-    return loggers
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Lightning's tips and its warnings about what is meant to be so to itself."""
-    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            for message in _QUIET:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

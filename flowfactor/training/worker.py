@@ -13,7 +13,18 @@ from typing import Any
 
 import torch
 
-from flowfactor.training._folder import CHECKPOINT, ERROR, FIGURES, RESULT, SETTINGS, BusyError, claimed, write_text
+from flowfactor.training._folder import (
+    ERROR,
+    FIGURES,
+    RESULT,
+    SETTINGS,
+    BusyError,
+    claimed,
+    holds_checkpoint,
+    own,
+    remove,
+    write_text,
+)
 from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config
 from flowfactor.training.evaluation import EvaluationConfig, measure
@@ -33,19 +44,20 @@ def execute(folder: str | Path) -> dict[str, Any] | None:
 
     Raises:
         BusyError: If another process is at it.
+        OSError: If a file cannot be read or written.
     """
     folder = Path(folder)
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     config = Config.from_dict(settings["config"] | {"output": str(folder)})
     with claimed(folder), use_threads(config.train.threads):
-        (folder / ERROR).unlink(missing_ok=True)
+        remove(folder, [ERROR])
         return _trained_and_measured(folder, config, settings)
 
 
 def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Any] | None:
     result = _finished_training(folder)
     if result is None:
-        resume = (folder / CHECKPOINT).is_file()
+        resume = holds_checkpoint(folder)
         run = prepare(config, resume=resume, overwrite=not resume)
         result = run.fit(measure=False)
         if not result["finished"]:
@@ -70,6 +82,7 @@ def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]
         "versions": versions(),
         "machine": machine(),
     }
+    own(folder, FIGURES)
     write_text(folder / FIGURES, json.dumps(made, indent=2) + "\n")
     return made
 
@@ -126,8 +139,17 @@ def main(arguments: list[str] | None = None) -> int:
         return BUSY
     except Exception as error:
         traceback.print_exc()
-        write_text(Path(folder) / ERROR, f"{type(error).__name__}: {error}\n")
+        write_error(Path(folder), f"{type(error).__name__}: {error}")
         return 1
+
+
+def write_error(folder: Path, reason: str) -> None:
+    """Writes down why a run is not finished; where even that cannot be written, it is told."""
+    try:
+        own(folder, ERROR)
+        write_text(folder / ERROR, reason + "\n")
+    except OSError as error:
+        print(f"{folder / ERROR} cannot be written: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -43,3 +43,15 @@ def write_mnist(folder: Path, count: int = 30) -> Path:
         (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes(), 1))
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + bytes(count))
     return folder
+
+
+Snapshot = dict[str, bytes | None]
+"""What lies in a folder: the bytes of every file, and None for a folder."""
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Reads all that lies in a folder, byte for byte."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }

@@ -94,16 +94,21 @@ def test_two_methods_and_two_seeds(
 
 
 def test_a_run_that_crashes_takes_no_other_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path, "--methods", "vae", "--seeds", "0")) == 0
     damaged = tmp_path / "vae-seed0"
-    damaged.mkdir()
-    (damaged / "last.ckpt").write_bytes(b"no checkpoint")
+    for name in ("benchmark.json", "result.json"):
+        (damaged / name).unlink()
+    for checkpoint in damaged.glob("*.ckpt"):
+        checkpoint.write_bytes(b"no checkpoint")
     asked = command(tmp_path, "--methods", "ours", "vae", "--seeds", "0", workers=2)
     assert main(asked) == 1
     told = capsys.readouterr().out
-    assert "vae, seed 0 FAILED: FileNotFoundError" in told and str(damaged) in told
+    assert "vae, seed 0 FAILED: DamagedCheckpointError" in told and str(damaged) in told
     assert set(figures(tmp_path)) == {"ours-seed0"}
     report = (tmp_path / "report.md").read_text()
-    assert "## Not finished" in report and "- vae-seed0: FileNotFoundError" in report and "| `ours` | 1 |" in report
+    assert (
+        "## Not finished" in report and "- vae-seed0: DamagedCheckpointError" in report and "| `ours` | 1 |" in report
+    )
     assert "Traceback" in (damaged / "log.txt").read_text()
     shutil.rmtree(damaged)
     assert main(command(tmp_path, "--methods", "ours", "vae", "--seeds", "0")) == 0

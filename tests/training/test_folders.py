@@ -53,7 +53,10 @@ def test_two_benchmarks_do_not_train_the_same_run(tmp_path: Path, capsys: pytest
     with holder(tmp_path / "vae-seed0"):
         assert main(command) == 1
         assert "vae, seed 0 FAILED: another process is at this run" in capsys.readouterr().out
-        assert sorted(path.name for path in (tmp_path / "vae-seed0").iterdir()) == ["settings.json"]
+        assert sorted(path.name for path in (tmp_path / "vae-seed0").iterdir()) == [
+            "flowfactor.json",
+            "settings.json",
+        ]
     assert main(command) == 0
 
 

@@ -121,7 +121,11 @@ def test_report_and_figure_are_written(tmp_path: Path) -> None:
     text = report.read_text()
     assert "](report.png)" in text and "- sta-seed0: not finished" in text
     assert text.index("`ours`") < text.index("`free`") < text.index("`vae`")
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"report.md", "report.png"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "flowfactor.json",
+        "report.md",
+        "report.png",
+    }
     (tmp_path / "vae-seed0" / "benchmark.json").write_text("{")
     with pytest.raises(ValueError, match=r"vae-seed0.*is damaged"):
         write_report(tmp_path)

@@ -18,7 +18,7 @@ from flowfactor.data import Rotate, Scale, SequenceLoader, TransformedImages
 from flowfactor.models import FlowFactorizedVAE, build_vae
 from flowfactor.training import DataConfig, FlowModule, Schedule, SequenceData, load_run, prepare, train
 from flowfactor.training import module as module_of_training
-from flowfactor.training._folder import write_text
+from flowfactor.training._folder import own, write_text
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -224,6 +224,7 @@ def test_what_tells_of_an_earlier_model_goes_with_it(tmp_path: Path) -> None:
     told = ["evaluation.json", "traversal.png", "transformations.gif"]
     train(small_run(tmp_path, steps=1, likelihood_limit=0))
     for options in ({"overwrite": True}, {"resume": True}):
+        own(tmp_path, *told, "benchmark.json")
         for name in (*told, "benchmark.json"):
             (tmp_path / name).write_text("of the model before")
         (tmp_path / "notes.txt").write_text("the user's own")
@@ -288,8 +289,9 @@ class _Breaking(torch.nn.Module):
     ("at", "log_every", "checkpoint_steps", "told", "kept"),
     [
         (3, 2, 1, "before step 3", 2),  # where it would be written
-        (3, 2, None, "before step 4.*the terms are", None),  # where it is logged
-        (3, 50, None, "before step 6.*no checkpoint is written", None),  # at the end
+        (3, 2, None, "before step 4.*the terms are", 1),  # where it is logged
+        (3, 50, None, "before step 6.*no checkpoint is written", 1),  # at the end
+        (1, 50, None, "before step 1.*no checkpoint is written", None),  # at the first checkpoint
     ],
 )
 def test_nan_is_told(

@@ -51,8 +51,8 @@ run("sparse", 3, {"method": "sta", "model": SIZES | {"regularize_every": 2}})
 def test_two_processes_train_together_and_go_on(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     environment |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
@@ -70,7 +70,8 @@ def test_two_processes_train_together_and_go_on(tmp_path: Path) -> None:
         assert [row[rows[0].index("step")] for row in rows[1:]] == ["2", "4"]
         result = json.loads((tmp_path / name / "result.json").read_text())
         assert result["finished"] and result["steps"] == 4 and "equivariance_error" in result
-        made = {"config.yaml", "last.ckpt", "metrics.csv", "model", "result.json"}
+        made = {"config.yaml", "last.ckpt", "best.ckpt", "metrics.csv", "model", "result.json", "flowfactor.json"}
+        made |= {"previous.ckpt"}
         assert {path.name for path in (tmp_path / name).iterdir()} == made
     first, second = torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["flowfactor"]["draws"]
     assert not torch.equal(first, second)  # each process has its own
