@@ -7,19 +7,16 @@ potential that follows dynamic optimal transport.
 __version__ = "0.1.0"
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
-
-from flowfactor import encoders, fields, potentials, priors, regularizers
-from flowfactor.control import Schedule
-from flowfactor.errors import FlowSolveError
-from flowfactor.latent_flow import LatentFlow
-from flowfactor.path import FlowPath, SolveStats
-from flowfactor.solver import Solver
-from flowfactor.transforms import FlowTransform
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowfactor import data, metrics, models, plot
+    from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers
+    from flowfactor.control import Schedule
+    from flowfactor.errors import FlowSolveError
+    from flowfactor.latent_flow import LatentFlow
+    from flowfactor.path import FlowPath, SolveStats
+    from flowfactor.solver import Solver
+    from flowfactor.transforms import FlowTransform
 
 __all__ = [
     "FlowPath",
@@ -40,14 +37,31 @@ __all__ = [
     "regularizers",
 ]
 
-_ON_FIRST_USE = ("data", "metrics", "models", "plot")  # what a flow in a model of one's own does not need
+# Nothing is imported before it is asked for: the command line tells of its help and of mistakes without PyTorch.
+_HOMES = {
+    "FlowPath": "path",
+    "FlowSolveError": "errors",
+    "FlowTransform": "transforms",
+    "LatentFlow": "latent_flow",
+    "Schedule": "control",
+    "SolveStats": "path",
+    "Solver": "solver",
+}
+_MODULES = {
+    *("data", "encoders", "fields", "metrics", "models", "plot", "potentials", "priors", "regularizers", "training"),
+    *("control", "errors", "latent_flow", "objectives", "path", "solver", "transforms"),
+}
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _ON_FIRST_USE:
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"flowfactor.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
         return importlib.import_module(f"flowfactor.{name}")
     raise AttributeError(f"module 'flowfactor' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE})
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -1,8 +1,10 @@
-"""The check of whole numbers that a user gives."""
+"""The checks of whole numbers and of names that a user gives."""
 
 from __future__ import annotations
 
+import difflib
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -45,3 +47,33 @@ def check_optional_count(name: str, value: Any, least: int = 1) -> int | None:
         >>> check_optional_count("frames_per_step", None)
     """
     return None if value is None else check_count(name, value, least)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Words that offer what a name may have been meant to be, for the end of a message; none where nothing is near.
+
+    Args:
+        name: The name that is not known.
+        known: Those that are.
+
+    Returns:
+        The words, with a colon before them.
+
+    Example:
+        >>> did_you_mean("mnist-smal", ["demo", "mnist-small"]), did_you_mean("moon", ["demo"])
+        (': did you mean mnist-small?', '')
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """Words that say which names there are, after the one that may have been meant.
+
+    Example:
+        >>> choices("tran", ["train", "demo"]), choices("moon", ["train", "demo"])
+        (': did you mean train? Choose among train, demo', ': choose among train, demo')
+    """
+    known = list(known)
+    near = did_you_mean(name, known)
+    return f"{near} Choose among {', '.join(known)}" if near else f": choose among {', '.join(known)}"

@@ -15,7 +15,7 @@ import flowfactor
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["flowfactor"] + [f"flowfactor.{p.parent.name}" for p in sorted(ROOT.glob("flowfactor/*/__init__.py"))]
-EXTRAS = ("matplotlib", "lightning", "PIL", "h5py", "sklearn", "safetensors", "jsonargparse", "tensorboard")
+EXTRAS = ("matplotlib", "lightning", "PIL", "h5py", "sklearn", "safetensors", "yaml", "tensorboard")
 
 
 def public_names(package: str) -> list[str]:

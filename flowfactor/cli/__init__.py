@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import flowfactor
-from flowfactor.cli.benchmark import run_benchmark
+from flowfactor._checks import choices, did_you_mean
 from flowfactor.cli.errors import guarded
-from flowfactor.cli.runs import run_demo, run_evaluate, run_traverse
-from flowfactor.cli.train import run_train
 from flowfactor.training.config import list_presets
+
+# What a command needs is imported when it runs: help and mistakes are told at once.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,12 +40,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    if given[:1] == ["train"]:
-        return run_train(given[1:])
-    if given[:1] == ["benchmark"]:
-        return run_benchmark(given[1:])
-    parsed = _parser().parse_args(given)
-    return parsed.run(parsed)
+    if not given or given[0].startswith("-"):
+        _parser().parse_args(given)
+        _parser().error("a command is required")
+    name, rest = given[0], given[1:]
+    if name == "train":
+        from flowfactor.cli.train import run_train
+
+        return run_train(rest)
+    if name == "benchmark":
+        from flowfactor.cli.benchmark import run_benchmark
+
+        return run_benchmark(rest)
+    if name not in _COMMANDS:
+        _parser().error(f"there is no command {name!r}{choices(name, _COMMANDS)}")
+    parsed = _COMMANDS[name][1]().parse_args(rest)
+    from flowfactor.cli import runs
+
+    return getattr(runs, f"run_{name}")(parsed)
+
+
+class _Parser(argparse.ArgumentParser):
+    """The parser of one command, which offers the option that an unknown one was meant to be."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"flowfactor {command}", description=f"{_COMMANDS[command][0]}.", allow_abbrev=False)
+
+    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
+        parsed, left = self.parse_known_args(args)
+        if left:
+            known = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unexpected {' '.join(left)}{did_you_mean(left[0].partition('=')[0], known)}")
+        return parsed
 
 
 def _path(text: str) -> Path:
@@ -52,42 +79,66 @@ def _path(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser of the program itself, for its help and its version."""
     parser = argparse.ArgumentParser(
-        prog="flowfactor", description="Latent flows: train, measure and look at flow-factorized models."
+        prog="flowfactor",
+        usage="flowfactor COMMAND ...",
+        description="Latent flows: train, measure and look at flow-factorized models.",
+        epilog="Each command has --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"flowfactor {flowfactor.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    # `train` and `benchmark` have parsers of their own; here they stand for the help alone.
-    commands.add_parser("train", help=f"train by a preset ({', '.join(list_presets())}) or a YAML file", add_help=False)
-    commands.add_parser("benchmark", help="compare methods: data set x methods x seeds", add_help=False)
+    commands = parser.add_argument_group("commands")
+    for name, (text, _) in _COMMANDS.items():
+        commands.add_argument(name, nargs="?", metavar=name, help=text)
+    return parser
 
-    demo = commands.add_parser("demo", help="train a small model in three minutes, and look at it")
-    demo.add_argument("--minutes", type=float, default=None, help="length of the training (default: the preset's)")
-    demo.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    demo.add_argument(
+
+def _demo() -> argparse.ArgumentParser:
+    parser = _Parser("demo")
+    parser.add_argument("--minutes", type=float, default=None, help="length of the training (default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
+    parser.add_argument(
         "--output", type=_path, default=None, help="folder; a demo in it is begun anew (default: demo_output)"
     )
-    demo.set_defaults(run=run_demo)
+    return parser
 
-    evaluate = commands.add_parser("evaluate", help="measure the model of a run on test data")
-    evaluate.add_argument("run_dir", type=_path, help="folder of a run")
-    evaluate.add_argument("--limit", type=int, help="test sequences of each transformation (default: all)")
-    evaluate.add_argument(
+
+def _evaluate() -> argparse.ArgumentParser:
+    parser = _Parser("evaluate")
+    parser.add_argument("run_dir", type=_path, help="folder of a run")
+    parser.add_argument("--limit", type=int, help="test sequences of each transformation (default: all)")
+    parser.add_argument(
         "--samples", type=int, default=64, help="samples of the likelihood's bound; 0 leaves it out (default: 64)"
     )
-    evaluate.add_argument("--output", type=_path, help="JSON file to write (default: RUN_DIR/evaluation.json)")
-    evaluate.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    evaluate.add_argument("--root", help="folder of the data, where it has moved")
-    evaluate.set_defaults(run=run_evaluate)
-
-    traverse = commands.add_parser("traverse", help="draw test images along every flow")
-    traverse.add_argument("run_dir", type=_path, help="folder of a run")
-    traverse.add_argument("--output", type=_path, help="picture to write (default: RUN_DIR/traversal.png)")
-    traverse.add_argument("--gif", type=_path, help="animation to write too")
-    traverse.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    traverse.add_argument("--images", type=int, default=3, help="how many test images (default: 3)")
-    traverse.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
-    traverse.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")
-    traverse.add_argument("--root", help="folder of the data, where it has moved")
-    traverse.set_defaults(run=run_traverse)
+    parser.add_argument("--output", type=_path, help="JSON file to write (default: RUN_DIR/evaluation.json)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--root", help="folder of the data, where it has moved")
     return parser
+
+
+def _traverse() -> argparse.ArgumentParser:
+    parser = _Parser("traverse")
+    parser.add_argument("run_dir", type=_path, help="folder of a run")
+    parser.add_argument("--output", type=_path, help="picture to write (default: RUN_DIR/traversal.png)")
+    parser.add_argument("--gif", type=_path, help="animation to write too")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--images", type=int, default=3, help="how many test images (default: 3)")
+    parser.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
+    parser.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")
+    parser.add_argument("--root", help="folder of the data, where it has moved")
+    return parser
+
+
+def _of_its_own() -> NoReturn:
+    raise NotImplementedError("this command reads its arguments itself")
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[], argparse.ArgumentParser]]] = {
+    "train": (f"train by a preset ({', '.join(list_presets())}) or a YAML file", _of_its_own),
+    "benchmark": ("compare methods: data set x methods x seeds", _of_its_own),
+    "demo": ("train a small model in three minutes, and look at it", _demo),
+    "evaluate": ("measure the model of a run on test data", _evaluate),
+    "traverse": ("draw test images along every flow", _traverse),
+}
+"""What each command does, and its parser."""

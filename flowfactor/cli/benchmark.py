@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from flowfactor._checks import did_you_mean
+from flowfactor.cli.arguments import read_train, train_settings
 from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
-from flowfactor.cli.train import parse_train
 from flowfactor.training._process import prepare_process
+from flowfactor.training._signatures import METHOD_SOURCES, of_source
 from flowfactor.training.config import list_presets, preset_path
-from flowfactor.training.variants import ABLATION_GROUPS, ABLATIONS, BENCHMARKS
+from flowfactor.training.variants import ABLATION_GROUPS, ABLATIONS, BENCHMARKS, choose_variants
+
+_OVERRIDDEN = ("data", "model", "train")
+_EVALUATION = "training/evaluation.py:EvaluationConfig"
 
 _DESCRIPTION = """Compare methods on a data set, over seeds, with an equal budget for every run, and report.
 
@@ -29,9 +33,6 @@ data, model and train can be overridden, as in flowfactor train, and so can how 
 
 def benchmark_parser() -> argparse.ArgumentParser:
     """Makes the parser of ``flowfactor benchmark``."""
-    from flowfactor.models import METHODS
-    from flowfactor.training.evaluation import EvaluationConfig
-
     parser = argparse.ArgumentParser(
         prog="flowfactor benchmark",
         usage="flowfactor benchmark DATA [options] [--KEY VALUE ...]\n       flowfactor benchmark report DIR",
@@ -46,7 +47,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help=f"methods ({', '.join(METHODS)}) and ablations ({', '.join(ABLATIONS)}); all methods by default",
+        help=f"methods ({', '.join(METHOD_SOURCES)}) and ablations ({', '.join(ABLATIONS)}); all methods by default",
     )
     parser.add_argument(
         "--ablations",
@@ -60,8 +61,9 @@ def benchmark_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--threads", type=int, help="threads of all workers together (default: the number of cores)")
     parser.add_argument("--output", help="folder of the benchmark (default: runs/benchmark-DATA)")
-    for entry in fields(EvaluationConfig):
-        parser.add_argument(f"--evaluate.{entry.name}", type=int, default=entry.default, metavar="N")
+    for name, entry in of_source(_EVALUATION).items():
+        text = f"{entry.help} (default: {entry.default})".replace("%", "%%")
+        parser.add_argument(f"--evaluate.{name}", type=int, default=entry.default, metavar="N", help=text)
     return parser
 
 
@@ -69,12 +71,11 @@ def run_benchmark(arguments: Sequence[str]) -> int:
     """Runs a benchmark, or reports on one.
 
     Args:
-        arguments: What stands behind ``flowfactor benchmark``.
+        arguments: What stands after ``flowfactor benchmark``.
 
     Returns:
         The exit code: 0, 1 where runs failed, 74 where a file cannot be written, or 130 after an interruption.
     """
-    prepare_process()  # without workers, the runs are this process's own
     parsed, overrides = benchmark_parser().parse_known_args(arguments)
     try:
         if parsed.data == "report":
@@ -95,22 +96,26 @@ def run_benchmark(arguments: Sequence[str]) -> int:
 
 
 def _planned(parsed: argparse.Namespace, overrides: list[str], command: str) -> Any:
-    from flowfactor.training import EvaluationConfig, choose_variants, plan_benchmark
-
     if parsed.folder is not None:
-        raise ValueError(f"unexpected {parsed.folder!r} behind {parsed.data!r}")
-    wrong = [a for a in overrides if a.startswith("-") and not a.startswith(("--data.", "--model.", "--train."))]
+        raise ValueError(f"unexpected {parsed.folder!r} after {parsed.data!r}")
+    sections = tuple(f"--{section}." for section in _OVERRIDDEN)
+    wrong = [a for a in overrides if a.startswith("--") and not a.startswith(sections)]
     if wrong:
-        raise ValueError(f"unknown option {wrong[0]}: see flowfactor benchmark --help")
+        options = [option for action in benchmark_parser()._actions for option in action.option_strings]
+        options += [f"--{section}.{entry.name}" for section in _OVERRIDDEN for entry in train_settings("ours")[section]]
+        near = did_you_mean(wrong[0].partition("=")[0], options)
+        raise ValueError(f"unknown option {wrong[0]}{near or ': see flowfactor benchmark --help'}")
     for budget in ("--train.steps", "--train.minutes", "--train.threads"):
         if any(argument.split("=")[0] == budget for argument in overrides):
             raise ValueError(f"{budget} is the same for all runs: give --{budget.removeprefix('--train.')}")
+    if parsed.data not in BENCHMARKS:
+        preset_path(parsed.data, BENCHMARKS)
+    base, _, _ = read_train([BENCHMARKS.get(parsed.data, parsed.data), *overrides])
     variants = choose_variants(parsed.methods, parsed.ablations)
-    named = [entry.name for entry in fields(EvaluationConfig)]
-    evaluation = EvaluationConfig(**{name: getattr(parsed, f"evaluate.{name}") for name in named})
-    source = BENCHMARKS.get(parsed.data, parsed.data)
-    preset_path(source)  # or an unknown one would be told as `flowfactor train` does
-    base, _, _ = parse_train([source, *overrides])
+    prepare_process()  # without workers, the runs are this process's own
+    from flowfactor.training import EvaluationConfig, plan_benchmark
+
+    evaluation = EvaluationConfig(**{name: getattr(parsed, f"evaluate.{name}") for name in of_source(_EVALUATION)})
     return plan_benchmark(
         base,
         variants,

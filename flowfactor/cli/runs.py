@@ -109,7 +109,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     except USER_ERRORS as error:
         fail("evaluate", error)
 
-    count = None if arguments.limit is None else arguments.limit * test.num_flows
+    count = None if arguments.limit is None else arguments.limit * max(test.num_flows, 1)
     without = arguments.samples == 0
     result = evaluate(
         model,

@@ -1,163 +1,15 @@
-"""``flowfactor train``: its parser, and what it prints."""
+"""``flowfactor train``, and what it prints."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 from flowfactor.cli._warnings import warnings_in_a_line
+from flowfactor.cli.arguments import parse_train
 from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
-from flowfactor.errors import require
-from flowfactor.training._folder import run_folder
 from flowfactor.training._process import prepare_process
-from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config, preset_path
-
-_TRAIN = """Train a model by a preset or by your own YAML file.
-
-examples:
-  flowfactor train demo
-  flowfactor train mnist-small --data.root ~/mnist --seed 1
-  flowfactor train mnist-small --train.minutes 5 --model.field gradient --output runs/gradient
-  flowfactor train demo --method beta-vae --model.beta 8 --output runs/beta
-  flowfactor train runs/gradient/config.yaml --resume
-
-Any key can be overridden, in the order given. Ctrl-C ends the training after the current step and saves it."""
-
-
-def train_parser(method: str = "ours") -> Any:
-    """Makes the parser of ``flowfactor train``: every key of a configuration, with its type and help.
-
-    Args:
-        method: The method, whose model's settings the parser takes.
-
-    Returns:
-        A ``jsonargparse.ArgumentParser``.
-
-    Raises:
-        ImportError: If jsonargparse is not installed.
-    """
-    jsonargparse = require("jsonargparse", extra="train")
-    from flowfactor.models import METHODS, build_sparse_vae, build_vae, get_method
-
-    build = get_method(method).build
-    parser = jsonargparse.ArgumentParser(
-        prog="flowfactor train",
-        usage=f"flowfactor train {{{','.join(list_presets())},FILE.yaml}} [--KEY VALUE ...] [--resume | --overwrite]",
-        description=_TRAIN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    parser.add_argument("-h", "--help", action="help", help="show this help and exit")
-    parser.add_argument("--config", action="config", help="further YAML file, which overrides what stands before it")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="begin anew in a folder that holds a run, which goes when the new one has its first checkpoint",
-    )
-    parser.add_argument("--method", type=str, default="ours", help=f"one of {', '.join(METHODS)}")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights and of all draws")
-    parser.add_argument("--output", type=str, default="runs/latest", help="folder of the run")
-    parser.add_class_arguments(DataConfig, "data")
-    parser.add_class_arguments(TrainConfig, "train")
-    skip = {"image_shape", "num_flows", "num_frames", "generator", "force"}
-    if build is build_vae or method == "sta":
-        parser.add_function_arguments(build_vae if build is build_vae else build_sparse_vae, "model", skip=skip)
-        # Skipped above for its type: a module cannot be written down, and a name or null can.
-        parser.add_argument(
-            "--model.force",
-            type=Literal["negative_square"] | None,
-            default="negative_square",
-            help="force f of the Hamilton-Jacobi equation: negative_square for a learned one, null for f = 0",
-        )
-    else:  # the builder of the baselines checks its settings by itself: which there are depends on the name
-        parser.add_argument(
-            "--model", type=dict[str, Any], default={}, help="settings of build_baseline and of the model's class"
-        )
-    return parser
-
-
-def parse_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:
-    """Reads the arguments of ``flowfactor train``.
-
-    Args:
-        arguments: A preset or the path of a YAML file, and overrides.
-
-    Returns:
-        The configuration, whether to resume, and whether to overwrite.
-
-    Raises:
-        SystemExit: With code 2 where a preset or key is unknown, or a value is wrong.
-        ImportError: If jsonargparse is not installed.
-
-    Example:
-        >>> config, resume, overwrite = parse_train(["demo", "--train.steps", "10", "--model.field", "gradient"])
-        >>> config.train.steps, config.model["field"], resume
-        (10, 'gradient', False)
-    """
-    arguments = list(arguments)
-    try:
-        parser = train_parser(_method(arguments))
-    except ValueError as error:
-        fail("train", error)
-    if "-h" in arguments or "--help" in arguments:
-        parser.parse_args(["--help"])
-    if not arguments or arguments[0].startswith("-"):
-        parser.error(f"begin with a preset ({', '.join(list_presets())}) or the path of a YAML file")
-    try:
-        path = preset_path(arguments[0])
-    except ValueError as error:
-        _refuse(parser, error)
-    source = str(path)
-    if (method := _method(arguments)) != (own := load_config(path)).method:
-        source = json.dumps(own.with_method(method).as_dict())
-    # The settings of a run mean the folder that they lie in, unless another one is named.
-    folder = run_folder(path)
-    output = [] if folder is None else ["--output", str(folder)]
-    values = parser.parse_args(["--config", source, *output, *arguments[1:]]).as_dict()
-    values.pop("config")
-    resume, overwrite = values.pop("resume"), values.pop("overwrite")
-    if resume and folder is not None and Path(values["output"]).expanduser().resolve() != folder.resolve():
-        parser.error(
-            f"{path} belongs to the run in {folder}, and the output is {values['output']}: leave --output out to go on with "
-            f"that run, or give {Path(values['output']) / path.name} to go on with the other one"
-        )
-    values["model"] = _typed(values["model"])
-    # What is at its default stays out, so that files of settings remain short.
-    defaults = parser.get_defaults().as_dict()["model"]
-    values["model"] = {name: value for name, value in values["model"].items() if value != defaults.get(name, ...)}
-    try:
-        return Config.from_dict(values), resume, overwrite
-    except ValueError as error:
-        _refuse(parser, error)
-
-
-def _method(arguments: Sequence[str]) -> str:
-    """The method that arguments ask for, before they can be parsed: as an option, or in the file."""
-    for index, argument in reversed(list(enumerate(arguments))):
-        if argument.startswith("--method="):
-            return argument.removeprefix("--method=")
-        if argument == "--method" and index + 1 < len(arguments):
-            return arguments[index + 1]
-    try:
-        return load_config(arguments[0]).method if arguments else "ours"
-    except ValueError:  # what is wrong with the first argument is told by the parser
-        return "ours"
-
-
-def _typed(value: Any) -> Any:
-    """Reads the numbers that stand deep in settings of no declared type, which the parser leaves as text."""
-    if isinstance(value, dict):
-        return {name: _typed(entry) for name, entry in value.items()}
-    return require("yaml", extra="train").safe_load(value) if isinstance(value, str) else value
-
-
-def _refuse(parser: Any, error: ValueError) -> NoReturn:
-    parser.error(str(error))
-    raise SystemExit(2)  # `error` has ended the program already, which jsonargparse's types do not say
 
 
 @warnings_in_a_line("train")
@@ -170,9 +22,9 @@ def run_train(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    prepare_process()
     try:
         config, resume, overwrite = parse_train(arguments)
+        prepare_process()
         from flowfactor.training import prepare
 
         run = prepare(config, resume=resume, overwrite=overwrite)
@@ -234,8 +86,16 @@ def table(result: dict[str, Any]) -> str:
         turn                    120.2           962.0
     """
     lines = [f"{'transformation':<16}{'E_k':>13}{'doing nothing':>16}"]
+    if not result["equivariance_error"]:
+        lines = ["no labels of what acts in the test sequences: no E_k"]
     for name, value in result["equivariance_error"].items():
         lines.append(f"{name:<16}{value:>13.1f}{result['doing_nothing'][name]:>16.1f}")
+    rebuilt = result.get("reconstruction")
+    if rebuilt is not None:
+        lines.append(
+            f"\nreconstruction {rebuilt['per_frame']:.1f} +- {rebuilt['standard_error']:.1f} a frame, in the L1 norm "
+            f"({rebuilt['count']:,} sequences)"
+        )
     factor = result.get("factor_accuracy")
     if factor is not None:
         lines.append(f"\nfactor accuracy {factor['value']:.2%} after matching ({factor['count']:,} sequences)")

@@ -196,3 +196,11 @@ def every_flow(data: SequenceDataset, limit: int | None, batch_size: int) -> Ite
             raise ValueError(f"the data set has no sequence of flow {k}")
         for chosen in own.split(batch_size):
             yield k, data.batch(chosen, torch.full((len(chosen),), k))
+
+
+def every_unlabelled(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Batches of sequences without labels, drawn at random where they are limited; they come with 0 for want of a flow."""
+    limit = check_optional_count("limit", limit)
+    drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:limit].sort().values
+    for chosen in drawn.split(batch_size):
+        yield 0, data.batch(chosen)

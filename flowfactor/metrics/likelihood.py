@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from flowfactor._evaluating import evaluating
 from flowfactor.data import SequenceDataset
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.metrics._checks import check_flows
-from flowfactor.metrics.equivariance import every_flow
+from flowfactor.metrics.equivariance import every_flow, every_unlabelled
 from flowfactor.metrics.estimates import mean_bounds
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 
@@ -28,7 +28,7 @@ class LogLikelihood:
     Attributes:
         per_frame: The bound, in nats per frame: the sequence's divided by its number of frames, mean over sequences.
         standard_error: Standard error of the mean over sequences.
-        by_flow: The bound of each transformation.
+        by_flow: The bound of each transformation; none where the data have no labels.
         samples: Importance samples behind each.
         likelihood: Name of p(x|z): ``"bernoulli"`` or ``"gaussian"``; bounds under different ones cannot be compared.
         objective: The bound that it tightens, such as ``"path"`` or ``"marginal"``; ``"paper-protocol"`` for
@@ -79,7 +79,8 @@ def log_likelihood(
 
     Args:
         model: A model with ``log_likelihood(frames, t, k, samples)``.
-        data: Sequences; take the test split.
+        data: Sequences; take the test split. Where they have no labels, so has the bound: it is that of a model that
+            infers k, or has no use for it.
         samples: S.
         limit: Use the first so many images per transformation only; None for all.
         batch_size: Sequences per batch.
@@ -89,7 +90,7 @@ def log_likelihood(
         The bound with its standard error.
 
     Raises:
-        ValueError: If the model has other flows than the data set.
+        ValueError: If the model has other flows than the data set, or needs to know k and the data have no labels.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -98,14 +99,19 @@ def log_likelihood(
         >>> ff.metrics.log_likelihood(model, data, samples=2).likelihood
         'bernoulli'
     """
-    check_flows(model, data)
-    bounds: list[list[torch.Tensor]] = [[] for _ in range(data.num_flows)]
+    labelled = data.num_flows > 0
+    if labelled:
+        check_flows(model, data)
+    batches = every_flow(data, limit, batch_size) if labelled else every_unlabelled(data, limit, batch_size)
+    bounds: list[list[torch.Tensor]] = [[] for _ in range(max(data.num_flows, 1))]
     with evaluating(model), _exact_divergence(model):
-        for k, batch in every_flow(data, limit, batch_size):
-            whole = model.log_likelihood(batch["frames"], batch["t"], batch["k"], samples, generator=generator)
+        for k, batch in batches:
+            control = batch["k"] if labelled else None
+            whole = model.log_likelihood(batch["frames"], batch["t"], control, samples, generator=generator)
             bounds[k].append(whole / batch["frames"].shape[1])
     likelihood = getattr(getattr(model.decoder, "likelihood", None), "name", "custom")
-    return _result(bounds, samples, likelihood, model.objective)
+    made = _result(bounds, samples, likelihood, model.objective)
+    return made if labelled else replace(made, by_flow=[])
 
 
 @contextmanager

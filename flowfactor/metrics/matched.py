@@ -113,8 +113,10 @@ def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str
         limit: Sequences of each transformation to match by, where the model found the flows itself.
 
     Returns:
-        The names, ``[K]``.
+        The names, ``[K]``; numbers, where the data have no labels.
     """
+    if not data.num_flows:
+        return tuple(f"flow {k}" for k in range(model.num_flows))
     if not infers_k(model):
         return data.flow_names
     order = match_flows(model, data, limit=limit).order

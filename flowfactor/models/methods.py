@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flowfactor._checks import choices
 from flowfactor.models.baselines import BASELINES, build_baseline
 from flowfactor.models.build import build_vae
 from flowfactor.models.build_sparse import build_sparse_vae
@@ -151,7 +152,7 @@ def get_method(name: str) -> Method:
         'control: a free velocity field, no PDE'
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {name!r}{choices(name, METHODS)}")
     return METHODS[name]
 
 

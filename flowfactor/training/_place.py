@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowfactor._files import replacing
-from flowfactor.errors import require
 from flowfactor.training._folder import (
     CONFIG,
     FIGURES,
@@ -108,4 +107,4 @@ class Place:
         for section, name in ((data, "root"), (data, "test_root"), (data["options"], "cache")):
             if isinstance(section.get(name), str):
                 section[name] = str(Path(section[name]).expanduser().absolute())
-        return require("yaml", extra="train").safe_dump(values, sort_keys=False)
+        return Config.from_dict(values).as_yaml()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import sys
 
-import torch
-
 # Parameters of glibc's mallopt (malloc.h), and the largest threshold that it takes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP, _KEPT = 32 * 1024**2, 1024**3
@@ -26,6 +24,8 @@ def prepare_process() -> None:
         >>> import flowfactor as ff
         >>> ff.training.prepare_process()
     """
+    import torch  # here, so that what knows of this function alone stays light
+
     keep_freed_memory()
     torch.set_flush_denormal(True)
 

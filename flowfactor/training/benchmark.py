@@ -123,8 +123,8 @@ class Benchmark:
         if not run.finished:
             return f"{run.name} FAILED: {self.failures[run.name]} (see {run.folder})"
         made = json.loads((run.folder / FIGURES).read_text(encoding="utf-8"))
-        error = made["figures"]["equivariance"]["mean"]
-        each = " ".join("-" if value is None else f"{value:.0f}" for value in error)
+        error = made["figures"]["equivariance"].get("mean")
+        each = "no labels" if error is None else " ".join("-" if value is None else f"{value:.0f}" for value in error)
         return f"{run.name}: E_k {each} after {made['steps_made']:,} steps"
 
     def _in_turn(self, waiting: list[Planned]) -> Generator[tuple[Planned, int], None, None]:

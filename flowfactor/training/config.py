@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from flowfactor._checks import choices, did_you_mean
 from flowfactor.errors import require
 from flowfactor.training._folder import run_folder
+from flowfactor.training._settings import SettingError, check_settings, kinds, read, short, unknown_key
+from flowfactor.training._signatures import METHOD_SOURCES, read_model
 from flowfactor.training.datasets import DataConfig
 
 PRESETS = Path(__file__).parent.parent / "configs"
 """Folder of the presets."""
-
-Settings = TypeVar("Settings")
 
 
 @dataclass
@@ -41,20 +44,22 @@ class TrainConfig:
         likelihood_limit: Test sequences of the likelihood at the end; 0 leaves it out.
         likelihood_samples: Samples of its importance-weighted bound.
         accelerator: Lightning's accelerator: ``auto``, ``cpu``, ``gpu``, ...
-        devices: Number of devices.
+        devices: Number of devices of each node.
+        num_nodes: Number of nodes. On one device of one node a process trains alone, whatever variables of a cluster's job
+            it finds in its environment.
         precision: Lightning's precision, such as ``32-true`` or ``bf16-mixed``.
         threads: Threads of a processor; null leaves PyTorch's choice.
         tensorboard: Write TensorBoard's log too, if it is installed.
         progress: Show the progress.
 
     Raises:
-        ValueError: If a setting is out of range.
+        ValueError: If a setting is of another type or out of range.
 
     Example:
         >>> TrainConfig(steps=0)
         Traceback (most recent call last):
         ...
-        ValueError: train.steps must be above 0, got 0
+        flowfactor.training._settings.SettingError: train.steps must be above 0, got 0
     """
 
     minutes: float | None = None
@@ -76,24 +81,27 @@ class TrainConfig:
     likelihood_samples: int = 64
     accelerator: str = "auto"
     devices: int = 1
+    num_nodes: int = 1
     precision: str = "32-true"
     threads: int | None = None
     tensorboard: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
-        self.betas = (float(self.betas[0]), float(self.betas[1]))
-        at_least_one = ("batch_size", "log_every", "likelihood_samples", "devices")
+        check_settings(self, "train.")
+        at_least_one = ("batch_size", "log_every", "likelihood_samples", "devices", "num_nodes")
         above_zero = ("minutes", "steps", "learning_rate", "clip", "checkpoint_minutes", "checkpoint_steps")
         for name in (*at_least_one, *above_zero, "evaluate_limit", "threads"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"train.{name} must be above 0, got {value!r}")
-        if self.clock not in ("wall", "processor"):
-            raise ValueError(f"train.clock is 'wall' or 'processor', got {self.clock!r}")
+                raise SettingError(f"train.{name}", f"must be above 0, got {value!r}")
         for name in ("likelihood_limit", "weight_decay"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)!r}")
+                raise SettingError(f"train.{name}", f"must not be negative, got {getattr(self, name)!r}")
+        if not 0 <= self.warmup < 1:
+            raise SettingError("train.warmup", f"is a share of the training in [0, 1), got {self.warmup!r}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise SettingError("train.betas", f"are two decay rates in [0, 1), got {list(self.betas)}")
 
 
 @dataclass
@@ -111,6 +119,7 @@ class Config:
 
     Raises:
         TypeError: If a section is not of its type; `from_dict` makes one of plain values.
+        ValueError: If the method is unknown, or its model has no such setting, or a value is of another type.
 
     Example:
         >>> config = load_config("demo")
@@ -129,12 +138,33 @@ class Config:
         for name, kind in (("data", DataConfig), ("train", TrainConfig), ("model", dict)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}")
+        for name in ("model", "method", "seed", "output"):
+            setattr(self, name, read(name, kinds(Config)[name], getattr(self, name)))
+        if abs(self.seed) >= 2**63:
+            raise SettingError("seed", f"must be below 2^63 in size, got {short(self.seed)}")
+        if self.method not in METHOD_SOURCES:
+            raise SettingError(
+                "method", f"names the unknown method {self.method!r}{choices(self.method, METHOD_SOURCES)}"
+            )
+        self.model = read_model(self.method, self.model)
 
     def as_dict(self) -> dict[str, Any]:
         """Gives the settings as plain values, ready for JSON and YAML."""
         plain = asdict(self)
         plain["train"]["betas"] = list(plain["train"]["betas"])
         return plain
+
+    def as_yaml(self) -> str:
+        """Writes the settings as a file that `load_config` reads back as they are.
+
+        Example:
+            >>> print(Config(output="runs/one").as_yaml().splitlines()[-1])
+            output: runs/one
+        """
+        require("yaml", extra="train")
+        from flowfactor.training._yaml import dump
+
+        return dump(self.as_dict())
 
     def with_method(self, method: str) -> Config:
         """Gives the same settings for another method: of the model's, only those that all methods share.
@@ -162,6 +192,8 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """Makes a configuration from plain values, such as those of a YAML file.
 
+        Text where a number, a list or a mapping is expected is read as on the command line.
+
         Args:
             values: Sections and their keys; what is missing takes its default.
 
@@ -169,22 +201,28 @@ class Config:
             The configuration.
 
         Raises:
-            ValueError: If a key is unknown or a value is out of range.
+            ValueError: If a key is unknown, or a value is of another type or out of range.
+
+        Example:
+            >>> Config.from_dict({"train": {"learning_rate": "1e-3"}}).train.learning_rate
+            0.001
         """
-        sections: dict[str, Any] = dict(values)
-        if isinstance(sections.get("data"), Mapping):
-            sections["data"] = _fill(DataConfig, sections["data"], "data.")
-        if isinstance(sections.get("train"), Mapping):
-            sections["train"] = _fill(TrainConfig, sections["train"], "train.")
-        return _fill(cls, sections, "")
-
-
-def _fill(kind: type[Settings], values: Mapping[str, Any], prefix: str) -> Settings:
-    known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"unknown key {', '.join(prefix + name for name in unknown)}: choose among {', '.join(known)}")
-    return kind(**values)
+        if not isinstance(values, Mapping):
+            raise ValueError(f"settings are sections such as data, model and train, got {short(values)}")
+        made: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in kinds(cls):
+                raise unknown_key(str(name), list(kinds(cls)))
+            kind = {"data": DataConfig, "train": TrainConfig}.get(name)
+            if kind is None:
+                made[name] = read(name, kinds(cls)[name], value)
+                continue
+            section = read(name, dict[str, Any], value)
+            for key in section:
+                if key not in kinds(kind):
+                    raise unknown_key(f"{name}.{key}", list(kinds(kind)))
+            made[name] = kind(**section)
+        return cls(**made)
 
 
 def list_presets() -> list[str]:
@@ -197,26 +235,35 @@ def list_presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def preset_path(preset: str | Path) -> Path:
+def preset_path(preset: str | Path, also: Iterable[str] = ()) -> Path:
     """Finds the YAML file of a preset's name, or of a path.
 
     Args:
         preset: One of `list_presets`, or the path of a YAML file.
+        also: Other names that whoever asks would have taken, to offer where there is no such preset.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: If there is neither.
+        ValueError: If there is no such preset, or it is a folder.
+        FileNotFoundError: If there is no such file: names that end in ``.yaml`` or ``.yml`` or hold a ``/`` are files.
     """
-    if str(preset) in list_presets():
-        return PRESETS / f"{preset}.yaml"
+    name = os.fspath(preset)
+    if name in list_presets():
+        return PRESETS / f"{name}.yaml"
     path = Path(preset).expanduser()
     if path.is_file():
         return path
-    raise ValueError(
-        f"unknown preset {str(preset)!r}: choose among {', '.join(list_presets())}, or give the path of a YAML file"
-    )
+    if path.is_dir():
+        inside = path / "config.yaml"
+        cure = f"give {inside}" if inside.is_file() else "give a YAML file, or a preset"
+        raise ValueError(f"{name} is a folder: {cure}")
+    presets = [*also, *(known for known in list_presets() if known not in set(also))]
+    if path.suffix in (".yaml", ".yml") or os.sep in name or "/" in name:
+        near = did_you_mean(path.stem, presets) if path.name == name else ""
+        raise FileNotFoundError(f"there is no file {name}{near}")
+    raise ValueError(f"unknown preset {name!r}{choices(name, presets)}, or give the path of a YAML file")
 
 
 def load_config(preset: str | Path) -> Config:
@@ -231,18 +278,57 @@ def load_config(preset: str | Path) -> Config:
         The configuration.
 
     Raises:
-        ValueError: If there is no such preset or file, or it does not hold a configuration.
+        ValueError: If there is no such preset, or the file does not hold a configuration: the message names the file, the
+            line and the key.
+        FileNotFoundError: If there is no such file.
     """
     path = preset_path(preset)
-    yaml = require("yaml", extra="train")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{path} must hold sections such as data, model and train, got {type(values).__name__}")
-    config = Config.from_dict(values)
+    values, lines = read_file(path)
+    with located(path, lines):
+        config = Config.from_dict(values)
     folder = run_folder(path)
     if folder is not None:
         config.output = str(folder)
     return config
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Reads a YAML file of settings, unchecked.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its values, and the line of every key.
+
+    Raises:
+        ValueError: If it is not YAML, or holds no sections.
+    """
+    require("yaml", extra="train")
+    from flowfactor.training._yaml import read_yaml
+
+    values, lines = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold sections such as data, model and train, got {short(values)}")
+    return values, lines
+
+
+@contextlib.contextmanager
+def located(path: Path, lines: Mapping[str, int]) -> Iterator[None]:
+    """Adds to what is wrong with a setting where it stands.
+
+    Args:
+        path: The file.
+        lines: The line of every key in it.
+
+    Raises:
+        ValueError: Where a setting is wrong, with the file, and with the line where the key has one.
+    """
+    try:
+        yield
+    except SettingError as error:
+        key = error.key
+        while key and key not in lines:
+            key = key.rpartition(".")[0]
+        line = f", line {lines[key]}" if key else ""
+        raise ValueError(f"{path}{line}: {error}") from error

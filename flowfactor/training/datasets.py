@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from flowfactor.training._settings import check_settings
+
 if TYPE_CHECKING:
     from flowfactor.data import SequenceDataset
 
@@ -67,6 +69,9 @@ class DataConfig:
         limit: Use only the first so many elements of the training split.
         options: Further arguments of the data set's class, such as ``{colour: blue}``.
 
+    Raises:
+        ValueError: If a setting is of another type, or no data set has that name.
+
     Example:
         >>> len(DataConfig("digits").dataset("test"))
         297
@@ -81,6 +86,9 @@ class DataConfig:
     download: bool = False
     limit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_settings(self, "data.")
 
     @property
     def is_combined(self) -> bool:
@@ -160,7 +168,5 @@ class DataConfig:
         if self.root is None:
             raise ValueError("data.name 'sequences' needs data.root: the folder <class>/<sequence>/<frame>.png")
         every = Sequences(self.root, **self.options)
-        if every.num_flows == 0:
-            raise ValueError(f"{self.root} has no classes: training needs to know what acts in each sequence")
         test = [index % 10 == 9 for index in range(len(every))]
         return every.subset(test if split == "test" else [not chosen for chosen in test])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowfactor._checks import check_count
+from flowfactor._evaluating import evaluating
 from flowfactor.data import FactorSequences, SequenceDataset
 from flowfactor.errors import FlowSolveError
 from flowfactor.metrics import (
@@ -26,8 +27,11 @@ from flowfactor.metrics import (
     sap,
     vp_score,
 )
+from flowfactor.metrics.equivariance import every_unlabelled
+from flowfactor.metrics.estimates import standard_error as error_of_mean
 from flowfactor.metrics.matched import MatchedModel, infers_k, match_flows, match_spikes
 
+_NO_LABELS = {"missing": "the test sequences have no labels of what acts in them"}
 _VP_REPEATS, _VP_STEPS = 2, 100
 
 
@@ -68,10 +72,20 @@ def evaluate(
         ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
         `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`);
         for a model that infers k also ``factor_accuracy`` (the figures of `flowfactor.metrics.factor_accuracy`).
+        Where the sequences have no labels, there are no errors by transformation, but ``reconstruction``: the L1 norm
+        between a frame and its reconstruction from the mean of the posterior, mean over the frames.
     """
     device = next(model.parameters()).device
     test = test.to(device)
-    result: dict[str, Any] = {}
+    generator = torch.Generator(device).manual_seed(seed)
+    if not test.num_flows:
+        result = {"equivariance_error": {}, "doing_nothing": {}, "equivariance": _NO_LABELS}
+        result["reconstruction"] = _reconstruction(model, test, limit)
+        if likelihood_limit != 0:
+            bound = log_likelihood(model, test, samples=samples, limit=likelihood_limit, generator=generator)
+            result["log_likelihood"] = bound.as_dict()
+        return result
+    result = {}
     measured: Any = model
     if infers_k(model):
         match = match_flows(model, test, limit=limit)
@@ -88,7 +102,6 @@ def evaluate(
     }
     if likelihood_limit != 0:
         per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
-        generator = torch.Generator(device).manual_seed(seed)
         bound = log_likelihood(measured, test, samples=samples, limit=per_flow, generator=generator)
         result["log_likelihood"] = bound.as_dict()
     return result
@@ -162,13 +175,19 @@ def measure(
 
     Returns:
         The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``factor_accuracy``, ``spikes``, ``mig``,
-        ``dci``, ``sap`` and ``vp``. What a model or data set does not have holds ``{"missing": reason}`` instead.
+        ``dci``, ``sap`` and ``vp``, and of ``reconstruction`` where the sequences have no labels. What a model or data set
+        does not have holds ``{"missing": reason}`` instead.
     """
     device = next(model.parameters()).device
     train, test = train.to(device), test.to(device)
     model.eval()
     figures: dict[str, Any] = {}
     measured: Any = model
+    if not test.num_flows:
+        figures = dict.fromkeys(("factor_accuracy", "equivariance", "latent_equivariance", "vp"), _NO_LABELS)
+        figures["reconstruction"] = _reconstruction(model, test, settings.images)
+        figures["likelihood"] = _likelihood(model, model, test, settings, seed)
+        return figures | _disentanglement(model, test, settings, seed)
     if not infers_k(model):
         figures["factor_accuracy"] = {"missing": "k is given to this method, or unused by it"}
     else:
@@ -194,6 +213,19 @@ def measure(
     figures["vp"] = _vp(measured, test, settings, seed)
     figures |= _disentanglement(model, test, settings, seed)
     return figures
+
+
+@torch.no_grad()
+def _reconstruction(model: Any, test: SequenceDataset, limit: int | None) -> dict[str, Any]:
+    """How far frames are from their reconstructions, over sequences without labels."""
+    errors = []
+    with evaluating(model):
+        for _, batch in every_unlabelled(test, limit, 64):
+            frames = batch["frames"]
+            made = model.decode(model.encode(frames.flatten(0, 1)).mean).view_as(frames)
+            errors.append((frames - made).abs().flatten(2).sum(2).mean(1))
+    error = torch.cat(errors)
+    return {"per_frame": float(error.mean()), "standard_error": float(error_of_mean(error)), "count": len(error)}
 
 
 def _single(train: SequenceDataset, test: SequenceDataset) -> SequenceDataset:

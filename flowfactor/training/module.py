@@ -119,8 +119,9 @@ class FlowModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Gives the loss of a batch of sequences."""
-        # Who infers k does not get to see it.
-        k = None if infers_k(self.model) else batch["k"]
+        # Who infers k does not get to see it, and who has no use for it needs none: sequences may be without labels.
+        unused = not getattr(self.model, "has_transformation", True)
+        k = None if infers_k(self.model) or unused else batch["k"]
         step = self.global_step + 1
         self._watch.begin(step, batch, self.generator)
         try:

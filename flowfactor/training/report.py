@@ -94,7 +94,9 @@ def write_report(folder: str | Path) -> tuple[Path, Path | None]:
     figure: Path | None = None
     note = "no run is finished yet, so there is no figure"
     with owned(folder, REPORT, FIGURE):
-        if runs:
+        if runs and not any(run["flows"] for run in runs):
+            note = "the sequences have no labels of what acts in them, so there are no errors to draw"
+        elif runs:
             try:
                 figure = _draw(runs, folder / FIGURE)
             except ImportError as error:
@@ -132,8 +134,9 @@ def markdown(runs: Sequence[Record], others: dict[str, str] | None = None, pictu
     for group in _by_data(runs).values():
         first = group[0]
         parts.append(f"## {_data_name(first)}, T = {first['config']['data']['steps']}, {_budget(first)} a run")
-        parts.append(table(group, _errors(group), reference=True))
-        parts.append(_lowest(group))
+        if first["flows"]:
+            parts.append(table(group, _errors(group), reference=True))
+            parts.append(_lowest(group))
         parts.append("### Other figures")
         parts.append(table(group, _figures()))
         parts.append(_disentanglement(group))
@@ -183,6 +186,7 @@ def _figures() -> list[Column]:
 
     return [
         Column("ln p(x) per frame, at least", _of("likelihood", "per_frame"), 1, ".2f"),
+        Column("reconstruction, a frame", _of("reconstruction", "per_frame"), -1),
         Column("factor accuracy", _of("factor_accuracy", "value"), 1, ".2%"),
         Column("spikes, precision", _of("spikes", "precision", "value"), 1, ".1%"),
         Column("spikes, recall", _of("spikes", "recall", "value"), 1, ".1%"),
@@ -249,16 +253,19 @@ def _explained(runs: Sequence[Record]) -> str:
     if not runs:
         return ""
     evaluate = EvaluationConfig(**runs[0]["evaluate"])
-    figures = runs[0]["figures"]
+    images = next((n for run in runs if (n := run["figures"]["equivariance"].get("count"))), None)
     lines = [
         "## What the figures are",
         "Figures are means over seeds ± their standard deviation over seeds; the best mean of a column is in bold. All are "
         "of test data. Intervals over test samples stand in each run's `benchmark.json`.",
-        f"- E_k: the equivariance error, summed over frames, pixels and channels, over {figures['equivariance']['count']:,} "
-        'test images under every transformation; "doing nothing" predicts that every frame equals the first. For methods '
-        "without transformations it is that of the best single latent dimension and range, searched on "
-        f"{evaluate.search_images} training images a transformation.",
     ]
+    if images is not None:
+        lines.append(
+            f"- E_k: the equivariance error, summed over frames, pixels and channels, over {images:,} "
+            'test images under every transformation; "doing nothing" predicts that every frame equals the first. For '
+            "methods without transformations it is that of the best single latent dimension and range, searched on "
+            f"{evaluate.search_images} training images a transformation."
+        )
     bounds = {run["variant"]: run["figures"]["likelihood"] for run in runs}
     kinds = sorted({made["objective"] for made in bounds.values() if "objective" in made})
     if kinds:
@@ -273,11 +280,17 @@ def _explained(runs: Sequence[Record]) -> str:
         )
         if len(families) > 1:
             lines.append("- Bounds under different likelihoods cannot be compared, in spite of the bold one.")
-    lines += [
-        "- Latent E_k: distance between flowed and encoded latents, mean over transformations, relative to leaving the "
-        "latent as it is.",
-        "- VP score: accuracy of a small classifier that is trained on a tenth of the pairs [x_0, x_T] to tell k.",
-    ]
+    if any("reconstruction" in run["figures"] for run in runs):
+        lines.append(
+            "- Reconstruction: the L1 norm between a frame and its reconstruction from the mean of the posterior, mean over "
+            "frames."
+        )
+    if images is not None:
+        lines += [
+            "- Latent E_k: distance between flowed and encoded latents, mean over transformations, relative to leaving the "
+            "latent as it is.",
+            "- VP score: accuracy of a small classifier that is trained on a tenth of the pairs [x_0, x_T] to tell k.",
+        ]
     if any("spikes" in run["figures"] for run in runs):
         lines.append(
             "- Spikes: whether each flow acts between each two frames, inferred with a probability above a half, against "
@@ -339,7 +352,7 @@ def _draw(runs: Sequence[Record], path: Path) -> Path:
 
     from flowfactor.plot import save
 
-    group = max(_by_data(runs).values(), key=len)
+    group = max(_by_data([run for run in runs if run["flows"]]).values(), key=len)
     variants, flows = by_variant(group), group[0]["flows"]
     still = group[0]["figures"]["equivariance"]["doing_nothing"]
     figure = Figure(figsize=(3.2 * len(flows) + 1, 0.32 * len(variants) + 1.2), layout="constrained")

@@ -21,6 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
+from flowfactor.training._cluster import environments, settle, trains_alone
 from flowfactor.training._collapse import LEAST_STEPS, warn_of_collapse
 from flowfactor.training._folder import (
     CONFIG,
@@ -202,8 +203,10 @@ class Run:
         return pl.Trainer(
             accelerator=train.accelerator,
             devices=train.devices,
+            num_nodes=train.num_nodes,
+            plugins=list(environments(train)),
             # Warm-ups, alternating losses and lazy regularizers leave parameters without gradient in some steps.
-            strategy="auto" if train.devices == 1 else "ddp_find_unused_parameters_true",
+            strategy="auto" if trains_alone(train) else "ddp_find_unused_parameters_true",
             precision=train.precision,  # type: ignore[arg-type]
             max_steps=-1 if train.steps is None else train.steps,
             max_epochs=-1,
@@ -259,6 +262,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
+    config = Config.from_dict(config.as_dict())  # what was set in a section since it was made is checked too
+    settle(config.train)
     folder = Path(config.output).expanduser()
     check_folder(folder, resume, overwrite)
     check_writable(folder)
@@ -280,16 +285,21 @@ def make_model(config: Config, data: SequenceDataset) -> Any:
 
     Args:
         config: The settings.
-        data: The training split, which gives the picture's shape and the numbers of transformations and frames.
+        data: The training split, which gives the picture's shape and the numbers of transformations and frames; where it
+            has no labels, the number of flows is a setting of the model.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If the method is unknown, a setting is out of range, or sizes or transformations are not the data's.
+        ValueError: If the method is unknown, a setting is out of range, sizes or transformations are not the data's, or the
+            data have no labels and the method needs them.
         TypeError: If the model takes no such setting.
     """
     shape = {"image_shape": tuple(data.image_shape), "num_flows": data.num_flows, "num_frames": data.num_steps + 1}
+    if not data.num_flows:  # without labels, the settings of the model alone say how many flows it has
+        _check_needs_no_labels(config)
+        del shape["num_flows"]
     settings = dict(config.model)
     for name, value in shape.items():
         given = settings.pop(name, value)
@@ -299,7 +309,12 @@ def make_model(config: Config, data: SequenceDataset) -> Any:
                 f"{', '.join(data.flow_names)}): leave it out, or choose others by data.flows and data.steps"
             )
     fixed = data.fixed_k
-    if fixed is not None and bool((fixed < 0).any()) and get_method(config.method).labels != "inferred":
+    if (
+        data.num_flows
+        and fixed is not None
+        and bool((fixed < 0).any())
+        and get_method(config.method).labels != "inferred"
+    ):
         given = [name for name, method in METHODS.items() if method.labels == "inferred"]
         raise ValueError(
             f"in the sequences of {config.data.name} no single transformation acts, so there is no k to give to the "
@@ -307,6 +322,15 @@ def make_model(config: Config, data: SequenceDataset) -> Any:
         )
     torch.manual_seed(config.seed)
     return build_model(config.method, **shape, **settings)
+
+
+def _check_needs_no_labels(config: Config) -> None:
+    if get_method(config.method).labels == "given":
+        without = [name for name, method in METHODS.items() if method.labels != "given"]
+        raise ValueError(
+            f"the sequences in {config.data.root} have no labels of what acts in them, which the method {config.method!r} "
+            f"needs: sort them into folders <class>/<sequence>, or train by --method {', '.join(without)}"
+        )
 
 
 def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:

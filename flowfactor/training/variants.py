@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from flowfactor._checks import choices
+from flowfactor.training._signatures import METHOD_SOURCES
 from flowfactor.training.config import Config, list_presets, load_config
 
 if TYPE_CHECKING:
@@ -117,15 +119,13 @@ def get_variant(name: str) -> Variant:
         >>> get_variant("vae").title
         'VAE of single frames'
     """
-    from flowfactor.models import METHODS
-
     if name in ABLATIONS:
         return ABLATIONS[name]
-    if name in METHODS:
+    if name in METHOD_SOURCES:
+        from flowfactor.models import METHODS
+
         return Variant(name, name, METHODS[name].title)
-    raise ValueError(
-        f"unknown method {name!r}: choose among the methods {', '.join(METHODS)} and the ablations {', '.join(ABLATIONS)}"
-    )
+    raise ValueError(f"unknown method {name!r}{choices(name, [*METHOD_SOURCES, *ABLATIONS])}")
 
 
 def choose_variants(methods: Sequence[str] | None = None, groups: Sequence[str] | None = None) -> list[Variant]:
@@ -145,12 +145,10 @@ def choose_variants(methods: Sequence[str] | None = None, groups: Sequence[str] 
         >>> [variant.name for variant in choose_variants(groups=["field"])]
         ['ours', 'field-gradient', 'field-helmholtz', 'field-skew', 'field-free']
     """
-    from flowfactor.models import METHODS
-
-    names = list(methods or (METHODS if groups is None else ("ours",)))
+    names = list(methods or (METHOD_SOURCES if groups is None else ("ours",)))
     for group in ABLATION_GROUPS if groups is not None and not groups else groups or ():
         if group not in ABLATION_GROUPS:
-            raise ValueError(f"unknown ablation {group!r}: choose among {', '.join(ABLATION_GROUPS)}")
+            raise ValueError(f"unknown ablation {group!r}{choices(group, ABLATION_GROUPS)}")
         names += [variant.name for variant in _ALL if variant.group == group]
     return [get_variant(name) for name in dict.fromkeys(names)]
 

@@ -194,7 +194,7 @@ def test_mistakes_in_a_metric_are_not_told_as_missing_figures(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["digits", "--methods", "ours", "vea"], "unknown method 'vea': choose among the methods ours"),
+        (["digits", "--methods", "ours", "vea"], "unknown method 'vea': did you mean vae"),
         (["digits", "--methods", "field-magnetic"], "field-gradient"),
         (["digits", "--ablations", "colour"], "unknown ablation 'colour': choose among prior, pde"),
         (["digits", "--steps", "5", "--minutes", "1"], "not both"),

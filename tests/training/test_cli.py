@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from small_runs import TINY
 
 from flowfactor import __version__, data
@@ -101,18 +102,17 @@ def test_a_file_is_as_good_as_a_preset(tmp_path: Path) -> None:
 def test_the_file_of_every_variant_is_read_as_it_was_meant(name: str, tmp_path: Path) -> None:
     meant = configure(load_config("demo"), get_variant(name), 0)
     meant.data.limit = 12
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(meant.as_dict(), sort_keys=False))
+    (tmp_path / "config.yaml").write_text(meant.as_yaml())
     read, resume, _ = parse_train([str(tmp_path / "config.yaml"), "--resume"])
     assert resume and (read.data, read.train, read.method) == (meant.data, meant.train, meant.method)
-    assert read.model.items() <= meant.model.items()
-    # What is not in it any more was the default.
+    assert read == meant and load_config(tmp_path / "config.yaml") == meant
     dataset = meant.data.dataset()
     assert make_model(read, dataset).config() == make_model(meant, dataset).config()
 
 
 def test_the_force_is_given_by_name_or_null(refused: Callable[[list[str]], str]) -> None:
     assert parse_train(["demo", "--model.force", "null"])[0].model["force"] is None
-    assert "force" not in parse_train(["demo", "--model.force", "negative_square"])[0].model
+    assert parse_train(["demo", "--model.force", "negative_square"])[0].model["force"] == "negative_square"
     assert parse_train(["mnist-sparse", "--model.force", "null"])[0].model["force"] is None
     assert "model.force" in refused(["train", "demo", "--model.force", "torch.nn.Identity"])
 
@@ -121,7 +121,7 @@ def test_the_force_is_given_by_name_or_null(refused: Callable[[list[str]], str])
     ("arguments", "message"),
     [
         (["train"], "begin with a preset"),
-        (["train", "mnist-large"], "unknown preset 'mnist-large': choose among demo"),
+        (["train", "mnist-large"], "unknown preset 'mnist-large': did you mean"),
         (["train", "demo", "--model.colour", "red"], "model.colour"),
         (["train", "demo", "--train.steps", "many"], "train.steps"),
         (["train", "demo", "--train.steps", "-3"], "train.steps must be above 0"),
@@ -134,8 +134,8 @@ def test_the_force_is_given_by_name_or_null(refused: Callable[[list[str]], str])
         (["traverse", "nowhere"], "must end in .png and lie in a folder that exists"),
         (["demo", "--minutes", "-1"], "train.minutes must be above 0"),
         (["train", "demo", "--train.clock", "sand"], "clock"),
-        (["fly"], "invalid choice"),
-        ([], "required"),
+        (["fly"], "there is no command 'fly': choose among train, benchmark"),
+        ([], "a command is required"),
     ],
 )
 def test_mistakes_end_with_code_2_before_any_work(
@@ -165,6 +165,40 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert all(
             key in text for key in ("--data.root", "--train.minutes", "--model.field", "--resume", "mnist-small")
         )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([command, "--help"] for command in ("train", "benchmark", "demo", "evaluate", "traverse")),
+        *(
+            ["--help"],
+            ["--version"],
+            ["trian"],
+            [],
+            ["train", "mnist-smal"],
+            ["train", "demo", "--train.minutes", "abc"],
+        ),
+        *(
+            ["train", "demo", "--method", "vea"],
+            ["evaluate", "runs", "--limt", "3"],
+            ["benchmark", "digits", "--methods", "vea"],
+        ),
+    ],
+)
+def test_nothing_heavy_is_imported_for_help_and_for_mistakes(arguments: list[str]) -> None:
+    script = f"""
+import sys
+import flowfactor.cli
+try:
+    flowfactor.cli.main({arguments!r})
+except SystemExit as ended:
+    heavy = ("torch", "numpy", "lightning", "matplotlib", "sklearn", "jsonargparse", "flowfactor.models")
+    print("code", ended.code, "loaded", [name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    code = 0 if {"--help", "--version"} & set(arguments) else 2
+    assert done.stdout.splitlines()[-1] == f"code {code} loaded []"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

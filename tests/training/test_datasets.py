@@ -78,7 +78,7 @@ def test_damaged_files_are_told_before_any_training(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "cars"}, "data.name is one of mnist, digits"),
+        ({"name": "cars"}, "data.name must be one of mnist, digits"),
         ({"name": "digits", "download": True}, "data.download fetches mnist"),
         ({"name": "digits", "flows": ["growth"]}, "scaling, rotation, colouring"),
         ({"name": "scenes", "flows": ["colour"]}, "floor_hue"),

@@ -79,5 +79,5 @@ def test_unknown_methods_and_settings_are_told(tmp_path: Path, capsys: pytest.Ca
     assert "unknown method 'vea'" in error and "po-flow" in error
     config = settings("beta-vae", tmp_path)
     config.model["gamma"] = 3.0
-    with pytest.raises(ValueError, match=r"no setting gamma.*beta"):
+    with pytest.raises(ValueError, match=r"model.gamma is no setting: did you mean model.beta"):
         prepare(config)

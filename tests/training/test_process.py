@@ -60,7 +60,7 @@ def test_every_thread_takes_denormal_numbers_as_zero() -> None:
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("train", ["train", "demo", "--train.steps", "-1"]),
+        ("train", ["train", "demo", "--train.batch_size", "2"]),
         ("runs", ["demo", "--minutes", "-1"]),
         ("benchmark", ["benchmark", "digits", "--steps", "0"]),
     ],
