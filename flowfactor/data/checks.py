@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowfactor._checks import check_count
+from flowfactor.data.arrays import as_tensor
 
 
 def check_range(values: Tensor, what: str, *, at_once: int = 2**22) -> None:
@@ -43,7 +45,9 @@ def check_range(values: Tensor, what: str, *, at_once: int = 2**22) -> None:
             )
 
 
-def check_times(t: Tensor | Sequence[float] | None, steps: int, device: torch.device | None = None) -> Tensor:
+def check_times(
+    t: Tensor | np.ndarray | Sequence[float] | None, steps: int, device: torch.device | None = None
+) -> Tensor:
     """Checks the times of sequences of T steps, or makes 0, 1, ..., T.
 
     Args:
@@ -65,7 +69,7 @@ def check_times(t: Tensor | Sequence[float] | None, steps: int, device: torch.de
     steps = check_count("steps", steps, note="a sequence has steps + 1 frames")
     if t is None:
         return torch.arange(steps + 1, dtype=torch.float32, device=device)
-    times = torch.as_tensor(t, dtype=torch.float32, device=device)
+    times = as_tensor(t).to(device, torch.float32)
     if times.shape != (steps + 1,) or not bool((times.diff() > 0).all()) or not bool(times.isfinite().all()):
         raise ValueError(f"t must be {steps + 1} strictly increasing times, one a frame, got {times.tolist()}")
     return times

@@ -1,193 +1,189 @@
-"""Folders of pictures: finding the sequences in them, and reading them."""
+"""Folders of sequences: finding the films in them, with their classes and groups."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from flowfactor.data.films import ARRAYS, VIDEOS, Film, Folder, is_film, open_film
+from flowfactor.data.order import natural_order
+from flowfactor.data.pictures import PICTURES
 
-from flowfactor.errors import require
-
-PICTURES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-"""Endings of the files that count as pictures."""
-
-_GREY = {"1", "L", "LA"}
-_COLOUR = {"RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV"}
+_BY_DEPTH = {1: ("sequence",), 2: ("class", "sequence"), 3: ("class", "group", "sequence")}
+_HELD = f"pictures ({', '.join(PICTURES)}) nor files of frames ({', '.join((*ARRAYS, *VIDEOS))})"
 
 
-def natural_key(path: Path) -> list[tuple[int, str]]:
-    """Sorts names as people do: frame2 before frame10.
+@dataclass(frozen=True)
+class Found:
+    """The films found, in order.
 
-    Args:
-        path: A file or folder; its name counts.
-
-    Returns:
-        A key for `sorted`.
-
-    Example:
-        >>> [path.name for path in sorted(map(Path, ["f10.png", "f9.png"]), key=natural_key)]
-        ['f9.png', 'f10.png']
+    Attributes:
+        films: The films.
+        names: Their paths from the folder on, such as ``left/clip3``.
+        classes: The class of each, or None.
+        class_names: Names of the classes.
+        groups: The group of each; None where neither a folder nor a pattern tells.
     """
-    parts = re.split(r"(\d+)", path.name.lower())
-    # Numbers and texts alternate, so that the same place always compares like with like; the name itself breaks ties.
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts] + [(0, path.name)]
+
+    films: list[Film]
+    names: list[str]
+    classes: list[int] | None
+    class_names: tuple[str, ...]
+    groups: list[str] | None
 
 
-def find_sequences(root: str | Path) -> tuple[list[list[Path]], list[int] | None, tuple[str, ...]]:
-    """Finds the sequences in a folder.
+def find_films(
+    root: str | Path,
+    levels: str | None = None,
+    group: str | None = None,
+    *,
+    axes: tuple[str, ...] | None = None,
+    is_cut: bool = False,
+) -> Found:
+    """Finds the films in a folder.
 
     Args:
-        root: ``root/<sequence>/<frame>.png``, or with one more level ``root/<class>/<sequence>/<frame>.png``.
+        root: The folder; see `flowfactor.data.Sequences`.
+        levels: What its levels are, such as ``"class/group/sequence"``; None goes by their number.
+        group: A regular expression, whose match in a film's path is its group.
+        axes: The layout of arrays.
+        is_cut: Whether sequences are cut into windows.
 
     Returns:
-        The files of each sequence in order, each sequence's class or None without classes, and the classes' names.
+        The films.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it does not look like either.
+        ValueError: If it does not look like that.
     """
     root = Path(root).expanduser()
-    folders = _folders(root)
-    if not folders:
-        held = "pictures, but no folders" if _pictures(root) else "no folders"
-        raise ValueError(f"{root} holds {held}: expected a sub-folder of pictures for each sequence")
-    with_pictures = [folder for folder in folders if _pictures(folder)]
-    if len(with_pictures) == len(folders):
-        return [_pictures(folder) for folder in folders], None, ()
-    if with_pictures:
-        other = next(folder for folder in folders if folder not in with_pictures)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder")
+    meant = _parse_levels(levels)
+    found = _search(root, (), axes, is_cut)
+    depths = sorted({len(parts) for _, parts in found})
+    if len(depths) > 1:
+        one, other = (next(parts for _, parts in found if len(parts) == depth) for depth in (depths[0], depths[-1]))
         raise ValueError(
-            f"{with_pictures[0]} holds pictures, but {other} does not: all sub-folders must be of one kind"
+            f"{root / Path(*one)} holds the frames of a sequence, and so does {root / Path(*other)}, further down: all "
+            "sub-folders must be of one kind, with all sequences on one level"
         )
-    sequences, classes = [], []
-    for k, folder in enumerate(folders):
-        for sequence in _folders(folder):
-            if not _pictures(sequence):
-                raise ValueError(f"{sequence} holds no pictures ({', '.join(PICTURES)})")
-            sequences.append(_pictures(sequence))
-            classes.append(k)
-        if k not in classes:
-            raise ValueError(f"{folder} holds neither pictures ({', '.join(PICTURES)}) nor folders of them")
-    return sequences, classes, tuple(folder.name for folder in folders)
+    meant = _BY_DEPTH[depths[0]] if meant is None else meant
+    if len(meant) != depths[0]:
+        raise ValueError(
+            f"levels={levels!r} tells of {len(meant)} levels, but the sequences in {root} lie {depths[0]} down, such as "
+            f"{'/'.join(found[0][1])}"
+        )
+    films, names = [film for film, _ in found], ["/".join(parts) for _, parts in found]
+    classes, class_names = None, ()
+    if "class" in meant:
+        told = [parts[meant.index("class")] for _, parts in found]
+        class_names = tuple(path.name for path in natural_order({Path(name) for name in told}))
+        classes = [class_names.index(name) for name in told]
+    groups = [parts[meant.index("group")] for _, parts in found] if "group" in meant else None
+    return Found(films, names, classes, class_names, groups if group is None else _matches(names, group))
 
 
-def list_frames(folder: str | Path) -> list[Path]:
-    """Lists the pictures of one sequence's folder, in natural order.
+def list_folder(folder: str | Path, *, axes: tuple[str, ...] | None = None, is_cut: bool = False) -> Film:
+    """Gives the film that a folder of pictures, or a file of frames, is.
 
     Args:
-        folder: The folder.
+        folder: The folder or file.
+        axes: The layout of arrays.
+        is_cut: Whether sequences are cut into windows.
 
     Returns:
-        The files.
+        The film.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no pictures.
     """
     folder = Path(folder).expanduser()
+    if folder.is_file():
+        return open_film(folder, axes=axes, is_cut=is_cut)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    files = _pictures(folder)
-    if not files:
+    stills, films, _ = _held(folder)
+    if films:
+        raise ValueError(f"{films[0]} is a sequence of its own, where {folder} should be one: list the file instead")
+    if not stills:
         raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
-    return files
+    return Folder(folder, stills)
 
 
-def read_sequences(sequences: Sequence[Sequence[Path]]) -> Tensor:
-    """Reads sequences of pictures of equal number and size.
+def _search(
+    folder: Path, parts: tuple[str, ...], axes: tuple[str, ...] | None, is_cut: bool
+) -> list[tuple[Film, tuple[str, ...]]]:
+    stills, films, folders = _held(folder)
+    if parts and stills and (films or folders):
+        raise ValueError(
+            f"{folder} holds pictures, such as {stills[0].name}, beside {(*films, *folders)[0].name}: it must be one "
+            "sequence of single pictures, or hold sequences (folders of pictures, and files of frames)"
+        )
+    if parts and stills:
+        return [(Folder(folder, stills), parts)]
+    if not films and not folders:
+        if not parts:
+            held = "pictures, but no folders" if stills else "no folders"
+            raise ValueError(f"{folder} holds {held}: expected a sub-folder of pictures, or a film, for each sequence")
+        raise ValueError(f"{folder} holds neither {_HELD} nor folders of them: fill it, or remove it")
+    if len(parts) == max(_BY_DEPTH):
+        raise ValueError(
+            f"{folder} holds {(*films, *folders)[0].name} too far down: expected <sequence>, <class>/<sequence> or "
+            "<class>/<group>/<sequence> below the root"
+        )
+    found: list[tuple[Film, tuple[str, ...]]] = []
+    for path in natural_order([*films, *folders]):
+        if path.is_dir():
+            found += _search(path, (*parts, path.name), axes, is_cut)
+        else:
+            found.append((open_film(path, axes=axes, is_cut=is_cut), (*parts, path.name)))
+    return found
 
-    Args:
-        sequences: The files of each sequence.
 
-    Returns:
-        Frames [N, T+1, C, H, W], uint8: one channel if every picture is grey, else three.
+def _held(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """What a folder holds: single pictures, files of frames, and folders, each in order."""
+    stills, films, folders = [], [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(path)
+            elif path.suffix.lower() in (*PICTURES, *ARRAYS, *VIDEOS):
+                (films if is_film(path) else stills).append(path)
+    return natural_order(stills), natural_order(films), natural_order(folders)
 
-    Raises:
-        ImportError: If Pillow is not installed.
-        ValueError: If the numbers or sizes differ, or a picture cannot be read.
-    """
-    first = sequences[0]
-    for files in sequences:
-        if len(files) != len(first):
+
+def _parse_levels(levels: Any) -> tuple[str, ...] | None:
+    if levels is None:
+        return None
+    names = tuple(str(levels).strip("/").split("/"))
+    if names[-1] != "sequence" or len(set(names)) < len(names) or not set(names) <= {"class", "group", "sequence"}:
+        raise ValueError(
+            "levels names the folders from the root down, ending in 'sequence', each once: 'class/sequence', "
+            f"'group/sequence', 'class/group/sequence' or 'group/class/sequence'; got {levels!r}"
+        )
+    return names
+
+
+def _matches(names: Sequence[str], pattern: str) -> list[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"group={pattern!r} is not a regular expression: {error}") from error
+    groups = []
+    for name in names:
+        match = expression.search(name)
+        if match is None:
             raise ValueError(
-                f"{files[0].parent} holds {len(files)} frames, but {first[0].parent} {len(first)}: "
-                "all sequences must be equally long"
+                f"group={pattern!r} matches nothing in {name!r}: every sequence's path must hold the name of its group"
             )
-    # The headers first: what does not fit is told before gigabytes are decoded.
-    headers = [[read_header(file) for file in files] for files in sequences]
-    size = headers[0][0][0]
-    for files, header in zip(sequences, headers, strict=True):
-        for file, (own, _) in zip(files, header, strict=True):
-            if own != size:
-                raise ValueError(
-                    f"{file} has {own[0]} x {own[1]} pixels, but {first[0]} {size[0]} x {size[1]}: "
-                    "all pictures must be of one size"
-                )
-    grey = all(mode in _GREY for header in headers for _, mode in header)
-    frames = torch.empty(len(sequences), len(first), 1 if grey else 3, size[1], size[0], dtype=torch.uint8)
-    for n, files in enumerate(sequences):
-        for step, file in enumerate(files):
-            frames[n, step] = decode_picture(file, "L" if grey else "RGB")
-    return frames
-
-
-def read_header(file: Path) -> tuple[tuple[int, int], str]:
-    """Reads the header of a picture.
-
-    Args:
-        file: The picture.
-
-    Returns:
-        (width, height) in pixels, and Pillow's name of the kind of pixels.
-
-    Raises:
-        ImportError: If Pillow is not installed.
-        ValueError: If it cannot be read, or its pixels are neither grey nor colour.
-    """
-    image = require("PIL.Image", extra="plot")
-    try:
-        with image.open(file) as picture:
-            size, mode = picture.size, picture.mode
-    except (OSError, SyntaxError, image.DecompressionBombError) as error:  # SyntaxError: Pillow's for a broken PNG
-        raise ValueError(f"{file} cannot be read as a picture: {error}") from error
-    if mode not in _GREY | _COLOUR:
-        raise ValueError(f"{file} has pixels of mode {mode!r}: only 8-bit grey and colour pictures are read")
-    return size, mode
-
-
-def decode_picture(file: Path, mode: str) -> Tensor:
-    """Reads a picture.
-
-    Args:
-        file: The picture.
-        mode: ``"L"`` for one grey channel, ``"RGB"`` for three.
-
-    Returns:
-        Pixels [C, H, W], uint8.
-
-    Raises:
-        ImportError: If Pillow is not installed.
-        ValueError: If it cannot be read.
-    """
-    image = require("PIL.Image", extra="plot")
-    try:
-        with image.open(file) as picture:
-            pixels = np.array(picture.convert(mode))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{file} cannot be read as a picture: {error}") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
-
-
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_key)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    files = (p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-    return sorted(files, key=natural_key)
+        groups.append(match.group(1) if expression.groups and match.group(1) is not None else match.group(0))
+    return groups

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowfactor._files import replacing
-from flowfactor.data.folders import decode_picture, read_header
+from flowfactor.data.pictures import decode_picture, read_header
 from flowfactor.errors import require
 
 _AT_ONCE = 2**26  # bytes that are unpacked or copied together

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfactor.data.arrays import as_tensor, looks_channels_last, pictures_tensor
 from flowfactor.data.base import Batch, SequenceDataset
 from flowfactor.data.checks import check_range, check_times, to_unit
 from flowfactor.data.colours import Colour
@@ -77,7 +78,7 @@ class TransformedImages(SequenceDataset):
             raise ValueError(f"colour= shows grey images in a colour, but these have {channels} channels")
         self.image_shape = (3 if self.colour is not None else channels, height, width)
         self.t = check_times(t, steps, self.images.device)
-        self.labels = None if labels is None else torch.as_tensor(labels)
+        self.labels = None if labels is None else as_tensor(labels)
         if self.labels is not None and len(self.labels) != len(self.images):
             raise ValueError(f"there are {len(self.images)} images but {len(self.labels)} labels")
         self.transforms = _checked_transforms(transforms, self.num_steps)
@@ -125,12 +126,12 @@ class TransformedImages(SequenceDataset):
 
 
 def _checked_images(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    tensor = torch.as_tensor(images if not isinstance(images, np.ndarray) or images.flags.writeable else images.copy())
+    tensor = pictures_tensor(images if isinstance(images, (Tensor, np.ndarray)) else torch.as_tensor(images))
     if tensor.ndim == 3:
         tensor = tensor.unsqueeze(1)
     if tensor.ndim != 4 or not tensor.numel():
         raise ValueError(f"images must be [N, H, W] or [N, C, H, W] with at least one, got {list(tensor.shape)}")
-    if tensor.shape[-1] in (3, 4) and tensor.shape[1] not in (1, 3, 4):
+    if looks_channels_last(tuple(tensor.shape), ("n", "c", "h", "w")):
         raise ValueError(
             f"images {list(tensor.shape)} look channels-last, expected [N, C, H, W]: permute them by (0, 3, 1, 2)"
         )

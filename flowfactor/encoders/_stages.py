@@ -79,8 +79,8 @@ def _image(image_size: int | Sequence[int]) -> tuple[int, int]:
     if height % 4 or width % 4:
         nearest = tuple(4 * max(1, round(side / 4)) for side in (height, width))
         raise ValueError(
-            f"image_size must be divisible by 4, got {height} x {width}: pad or resize the frames, "
-            f"for example to {nearest[0]} x {nearest[1]}"
+            f"image_size must be divisible by 4, got {height} x {width}: pad, crop or resize the frames, "
+            f"for example to {nearest[0]} x {nearest[1]} (size= and fit= of flowfactor.data.Sequences, data.options.size)"
         )
     return height, width
 

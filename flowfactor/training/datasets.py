@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from flowfactor.training._settings import check_settings
+from flowfactor.training.own import open_own
 
 if TYPE_CHECKING:
     from flowfactor.data import SequenceDataset
@@ -38,6 +39,8 @@ _FETCHED = ("mnist", "mnist-combined", "shapes3d", "dsprites", "smallnorb")
 def data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
     """What makes the sequences what they are: all settings of the data but where files lie and whether they are fetched.
 
+    Of a folder for testing only whether there is one counts.
+
     Args:
         data: The settings, as plain values.
 
@@ -48,7 +51,9 @@ def data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
         >>> data_identity({"name": "mnist", "root": "/old", "download": True, "options": {"colour": "red"}})
         {'name': 'mnist', 'options': {'colour': 'red'}}
     """
-    kept = {name: value for name, value in data.items() if name not in ("root", "download")}
+    kept = {name: value for name, value in data.items() if name not in ("root", "download", "test_root")}
+    if data.get("test_root") is not None:
+        kept["test_root"] = True
     options = {name: value for name, value in data.get("options", {}).items() if name != "cache"}
     return kept | {"options": options}
 
@@ -60,14 +65,21 @@ class DataConfig:
     Args:
         name: ``mnist``, ``digits``, ``scenes``, ``shapes3d``, ``dsprites``, ``falcor3d``, ``isaac3d``, ``smallnorb``;
             ``mnist-combined`` or ``scenes-combined``, in whose training sequences transformations act together or one
-            after another, and in whose test sequences they act alone; or ``sequences`` (your own folder of pictures).
+            after another, and in whose test sequences they act alone; or ``sequences`` (your own pictures and films).
         root: Folder or file of the data, where it has one.
         steps: Steps T of a sequence: T + 1 frames. Ignored by ``sequences``, which are as long as they are.
         flows: Names of the transformations, in the order of k: of `flowfactor.data.paper_transforms` for ``mnist`` and
             ``digits``, of the factors that move for the others; null takes the data set's usual ones.
         download: Fetch the data if they are missing, where the data set knows from where.
-        limit: Use only the first so many elements of the training split.
-        options: Further arguments of the data set's class, such as ``{colour: blue}``.
+        limit: Use only so many elements of the training split, drawn at random; where they have labels, as equal
+            numbers of each as there are.
+        options: Further arguments of the data set's class, such as ``{colour: blue}``, or ``{window: 9}`` for
+            ``sequences``.
+        test_root: For ``sequences``: another folder or file, all of which is for testing, as all of `root` is then for
+            training.
+        test_fraction: For ``sequences`` without `test_root`: share of each class for testing, in whole groups; see
+            `flowfactor.data.Sequences.split`.
+        seed: Seed of the draws of `limit` and `test_fraction`.
 
     Raises:
         ValueError: If a setting is of another type, or no data set has that name.
@@ -86,6 +98,9 @@ class DataConfig:
     download: bool = False
     limit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    test_root: str | None = None
+    test_fraction: float = 0.1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_settings(self, "data.")
@@ -98,7 +113,8 @@ class DataConfig:
     def dataset(self, split: Literal["train", "test"] = "train", *, combined: bool | None = None) -> SequenceDataset:
         """Opens the data set.
 
-        Your own sequences are split by position: every tenth is for testing.
+        Your own sequences are split at random, with some of every class on both sides and sequences of one film, or
+        one group, on one.
 
         Args:
             split: ``"train"`` or ``"test"``.
@@ -110,7 +126,8 @@ class DataConfig:
 
         Raises:
             FileNotFoundError: If files are missing.
-            ValueError: If a file is damaged or of another format, or a setting does not fit.
+            ValueError: If a file is damaged or of another format, a setting does not fit, or your own sequences cannot
+                be split.
             TypeError: If the data set takes no such option.
         """
         if self.name not in DATA_NAMES:
@@ -119,13 +136,19 @@ class DataConfig:
             raise ValueError(f"data.download fetches {', '.join(_FETCHED)}; {self.name} it cannot: leave it out")
         if combined and not self.is_combined:
             raise ValueError(f"transformations combine in mnist-combined and scenes-combined, not in {self.name}")
+        if self.test_root is not None and self.name != "sequences":
+            raise ValueError(f"data.test_root is for your own sequences; {self.name} has a test split: leave it out")
         combined = self.is_combined and split == "train" if combined is None else combined
-        made = self._own(split) if self.name == "sequences" else self._known(split, combined)
-        if self.limit is not None and split == "train":
-            if self.limit < 1:
-                raise ValueError(f"data.limit must be at least 1, got {self.limit}")
-            made = made.subset(list(range(min(self.limit, len(made)))))
-        return made
+        made = open_own(self, split) if self.name == "sequences" else self._known(split, combined)
+        return made if self.limit is None or split != "train" else self._limited(made)
+
+    def _limited(self, made: SequenceDataset) -> SequenceDataset:
+        from flowfactor.data.splits import draw
+
+        try:
+            return made.subset(draw(len(made), self.limit or 0, made.fixed_k, self.seed))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"data.{error}") from None
 
     def _known(self, split: Literal["train", "test"], combined: bool) -> SequenceDataset:
         from flowfactor import data
@@ -161,12 +184,3 @@ class DataConfig:
             labels=plain.labels,
             **mixing,
         )
-
-    def _own(self, split: str) -> SequenceDataset:
-        from flowfactor.data import Sequences
-
-        if self.root is None:
-            raise ValueError("data.name 'sequences' needs data.root: the folder <class>/<sequence>/<frame>.png")
-        every = Sequences(self.root, **self.options)
-        test = [index % 10 == 9 for index in range(len(every))]
-        return every.subset(test if split == "test" else [not chosen for chosen in test])

@@ -125,6 +125,11 @@ def frames_in_the_root(root: Path) -> None:
 
 def mixed_levels(root: Path) -> None:
     write(root / "a", pictures(2))
+    write(root / "b" / "clip", pictures(2))
+
+
+def empty_sequence(root: Path) -> None:
+    write(root / "a", pictures(2))
     (root / "b").mkdir()
 
 
@@ -159,8 +164,8 @@ def cut_picture(root: Path) -> None:
     (root / "a" / "frame1.png").write_bytes(whole[: len(whole) // 2])
 
 
-def deep_picture(root: Path) -> None:
-    write(root / "a", pictures(2).astype(np.uint16) * 200)
+def floating_picture(root: Path) -> None:
+    write(root / "a", pictures(2).astype(np.float32), ["0.tif", "1.tif"])
 
 
 def single_frame(root: Path) -> None:
@@ -172,14 +177,15 @@ def single_frame(root: Path) -> None:
     [
         (nothing, "holds no folders"),
         (frames_in_the_root, "holds pictures, but no folders"),
-        (mixed_levels, "all sub-folders must be of one kind"),
+        (mixed_levels, "b/clip, further down: all sub-folders must be of one kind"),
+        (empty_sequence, "b holds neither pictures"),
         (empty_class, "b holds neither pictures"),
-        (empty_clip, "hollow holds no pictures"),
+        (empty_clip, "hollow holds neither pictures"),
         (unequal_counts, "b holds 3 frames, but .*a 2"),
         (unequal_sizes, r"b.frame0.png has 8 x 5 pixels, but .*a.frame0.png 7 x 5"),
         (no_picture, "frame1.png cannot be read"),
         (cut_picture, "frame1.png cannot be read"),
-        (deep_picture, "mode 'I;16'"),
+        (floating_picture, "0.tif has pixels of mode 'F': .* save it"),
         (single_frame, "at least 2 frames"),
     ],
 )
@@ -213,7 +219,7 @@ ZEROS = torch.zeros(3, 4, 5, 7)
         ({"source": ZEROS * float("nan")}, "NaN"),
         ({"source": ZEROS.long()}, "uint8, or floating point"),
         ({"source": []}, "the list is empty"),
-        ({"source": [ZEROS[0], ZEROS[0, :3]]}, r"sequence 1 is torch.float32 \[3, 5, 7\]"),
+        ({"source": [ZEROS[0], ZEROS[0, :3]]}, "sequence 1 holds 3 frames, but sequence 0 4: .* window="),
         ({"source": [ZEROS[0, 0]]}, "each sequence of a list"),
         ({"source": ZEROS, "k": [0, 1]}, r"3 sequences, but the labels k have shape \[2\]"),
         ({"source": ZEROS, "k": [0, -1, 0]}, "integers from 0"),

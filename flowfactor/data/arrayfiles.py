@@ -1,0 +1,74 @@
+"""Arrays in files, which may be damaged."""
+
+from __future__ import annotations
+
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_DAMAGE = (
+    *(ValueError, EOFError, SyntaxError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError),
+    *(NotImplementedError, RecursionError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
+FRAMES = "frames"
+"""Name of the array of frames in a file of several arrays."""
+
+
+def open_array(file: Path) -> np.ndarray[Any, Any]:
+    """Opens an array of frames: a ``.npy`` mapped into memory, a ``.npz``'s ``frames`` (or its only array) read whole.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The array.
+
+    Raises:
+        OSError: If the file is missing or may not be read.
+        ValueError: If it is damaged, or holds several arrays of which none is called ``frames``.
+    """
+    return frames_among(read_arrays(file), file)
+
+
+def frames_among(arrays: dict[str, np.ndarray[Any, Any]], file: Path) -> np.ndarray[Any, Any]:
+    """Gives the frames among a file's arrays; raises ValueError where it is not clear which they are."""
+    if FRAMES in arrays:
+        return arrays[FRAMES]
+    if len(arrays) != 1:
+        raise ValueError(
+            f"{file} holds {len(arrays)} arrays ({', '.join(sorted(arrays))}), none of which is called {FRAMES!r}: "
+            "save the frames under that name, or alone"
+        )
+    return next(iter(arrays.values()))
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Opens the arrays of a ``.npy`` (as ``frames``, mapped) or ``.npz`` file; raises what `open_array` raises.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The arrays by name.
+    """
+    try:
+        if file.suffix.lower() == ".npz":
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
+                return {name: held[name] for name in held.files}
+        # Copied where it is written to: so a tensor can share the mapped memory, and frames are read when they are used.
+        array = np.load(file, mmap_mode="c", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it holds several arrays: call it .npz")
+        return {FRAMES: array}
+    except (OSError, *_DAMAGE) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        told = str(error) or type(error).__name__
+        raise ValueError(
+            f"{file} cannot be read as an array of NumPy's ({told}): save it again by numpy.save, or leave it out"
+        ) from error
