@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -34,8 +34,11 @@ class LogLikelihood:
         objective: The bound that it tightens, such as ``"path"`` or ``"marginal"``; ``"paper-protocol"`` for
             `paper_log_likelihood`, which is none.
         count: Number of sequences.
+        limit: The most sequences of each transformation that were to be drawn; None where all were taken.
+        seed: Seed of that draw.
 
-    The confidence interval `low` to `high` is the normal one of a mean over sequences, with 95% confidence.
+    The confidence interval `low` to `high` is the normal one of a mean over sequences, with 95% confidence. It treats
+    sequences as independent: near-copies, as in a grid of factors, and one image under several transformations are not.
     """
 
     per_frame: float
@@ -45,6 +48,8 @@ class LogLikelihood:
     likelihood: str
     objective: str
     count: int
+    limit: int | None = None
+    seed: int = 0
 
     @property
     def low(self) -> float:
@@ -68,6 +73,7 @@ def log_likelihood(
     *,
     samples: int = 64,
     limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 64,
     generator: torch.Generator | None = None,
 ) -> LogLikelihood:
@@ -81,7 +87,9 @@ def log_likelihood(
         model: A model with ``log_likelihood(frames, t, k, samples)``.
         data: Sequences; take the test split.
         samples: S.
-        limit: Use the first so many images per transformation only; None for all.
+        limit: Draw so many images at random, the same for every transformation (recorded sequences: so many of each);
+            None for all.
+        seed: Seed of that draw.
         batch_size: Sequences per batch.
         generator: Source of the draws.
 
@@ -101,11 +109,11 @@ def log_likelihood(
     check_flows(model, data)
     bounds: list[list[torch.Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model), _exact_divergence(model):
-        for k, batch in every_flow(data, limit, batch_size):
+        for k, batch in every_flow(data, limit, batch_size, seed):
             whole = model.log_likelihood(batch["frames"], batch["t"], batch["k"], samples, generator=generator)
             bounds[k].append(whole / batch["frames"].shape[1])
     likelihood = getattr(getattr(model.decoder, "likelihood", None), "name", "custom")
-    return _result(bounds, samples, likelihood, model.objective)
+    return replace(_result(bounds, samples, likelihood, model.objective), limit=limit, seed=seed)
 
 
 @contextmanager
@@ -136,6 +144,7 @@ def paper_log_likelihood(
     data: SequenceDataset,
     *,
     limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 256,
     generator: torch.Generator | None = None,
 ) -> LogLikelihood:
@@ -155,7 +164,9 @@ def paper_log_likelihood(
     Args:
         model: A model with ``encode``, ``decode``, ``prior`` and ``flow``, or without a transformation.
         data: Sequences; take the test split.
-        limit: Use the first so many images per transformation only; None for all.
+        limit: Draw so many images at random, the same for every transformation (recorded sequences: so many of each);
+            None for all.
+        seed: Seed of that draw.
         batch_size: Sequences per batch.
         generator: Source of the draws.
 
@@ -180,7 +191,7 @@ def paper_log_likelihood(
         raise TypeError(f"a {type(model).__name__} has no flow and prior, whose densities the paper's protocol takes")
     values: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model), _exact_divergence(model):
-        for k, batch in every_flow(data, limit, batch_size):
+        for k, batch in every_flow(data, limit, batch_size, seed):
             frames, t = batch["frames"], batch["t"]
             q = model.encode(frames[:, 0])
             z0 = objectives.draw(q, generator=generator)
@@ -194,4 +205,4 @@ def paper_log_likelihood(
             miss = (frames.movedim(1, 0) - model.decode(z)).flatten(2)
             log_x = -0.5 * (miss.square().sum(2) + miss.shape[2] * math.log(2 * math.pi))
             values[k].append((log_x + log_q - log_p)[1:].mean(0))
-    return _result(values, 1, "gaussian", "paper-protocol")
+    return replace(_result(values, 1, "gaussian", "paper-protocol"), limit=limit, seed=seed)
