@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 
+_COLLAPSED = 1e-12  # variance up to which a dimension counts as constant, as in disentanglement_lib
+
+
 def check_codes(codes: Any, labels: Any, least: int = 2) -> tuple[Tensor, Tensor, list[int]]:
     """Checks codes [N, D] and labels [N, F].
 
@@ -18,7 +21,8 @@ def check_codes(codes: Any, labels: Any, least: int = 2) -> tuple[Tensor, Tensor
         least: The fewest samples allowed.
 
     Returns:
-        Codes float64 [N, D], classes int64 [N, F] (each column's distinct values numbered in ascending order), and
+        Codes float64 [N, D], of which dimensions with a variance of at most 1e-12 are set to 0: what differs there is
+        rounding, which standardising or binning would enlarge; classes int64 [N, F] (each column's distinct values numbered in ascending order), and
         the number of classes of each factor; all on the CPU.
 
     Raises:
@@ -42,7 +46,8 @@ def check_codes(codes: Any, labels: Any, least: int = 2) -> tuple[Tensor, Tensor
             )
         columns.append(classes)
         counts.append(len(values))
-    return codes, torch.stack(columns, 1), counts
+    collapsed = codes.var(0) <= _COLLAPSED
+    return codes.masked_fill(collapsed, 0.0), torch.stack(columns, 1), counts
 
 
 def _matrix(values: Any, name: str, shape: str) -> Tensor:

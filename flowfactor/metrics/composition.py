@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_optional_count
 from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset, weights_schedule
@@ -247,6 +248,7 @@ def as_control(weights: Tensor, t: Tensor) -> Control:
 
 
 def _batches(data: Any, limit: int | None, batch_size: int, seed: int) -> Iterator[Mapping[str, Any]]:
+    check_optional_count("limit", limit)
     if isinstance(data, SequenceDataset):
         for rows in draw_elements(len(data), limit, seed).split(batch_size):
             yield data.batch(rows)
