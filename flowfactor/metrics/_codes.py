@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 _COLLAPSED = 1e-12  # variance up to which a dimension counts as constant, as in disentanglement_lib
 
 
@@ -21,8 +20,8 @@ def check_codes(codes: Any, labels: Any, least: int = 2) -> tuple[Tensor, Tensor
         least: The fewest samples allowed.
 
     Returns:
-        Codes float64 [N, D], of which dimensions with a variance of at most 1e-12 are set to 0: what differs there is
-        rounding, which standardising or binning would enlarge; classes int64 [N, F] (each column's distinct values numbered in ascending order), and
+        Codes float64 [N, D], with 0 for dimensions of a variance up to 1e-12 (rounding, which
+        binning would enlarge); classes int64 [N, F] (each column's distinct values numbered in ascending order), and
         the number of classes of each factor; all on the CPU.
 
     Raises:

@@ -25,19 +25,22 @@ class GapScore:
         per_factor: The gap of each factor, ``[F]``.
         scores: What the gap is taken of: a score of each latent dimension for each factor, ``[D, F]``.
         method: How it was measured.
+        standardized: Of SAP's ``svm``, whether codes were standardised; None where it makes no difference.
     """
 
     score: Estimate
     per_factor: Tensor
     scores: Tensor
     method: str
+    standardized: bool | None = None
 
     def __float__(self) -> float:
         return self.score.value
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values, less the table of scores."""
-        return {**self.score.as_dict(), "per_factor": self.per_factor.tolist(), "method": self.method}
+        found = {"per_factor": self.per_factor.tolist(), "method": self.method}
+        return {**self.score.as_dict(), **found, "standardized": self.standardized}
 
 
 def mig(
@@ -190,7 +193,8 @@ def sap(
     scores = scores_of(torch.arange(len(codes)) if method == "regression" else _own(len(first), len(second)))
     resampled = resample(lambda index: gap(scores_of(index)).mean(), len(codes), resamples, generator)
     gaps = gap(scores)
-    return GapScore(bootstrapped(float(gaps.mean()), resampled, len(codes), confidence), gaps, scores, method)
+    score = bootstrapped(float(gaps.mean()), resampled, len(codes), confidence)
+    return GapScore(score, gaps, scores, method, standardize if method == "svm" else None)
 
 
 def _own(first: int, second: int) -> Tensor:

@@ -127,6 +127,22 @@ class FlowModule(pl.LightningModule):
             self._log(terms.as_dict(), step, len(batch["frames"]))
         return terms.loss
 
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Logs ``val_loss`` and the other terms of a batch, as ``val_<term>``; the mean over batches is their value."""
+        self._measured_step(batch, batch_idx, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Logs ``test_loss`` and the other terms of a batch."""
+        self._measured_step(batch, batch_idx, "test")
+
+    def _measured_step(self, batch: dict[str, Tensor], batch_idx: int, name: str) -> None:
+        # Draws of its own, the same every time: validations can be compared, and the training goes on as without.
+        generator = torch.Generator(self.device).manual_seed(self.seed + batch_idx)
+        k = None if infers_k(self.model) else batch["k"]
+        terms = self.model(batch["frames"], batch["t"], k, generator=generator).as_dict()
+        values = {f"{name}_{term}": torch.as_tensor(value, dtype=torch.float32) for term, value in terms.items()}
+        self.log_dict(values, batch_size=len(batch["frames"]), on_step=False, on_epoch=True, sync_dist=True)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends the training when its time is up."""
         if self.schedule.progress(self.global_step, self._agreed_elapsed()) >= 1:

@@ -53,6 +53,7 @@ _QUIET = (
     ".*does not have many workers.*",  # batches are made whole by the data set: workers would only copy them
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",
+    ".*defined a `validation_step` but have no.*",
     ".*LeafSpec.*",  # deprecations of PyTorch's that Lightning has not followed yet
     ".*all_gather is deprecated.*",
 )
@@ -211,7 +212,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     check_folder(folder, resume, overwrite)
     _schedule(config)
     train, test = config.data.dataset("train"), config.data.dataset("test")
-    data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
+    order = {"seed": config.seed, "stratified": config.train.stratified}
+    data = SequenceData(train, config.train.batch_size, **order, endless=True)
     if resume:
         _check_resumable(config, folder, train)
     return Run(config, make_model(config, train), data, test, folder, resume)
