@@ -205,6 +205,6 @@ class _Workers(DataLoader[Batch]):
         super().__init__(made, batch_size=None, sampler=_Plan(loader), num_workers=num_workers, **settings)
         self._loader = loader
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:
         epoch = self._loader._begin()
         return self._loader._counted(epoch, iter(super().__iter__()))

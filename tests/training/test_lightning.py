@@ -18,6 +18,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:Be aware that when using"),
+    # The data module restores the position, which Lightning looks for in the loader.
+    pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before"),
     pytest.mark.filterwarnings("ignore:.*GPU available but not used.*"),
 ]
 
