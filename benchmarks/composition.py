@@ -28,6 +28,7 @@ from torch import Tensor
 import flowfactor as ff
 from benchmarks.run import RESULTS, machine
 from flowfactor import training
+from flowfactor.metrics._draw import draw_elements
 from flowfactor.metrics.composition import as_control
 
 VARIANTS = ("single", "combined", "held-out")
@@ -125,7 +126,7 @@ def endless(loader: Any) -> Iterator[Any]:
 
 def compositions(model: Any, test: Any) -> dict[str, Any]:
     """Errors by kind, and of each pair of transformations superposed."""
-    images = test.images[: 3 * PER_KIND]
+    images = test.images[draw_elements(len(test), 3 * PER_KIND)]
     data = ff.data.CombinedImages(images, ff.data.paper_transforms(STEPS), STEPS, colour="red", seed=0)
     result = ff.metrics.composition_error(model, data).as_dict()
     active = data.weights.any(1)
@@ -157,7 +158,7 @@ def curves(model: Any, root: str | None) -> dict[str, Any]:
     long = ff.data.MNIST(root, "test", transforms=ff.data.paper_transforms(2 * STEPS), steps=2 * STEPS)
     found = {}
     for k, name in enumerate(long.flow_names):
-        batch = long.batch(torch.arange(DIGITS), k=k)
+        batch = long.batch(draw_elements(len(long), DIGITS), k=k)
         curve = ff.metrics.extrapolation_error(model, batch["frames"], batch["t"], k, trained_until=STEPS)
         found[name] = curve.as_dict()
     return found

@@ -24,6 +24,7 @@ import flowfactor as ff
 from benchmarks.composition import write
 from benchmarks.run import RESULTS
 from flowfactor import training
+from flowfactor.metrics._draw import draw_elements
 from flowfactor.metrics.matched import match_flows
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -117,7 +118,7 @@ def per_factor(model: Any, data: ff.data.SequenceDataset, order: torch.Tensor) -
     """Accuracy on the sequences of each transformation."""
     found = []
     for k in range(data.num_flows):
-        frames = data.batch(torch.arange(TEST_DIGITS), k)["frames"]
+        frames = data.batch(draw_elements(len(data), TEST_DIGITS), k)["frames"]
         guess = torch.cat([model.infer_factor(x).probs.argmax(-1) for x in frames.split(250)])
         found.append(float((guess == order[k]).double().mean()))
     return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Generator
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from flowfactor.data.base import Batch, SequenceDataset
 
@@ -16,9 +16,9 @@ class SequenceLoader(IterableDataset[Batch]):
 
     Every ``iter()`` begins a new epoch, whose draws depend on the seed and the number of the epoch alone. After
     `load_state_dict` the next ``iter()`` goes on behind the last batch that had been handed out. Batches are made
-    whole, in the iterating process; where that should happen elsewhere, put the loader into
-    ``torch.utils.data.DataLoader(loader, batch_size=None, num_workers=n)``, whose workers share out the batches (the
-    position is then the workers' and cannot be saved).
+    whole, in the iterating process; where that should happen elsewhere, iterate over ``loader.dataloader(num_workers=n)``:
+    the same epochs in the same order, which count in this loader, whose position can be saved as before. The workers of a
+    plain ``DataLoader`` would each count epochs of their own, and are refused.
 
     Args:
         dataset: Where the sequences come from.
@@ -47,6 +47,10 @@ class SequenceLoader(IterableDataset[Batch]):
         >>> again.load_state_dict(state)
         >>> torch.equal(next(iter(again))["frames"], next(batches)["frames"])
         True
+        >>> workers = loader.dataloader(num_workers=0)     # or more, to make batches in other processes
+        >>> first, second = ([batch["k"].tolist() for batch in workers] for epoch in range(2))
+        >>> loader.state_dict()["epoch"]
+        2
     """
 
     def __init__(
@@ -80,19 +84,52 @@ class SequenceLoader(IterableDataset[Batch]):
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        """Begins a new epoch, or goes on with the one that was loaded."""
+        """Begins a new epoch, or goes on with the one that was loaded.
+
+        Raises:
+            RuntimeError: If this is a copy in the worker of a DataLoader.
+        """
+        if get_worker_info() is not None:
+            # A worker's copy would begin with the same epoch whenever workers are started anew.
+            raise RuntimeError(
+                "a SequenceLoader in the workers of a DataLoader would repeat its epoch for ever: iterate over "
+                "loader.dataloader(num_workers=n), which has the workers make the batches of this loader's epochs"
+            )
+        return self._counted(self._begin(), (self.dataset.batch(*drawn) for drawn in self._ahead()))
+
+    def dataloader(self, num_workers: int = 0, **settings: Any) -> DataLoader[Batch]:
+        """Gives a DataLoader whose workers make the batches of this loader's epochs, in order.
+
+        Args:
+            num_workers: Number of processes; 0 makes batches in this one.
+            settings: Further arguments of ``DataLoader``, such as ``persistent_workers`` or ``prefetch_factor``.
+
+        Returns:
+            The DataLoader; each ``iter()`` of it begins an epoch of this loader or goes on with the one loaded, and
+            `state_dict` counts the batches that it handed out, not those that workers have made ahead.
+
+        Raises:
+            ValueError: If a setting is this loader's own.
+        """
+        own = {"batch_size", "batch_sampler", "sampler", "shuffle", "drop_last", "collate_fn"} & set(settings)
+        if own:
+            raise ValueError(f"{', '.join(sorted(own))} cannot be given: batches are this loader's")
+        return _Workers(self, num_workers, settings)
+
+    def _begin(self) -> int:
+        """Takes up the next epoch, or the one that was loaded; returns its number."""
         if not self._resumed or self._position >= self._length:
             self._epoch, self._position = self._epoch + 1, 0
         self._resumed = False
-        return self._run(self._epoch, self._position)
+        return self._epoch
 
-    def _run(self, epoch: int, start: int) -> Iterator[Batch]:
-        mine = self._plan(epoch)[self.rank :: self.world_size][: self._length]
-        worker = get_worker_info()
-        if worker is not None:
-            mine, start = mine[worker.id :: worker.num_workers], 0
-        for position in range(start, len(mine)):
-            batch = self.dataset.batch(*mine[position])
+    def _ahead(self) -> list[tuple[Any, Any]]:
+        """What the batches from the position to the end of the epoch hold."""
+        return self._plan(self._epoch)[self.rank :: self.world_size][self._position : self._length]
+
+    def _counted(self, epoch: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Hands batches on, and moves the position with them."""
+        for position, batch in enumerate(batches, self._position):
             if epoch == self._epoch:  # an older iterator, still held by someone, must not move the position
                 self._position = position + 1
             yield batch
@@ -135,3 +172,39 @@ class SequenceLoader(IterableDataset[Batch]):
                 raise ValueError(f"the saved loader had {name} {state[name]}, this one has {own}: make them agree")
         self.seed, self._epoch, self._position = int(state["seed"]), int(state["epoch"]), int(state["batch"])
         self._resumed = self._epoch >= 0
+
+
+class _Made(Dataset[Batch]):
+    """Batches by what they hold."""
+
+    def __init__(self, dataset: SequenceDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, drawn: tuple[Any, Any]) -> Batch:
+        return self.dataset.batch(*drawn)
+
+
+class _Plan(Sampler[Any]):
+    """What the coming batches of a loader hold: drawn in the process of the loader, wherever they are made."""
+
+    def __init__(self, loader: SequenceLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader._ahead())
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+class _Workers(DataLoader[Batch]):
+    """Has workers make the batches of a loader, whose epochs and position count in the loader itself."""
+
+    def __init__(self, loader: SequenceLoader, num_workers: int, settings: dict[str, Any]) -> None:
+        made: Dataset[Batch] = _Made(loader.dataset)
+        super().__init__(made, batch_size=None, sampler=_Plan(loader), num_workers=num_workers, **settings)
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._loader._begin()
+        return self._loader._counted(epoch, iter(super().__iter__()))

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_COLLAPSED = 1e-12  # variance up to which a dimension counts as constant, as in disentanglement_lib
+
 
 def check_codes(codes: Any, labels: Any, least: int = 2) -> tuple[Tensor, Tensor, list[int]]:
     """Checks codes [N, D] and labels [N, F].
@@ -18,7 +20,8 @@ def check_codes(codes: Any, labels: Any, least: int = 2) -> tuple[Tensor, Tensor
         least: The fewest samples allowed.
 
     Returns:
-        Codes float64 [N, D], classes int64 [N, F] (each column's distinct values numbered in ascending order), and
+        Codes float64 [N, D], with 0 for dimensions of a variance up to 1e-12 (rounding, which
+        binning would enlarge); classes int64 [N, F] (each column's distinct values numbered in ascending order), and
         the number of classes of each factor; all on the CPU.
 
     Raises:
@@ -42,7 +45,8 @@ def check_codes(codes: Any, labels: Any, least: int = 2) -> tuple[Tensor, Tensor
             )
         columns.append(classes)
         counts.append(len(values))
-    return codes, torch.stack(columns, 1), counts
+    collapsed = codes.var(0) <= _COLLAPSED
+    return codes.masked_fill(collapsed, 0.0), torch.stack(columns, 1), counts
 
 
 def _matrix(values: Any, name: str, shape: str) -> Tensor:

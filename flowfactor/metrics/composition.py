@@ -14,6 +14,7 @@ from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset, weights_schedule
 from flowfactor.metrics._checks import check_order
+from flowfactor.metrics._draw import draw_elements
 from flowfactor.metrics.estimates import (
     CONFIDENCE,
     Estimate,
@@ -64,6 +65,8 @@ class CompositionError:
             at once, all along), ``"switch"`` (one at a time, not the same), ``"both"`` and ``"still"`` (none).
         doing_nothing_by_kind: Its counterpart.
         curve: The error along time.
+        limit: The most sequences that were to be drawn; None where all were taken.
+        seed: Seed of that draw.
     """
 
     error: Estimate
@@ -71,6 +74,8 @@ class CompositionError:
     by_kind: dict[str, Estimate]
     doing_nothing_by_kind: dict[str, float]
     curve: ErrorCurve
+    limit: int | None = None
+    seed: int = 0
 
     def __float__(self) -> float:
         return self.error.value
@@ -83,6 +88,8 @@ class CompositionError:
             "by_kind": {kind: error.as_dict() for kind, error in self.by_kind.items()},
             "doing_nothing_by_kind": self.doing_nothing_by_kind,
             "curve": self.curve.as_dict(),
+            "limit": self.limit,
+            "seed": self.seed,
         }
 
 
@@ -94,6 +101,7 @@ def composition_error(
     order: Tensor | None = None,
     control: Callable[[Mapping[str, Any]], Control] | None = None,
     limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 256,
     confidence: float = CONFIDENCE,
 ) -> CompositionError:
@@ -114,7 +122,8 @@ def composition_error(
         order: The model's flow of each true transformation, ``[K]``, as `factor_accuracy` finds it; the same where None.
         control: Makes the control of a batch itself, for example ``lambda batch:
             model.schedule(model.infer_weights(batch["frames"]).mean, batch["t"])``; None makes it of the true weights.
-        limit: Use the first so many sequences of a data set only; None for all.
+        limit: Draw so many sequences of a data set at random; None for all. It does not apply to batches.
+        seed: Seed of that draw.
         batch_size: Sequences per batch of a data set.
         confidence: Confidence of the intervals.
 
@@ -137,7 +146,7 @@ def composition_error(
     errors, resting, kinds = [], [], []
     t = torch.zeros(0)
     with evaluating(model):
-        for batch in _batches(data, limit, batch_size):
+        for batch in _batches(data, limit, batch_size, seed):
             frames, now, weights = _checked(batch, model, order)
             if len(t) and not torch.equal(t, now):
                 raise ValueError(f"all batches must have the same times, got {t.tolist()} and {now.tolist()}")
@@ -159,6 +168,8 @@ def composition_error(
         {kind: _mean(whole[mine], confidence) for kind, mine in rows.items()},
         {kind: float(still[mine].mean()) for kind, mine in rows.items()},
         curve,
+        limit,
+        seed,
     )
 
 
@@ -236,10 +247,10 @@ def as_control(weights: Tensor, t: Tensor) -> Control:
     return schedule.controls[0] if len(schedule.controls) == 1 else schedule
 
 
-def _batches(data: Any, limit: int | None, batch_size: int) -> Iterator[Mapping[str, Any]]:
-    limit = check_optional_count("limit", limit)
+def _batches(data: Any, limit: int | None, batch_size: int, seed: int) -> Iterator[Mapping[str, Any]]:
+    check_optional_count("limit", limit)
     if isinstance(data, SequenceDataset):
-        for rows in torch.arange(len(data))[:limit].split(batch_size):
+        for rows in draw_elements(len(data), limit, seed).split(batch_size):
             yield data.batch(rows)
         return
     if isinstance(data, Mapping) or not isinstance(data, Iterable):

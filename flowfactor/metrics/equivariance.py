@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfactor._checks import check_optional_count
 from flowfactor._evaluating import evaluating
 from flowfactor.control import Control
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics._checks import check_flows
+from flowfactor.metrics._draw import draw_elements
 from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 
@@ -28,9 +28,12 @@ class EquivarianceError(MeanInterval):
         doing_nothing: The same error of leaving the true x_0 as it is, ``[K]``.
         count: Number of images behind each.
         flow_names: Names of the flows, where the data set has them.
+        limit: The most images that were to be drawn; None where all were taken.
+        seed: Seed of that draw.
 
     The confidence intervals `low` to `high` are the normal ones of a mean (for `latent_equivariance_error`, of a ratio
-    of means), with 95% confidence.
+    of means), with 95% confidence. They treat the images as independent: where many are near-copies of each other, as in
+    a grid of factors, they say how well the images drawn stand for this data set, and not for other scenes.
     """
 
     mean: Tensor
@@ -38,6 +41,8 @@ class EquivarianceError(MeanInterval):
     doing_nothing: Tensor
     count: int
     flow_names: tuple[str, ...] = ()
+    limit: int | None = None
+    seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -49,12 +54,14 @@ class EquivarianceError(MeanInterval):
             "high": self.high.tolist(),
             "doing_nothing": self.doing_nothing.tolist(),
             "count": self.count,
+            "limit": self.limit,
+            "seed": self.seed,
         }
 
 
 @torch.no_grad()
 def equivariance_error(
-    model: Any, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256
+    model: Any, data: SequenceDataset, *, limit: int | None = None, seed: int = 0, batch_size: int = 256
 ) -> EquivarianceError:
     r"""The equivariance error of every flow (Song et al. 2023, section 4.1).
 
@@ -67,7 +74,8 @@ def equivariance_error(
     Args:
         model: The model, with ``transform`` and ``num_flows``.
         data: Sequences of true transformations; take the test split.
-        limit: Use the first so many images only; None for all.
+        limit: Draw so many images at random, the same for every flow (recorded sequences: so many of each); None for all.
+        seed: Seed of that draw.
         batch_size: Images per batch.
 
     Returns:
@@ -87,7 +95,7 @@ def equivariance_error(
     errors: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     resting: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
-        for k, batch in every_flow(data, limit, batch_size):
+        for k, batch in every_flow(data, limit, batch_size, seed):
             frames, t = batch["frames"], batch["t"]
             made = model.transform(frames[:, 0], t, batch["k"])
             errors[k].append((frames[:, 1:] - made[:, 1:]).abs().flatten(1).sum(1))
@@ -100,12 +108,14 @@ def equivariance_error(
         torch.stack([torch.cat(r).mean() for r in resting]),
         count,
         tuple(getattr(data, "flow_names", ())),
+        limit,
+        seed,
     )
 
 
 @torch.no_grad()
 def latent_equivariance_error(
-    model: Any, data: SequenceDataset, *, limit: int | None = None, batch_size: int = 256
+    model: Any, data: SequenceDataset, *, limit: int | None = None, seed: int = 0, batch_size: int = 256
 ) -> EquivarianceError:
     r"""The equivariance error of every flow in latent space: whether encoding and transforming commute.
 
@@ -121,7 +131,8 @@ def latent_equivariance_error(
     Args:
         model: The model, with ``encode``, ``num_flows`` and latent paths (``flow``, or ``path(z0, t, control)``).
         data: Sequences of true transformations; take the test split.
-        limit: Use the first so many images only; None for all.
+        limit: Draw so many images at random, the same for every flow (recorded sequences: so many of each); None for all.
+        seed: Seed of that draw.
         batch_size: Images per batch.
 
     Returns:
@@ -143,7 +154,7 @@ def latent_equivariance_error(
     missed: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     moved: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
-        for k, batch in every_flow(data, limit, batch_size):
+        for k, batch in every_flow(data, limit, batch_size, seed):
             codes = model.encode(batch["frames"].movedim(1, 0)).mean
             path = latent_path(model, codes[0], batch["t"], batch["k"])
             missed[k].append((codes[1:] - path[1:]).norm(dim=-1).sum(0))
@@ -155,7 +166,7 @@ def latent_equivariance_error(
     ratio = miss.mean(1) / move.mean(1)
     error = error_of_mean(miss - ratio[:, None] * move) / move.mean(1)
     names = tuple(getattr(data, "flow_names", ()))
-    return EquivarianceError(ratio, error, torch.ones_like(ratio), miss.shape[1], names)
+    return EquivarianceError(ratio, error, torch.ones_like(ratio), miss.shape[1], names, limit, seed)
 
 
 class NoLatentFlowError(TypeError):
@@ -184,23 +195,24 @@ def latent_path(model: Any, z0: Tensor, t: Tensor, control: Control) -> Tensor:
     return flow(z0, t, control).z
 
 
-def every_flow(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Batches of every image under every transformation; raises ValueError where there are none."""
-    limit = check_optional_count("limit", limit)
+def every_flow(
+    data: SequenceDataset, limit: int | None, batch_size: int, seed: int = 0
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Batches of every image under every transformation, or of so many drawn; raises ValueError where there are none."""
     fixed = data.fixed_k
     for k in range(data.num_flows):
         # Recorded sequences carry their transformation; images meet each one.
         own = torch.arange(len(data)) if fixed is None else (fixed == k).nonzero().squeeze(-1)
-        own = own[:limit]
+        own = own[draw_elements(len(own), limit, seed)]
         if not len(own):
             raise ValueError(f"the data set has no sequence of flow {k}")
         for chosen in own.split(batch_size):
             yield k, data.batch(chosen, torch.full((len(chosen),), k))
 
 
-def every_unlabelled(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def every_unlabelled(
+    data: SequenceDataset, limit: int | None, batch_size: int, seed: int = 0
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Batches of sequences without labels, drawn at random where they are limited; they come with 0 for want of a flow."""
-    limit = check_optional_count("limit", limit)
-    drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:limit].sort().values
-    for chosen in drawn.split(batch_size):
+    for chosen in draw_elements(len(data), limit, seed).split(batch_size):
         yield 0, data.batch(chosen)

@@ -25,19 +25,22 @@ class GapScore:
         per_factor: The gap of each factor, ``[F]``.
         scores: What the gap is taken of: a score of each latent dimension for each factor, ``[D, F]``.
         method: How it was measured.
+        standardized: Of SAP's ``svm``, whether codes were standardised; None where it makes no difference.
     """
 
     score: Estimate
     per_factor: Tensor
     scores: Tensor
     method: str
+    standardized: bool | None = None
 
     def __float__(self) -> float:
         return self.score.value
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values, less the table of scores."""
-        return {**self.score.as_dict(), "per_factor": self.per_factor.tolist(), "method": self.method}
+        found = {"per_factor": self.per_factor.tolist(), "method": self.method}
+        return {**self.score.as_dict(), **found, "standardized": self.standardized}
 
 
 def mig(
@@ -116,6 +119,7 @@ def sap(
     *,
     method: Literal["threshold", "regression", "svm"] = "threshold",
     bins: int = 20,
+    standardize: bool = False,
     resamples: int | None = None,
     confidence: float = CONFIDENCE,
     generator: torch.Generator | None = None,
@@ -132,7 +136,12 @@ def sap(
     - ``regression``, for ordered factors, in closed form: the $R^2$ of the linear regression,
       $\mathrm{cov}^2 / \mathrm{var}\,\mathrm{var}$. The best total is 1.
     - ``svm``: the accuracy on the second half of a linear support vector machine (C = 0.01, balanced classes), as in
-      Locatello et al. (ICML 2019). Cuts by a line can separate only two classes well; slow.
+      Locatello et al. (ICML 2019), who take codes as they are: its penalty makes the score depend on their scale.
+      ``standardize=True`` removes that, and gives other figures than theirs. Cuts by a line can separate only two
+      classes well; slow.
+
+    The other two methods do not depend on the scale of codes. A collapsed dimension, of variance up to 1e-12, counts as
+    constant in all three, as in the reference code (disentanglement_lib) of Locatello et al.: it predicts nothing.
 
     Samples are shuffled before they are halved. The interval is the standard bootstrap's over samples.
 
@@ -141,6 +150,7 @@ def sap(
         labels: The true factors ``[N, F]``, each discrete.
         method: How a dimension predicts a factor.
         bins: Number of bins between thresholds.
+        standardize: Scale codes to unit variance before ``svm``; the paper does not.
         resamples: Bootstrap resamples behind the interval; 0 for no interval. By default 100, for ``svm`` 10.
         confidence: Confidence of the interval.
         generator: Source of the shuffle and the resamples.
@@ -177,13 +187,14 @@ def sap(
             fitted = joint_histograms(binned[fit], classes[fit], bins, counts)
             judged = joint_histograms(binned[judge], classes[judge], bins, counts)
             return torch.stack([_threshold_accuracy(a, b) for a, b in zip(fitted, judged, strict=True)], 1)
-        return _svm_accuracy(codes, classes, fit, judge)
+        return _svm_accuracy(codes, classes, fit, judge, standardize)
 
     resamples = (10 if method == "svm" else 100) if resamples is None else resamples
     scores = scores_of(torch.arange(len(codes)) if method == "regression" else _own(len(first), len(second)))
     resampled = resample(lambda index: gap(scores_of(index)).mean(), len(codes), resamples, generator)
     gaps = gap(scores)
-    return GapScore(bootstrapped(float(gaps.mean()), resampled, len(codes), confidence), gaps, scores, method)
+    score = bootstrapped(float(gaps.mean()), resampled, len(codes), confidence)
+    return GapScore(score, gaps, scores, method, standardize if method == "svm" else None)
 
 
 def _own(first: int, second: int) -> Tensor:
@@ -207,9 +218,10 @@ def _threshold_accuracy(fitted: Tensor, judged: Tensor) -> Tensor:
     return (hits / present.clamp(min=1)).sum(-1) / (present > 0).sum(-1).clamp(min=1)
 
 
-def _svm_accuracy(codes: Tensor, classes: Tensor, fit: Tensor, judge: Tensor) -> Tensor:
+def _svm_accuracy(codes: Tensor, classes: Tensor, fit: Tensor, judge: Tensor, standardize: bool) -> Tensor:
     svm = require("sklearn.svm", extra="data")
-    codes = (codes - codes[fit].mean(0)) / codes[fit].std(0).clamp(min=1e-12)
+    if standardize:
+        codes = (codes - codes[fit].mean(0)) / codes[fit].std(0).clamp(min=1e-12)
     scores = torch.zeros(codes.shape[1], classes.shape[1], dtype=torch.float64)
     for factor in range(classes.shape[1]):
         known, asked = classes[fit, factor].numpy(), classes[judge, factor].numpy()

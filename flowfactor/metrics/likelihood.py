@@ -34,8 +34,11 @@ class LogLikelihood:
         objective: The bound that it tightens, such as ``"path"`` or ``"marginal"``; ``"paper-protocol"`` for
             `paper_log_likelihood`, which is none.
         count: Number of sequences.
+        limit: The most sequences of each transformation that were to be drawn; None where all were taken.
+        seed: Seed of that draw.
 
-    The confidence interval `low` to `high` is the normal one of a mean over sequences, with 95% confidence.
+    The confidence interval `low` to `high` is the normal one of a mean over sequences, with 95% confidence. It treats
+    sequences as independent: near-copies, as in a grid of factors, and one image under several transformations are not.
     """
 
     per_frame: float
@@ -45,6 +48,8 @@ class LogLikelihood:
     likelihood: str
     objective: str
     count: int
+    limit: int | None = None
+    seed: int = 0
 
     @property
     def low(self) -> float:
@@ -68,6 +73,7 @@ def log_likelihood(
     *,
     samples: int = 64,
     limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 64,
     generator: torch.Generator | None = None,
 ) -> LogLikelihood:
@@ -82,7 +88,9 @@ def log_likelihood(
         data: Sequences; take the test split. Where they have no labels, so has the bound: it is that of a model that
             infers k, or has no use for it.
         samples: S.
-        limit: Use the first so many images per transformation only; None for all.
+        limit: Draw so many images at random, the same for every transformation (recorded sequences: so many of each);
+            None for all.
+        seed: Seed of that draw.
         batch_size: Sequences per batch.
         generator: Source of the draws.
 
@@ -102,7 +110,7 @@ def log_likelihood(
     labelled = data.num_flows > 0
     if labelled:
         check_flows(model, data)
-    batches = every_flow(data, limit, batch_size) if labelled else every_unlabelled(data, limit, batch_size)
+    batches = (every_flow if labelled else every_unlabelled)(data, limit, batch_size, seed)
     bounds: list[list[torch.Tensor]] = [[] for _ in range(max(data.num_flows, 1))]
     with evaluating(model), _exact_divergence(model):
         for k, batch in batches:
@@ -110,7 +118,7 @@ def log_likelihood(
             whole = model.log_likelihood(batch["frames"], batch["t"], control, samples, generator=generator)
             bounds[k].append(whole / batch["frames"].shape[1])
     likelihood = getattr(getattr(model.decoder, "likelihood", None), "name", "custom")
-    made = _result(bounds, samples, likelihood, model.objective)
+    made = replace(_result(bounds, samples, likelihood, model.objective), limit=limit, seed=seed)
     return made if labelled else replace(made, by_flow=[])
 
 
@@ -142,6 +150,7 @@ def paper_log_likelihood(
     data: SequenceDataset,
     *,
     limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 256,
     generator: torch.Generator | None = None,
 ) -> LogLikelihood:
@@ -161,7 +170,9 @@ def paper_log_likelihood(
     Args:
         model: A model with ``encode``, ``decode``, ``prior`` and ``flow``, or without a transformation.
         data: Sequences; take the test split.
-        limit: Use the first so many images per transformation only; None for all.
+        limit: Draw so many images at random, the same for every transformation (recorded sequences: so many of each);
+            None for all.
+        seed: Seed of that draw.
         batch_size: Sequences per batch.
         generator: Source of the draws.
 
@@ -186,7 +197,7 @@ def paper_log_likelihood(
         raise TypeError(f"a {type(model).__name__} has no flow and prior, whose densities the paper's protocol takes")
     values: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model), _exact_divergence(model):
-        for k, batch in every_flow(data, limit, batch_size):
+        for k, batch in every_flow(data, limit, batch_size, seed):
             frames, t = batch["frames"], batch["t"]
             q = model.encode(frames[:, 0])
             z0 = objectives.draw(q, generator=generator)
@@ -200,4 +211,4 @@ def paper_log_likelihood(
             miss = (frames.movedim(1, 0) - model.decode(z)).flatten(2)
             log_x = -0.5 * (miss.square().sum(2) + miss.shape[2] * math.log(2 * math.pi))
             values[k].append((log_x + log_q - log_p)[1:].mean(0))
-    return _result(values, 1, "gaussian", "paper-protocol")
+    return replace(_result(values, 1, "gaussian", "paper-protocol"), limit=limit, seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset
 from flowfactor.data.combined import CombinedSequences
 from flowfactor.metrics._checks import check_flows
+from flowfactor.metrics._draw import draw_elements
 from flowfactor.metrics.equivariance import every_flow, latent_path
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
 
@@ -23,6 +25,7 @@ def match_flows(
     data: SequenceDataset,
     *,
     limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 256,
     order: Tensor | None = None,
 ) -> FactorAccuracy:
@@ -31,7 +34,8 @@ def match_flows(
     Args:
         model: A model with ``infer_factor``.
         data: Sequences of known transformations; take the test split.
-        limit: Sequences of each transformation; None for all.
+        limit: Draw so many sequences of each transformation at random; None for all.
+        seed: Seed of that draw.
         batch_size: Sequences per batch.
         order: The model's flow of each transformation, ``[K]``, where it is known already; its accuracy is then measured.
 
@@ -44,10 +48,11 @@ def match_flows(
     check_flows(model, data)
     predicted, true = [], []
     with evaluating(model):
-        for k, batch in every_flow(data, limit, batch_size):
+        for k, batch in every_flow(data, limit, batch_size, seed):
             predicted.append(model.infer_factor(batch["frames"]).probs.argmax(-1))
             true.append(torch.full((len(batch["frames"]),), k))
-    return factor_accuracy(torch.cat(predicted), torch.cat(true), data.num_flows, order=order)
+    found = factor_accuracy(torch.cat(predicted), torch.cat(true), data.num_flows, order=order)
+    return replace(found, limit=limit, seed=seed)
 
 
 @torch.no_grad()
@@ -56,6 +61,7 @@ def match_spikes(
     data: SequenceDataset,
     *,
     limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 256,
     order: Tensor | None = None,
     threshold: float = 0.5,
@@ -66,7 +72,8 @@ def match_spikes(
         model: A model with ``infer_weights``, such as a `flowfactor.models.SparseTransformationVAE`.
         data: Sequences whose ``weights`` are known, such as `flowfactor.data.CombinedImages`; or of one known
             transformation each, which then acts from the first frame to the last.
-        limit: Sequences, of each transformation where these are apart; None for all.
+        limit: Draw so many sequences at random, of each transformation where these are apart; None for all.
+        seed: Seed of that draw.
         batch_size: Sequences per batch.
         order: The model's flow of each transformation, ``[K]``, where it is known already.
         threshold: A flow is inferred to act where its spike probability is above.
@@ -80,20 +87,22 @@ def match_spikes(
     check_flows(model, data)
     found, true = [], []
     with evaluating(model):
-        for active, frames in _known_activity(data, limit, batch_size):
+        for active, frames in _known_activity(data, limit, batch_size, seed):
             found.append((model.infer_weights(frames).spike_probs > threshold).cpu())
             true.append(active.cpu())
-    return spike_metrics(torch.cat(found), torch.cat(true), order=order)
+    return replace(spike_metrics(torch.cat(found), torch.cat(true), order=order), limit=limit, seed=seed)
 
 
-def _known_activity(data: SequenceDataset, limit: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _known_activity(
+    data: SequenceDataset, limit: int | None, batch_size: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """What acts between the frames of sequences, [B, T, K], and these frames."""
     if isinstance(data, CombinedSequences):
-        for rows in torch.arange(len(data))[:limit].split(batch_size):
+        for rows in draw_elements(len(data), limit, seed).split(batch_size):
             batch = data.batch(rows)
             yield batch["weights"] > 0, batch["frames"]
         return
-    for k, batch in every_flow(data, limit, batch_size):
+    for k, batch in every_flow(data, limit, batch_size, seed):
         active = torch.zeros(len(batch["frames"]), data.num_steps, data.num_flows, dtype=torch.bool)
         active[..., k] = True
         yield active, batch["frames"]
@@ -104,13 +113,15 @@ def infers_k(model: Any) -> bool:
     return getattr(model, "supervision", "full") != "full"
 
 
-def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str, ...]:
+def flow_names(model: Any, data: SequenceDataset, limit: int | None = 200, seed: int = 0) -> tuple[str, ...]:
     """Names the flows of a model by what they do: those of the data set, in the order that the model has them.
 
     Args:
         model: The model.
         data: Sequences of known transformations.
-        limit: Sequences of each transformation to match by, where the model found the flows itself.
+        limit: Sequences of each transformation, drawn at random, to match by, where the model found the flows itself;
+            None for all.
+        seed: Seed of that draw.
 
     Returns:
         The names, ``[K]``; numbers, where the data have no labels.
@@ -119,7 +130,7 @@ def flow_names(model: Any, data: SequenceDataset, limit: int = 200) -> tuple[str
         return tuple(f"flow {k}" for k in range(model.num_flows))
     if not infers_k(model):
         return data.flow_names
-    order = match_flows(model, data, limit=limit).order
+    order = match_flows(model, data, limit=limit, seed=seed).order
     return tuple(data.flow_names[k] for k in order.argsort().tolist())
 
 

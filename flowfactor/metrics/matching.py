@@ -22,11 +22,15 @@ class FactorAccuracy:
         accuracy: Share of samples whose inferred factor is the one matched to the true one, with Wilson's interval.
         order: The learned factor matched to each true one, ``[K]``: ``model.transform(x0, t, order[k])`` does k.
         confusion: Samples of each true factor (rows) inferred as each learned one (columns), ``[K, K]``.
+        limit: The most samples of each that were to be drawn; None where all were taken.
+        seed: Seed of that draw.
     """
 
     accuracy: Estimate
     order: Tensor
     confusion: Tensor
+    limit: int | None = None
+    seed: int = 0
 
     def __float__(self) -> float:
         return self.accuracy.value
@@ -38,7 +42,8 @@ class FactorAccuracy:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""
-        return {**self.accuracy.as_dict(), "order": self.order.tolist(), "confusion": self.confusion.tolist()}
+        found = {"order": self.order.tolist(), "confusion": self.confusion.tolist()}
+        return {**self.accuracy.as_dict(), **found, "limit": self.limit, "seed": self.seed}
 
 
 def factor_accuracy(
@@ -113,6 +118,8 @@ class SpikeMetrics:
         order: The learned factor matched to each true one, ``[K]``; -1 where none is left.
         precision_per_factor: Precision by true factor, ``[K]``; NaN where nothing is inferred.
         recall_per_factor: Recall by true factor, ``[K]``; NaN where the factor never acts.
+        limit: The most sequences that were to be drawn; None where all were taken.
+        seed: Seed of that draw.
     """
 
     precision: Estimate
@@ -121,6 +128,8 @@ class SpikeMetrics:
     order: Tensor
     precision_per_factor: Tensor
     recall_per_factor: Tensor
+    limit: int | None = None
+    seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values; what is undefined is None."""
@@ -131,6 +140,8 @@ class SpikeMetrics:
             "f1": None if self.f1 != self.f1 else self.f1,
             "order": self.order.tolist(),
             **{name: [None if v != v else v for v in values.tolist()] for name, values in each.items()},
+            "limit": self.limit,
+            "seed": self.seed,
         }
 
 

@@ -209,6 +209,7 @@ def latent_traversal_error(
     images: int = 64,
     ranges: Sequence[float] = _RANGES,
     limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 256,
 ) -> TraversalError:
     r"""The equivariance error of a model without transformations: that of its best single latent dimensions.
@@ -220,9 +221,10 @@ def latent_traversal_error(
         model: A model with ``encode`` and ``decode``.
         train: The training split, to search on.
         test: The test split, to measure on.
-        images: Number of training images to search on, per transformation.
+        images: Number of training images to search on, per transformation, drawn at random.
         ranges: Ranges to try, in standard deviations that a dimension has over the images.
-        limit: Use the first so many test images only; None for all.
+        limit: Draw so many test images at random, the same for every flow; None for all.
+        seed: Seed of both draws.
         batch_size: Images per batch of the measurement.
 
     Returns:
@@ -244,10 +246,10 @@ def latent_traversal_error(
         raise ValueError(f"train has times {train.t.tolist()} and test {test.t.tolist()}: ranges would not carry over")
     searched = [
         best_traversal(model, batch["frames"], batch["t"], k, ranges=ranges)
-        for k, batch in every_flow(train, images, images)
+        for k, batch in every_flow(train, images, images, seed)
     ]
     span = float((train.t[-1] - train.t[0]).abs())
     with evaluating(model):
-        error = equivariance_error(TraversalModel(model, searched, span), test, limit=limit, batch_size=batch_size)
-    figures = (error.mean, error.standard_error, error.doing_nothing, error.count, error.flow_names)
-    return TraversalError(*figures, traversals=tuple(searched))
+        found = TraversalModel(model, searched, span)
+        error = equivariance_error(found, test, limit=limit, seed=seed, batch_size=batch_size)
+    return TraversalError(**vars(error), traversals=tuple(searched))

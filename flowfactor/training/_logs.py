@@ -21,6 +21,7 @@ _QUIET = (
     ".*does not have many workers.*",  # batches are made whole by the data set: workers would only copy them
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",
+    ".*defined a `validation_step` but have no.*",
     ".*LeafSpec.*",  # deprecations of PyTorch's that Lightning has not followed yet
     ".*all_gather is deprecated.*",
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, IterableDataset
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flowfactor.data import SequenceDataset, SequenceLoader
 from flowfactor.data.base import Batch
@@ -26,17 +28,35 @@ class _Endless(IterableDataset[Batch]):
             yield from self.loader
 
 
+class _Fixed(Dataset[Batch]):
+    """The same batches in every epoch, so that epochs can be compared."""
+
+    def __init__(self, dataset: SequenceDataset, rows: Sequence[Tensor]) -> None:
+        self.dataset, self.rows = dataset, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self.rows):
+            raise IndexError(index)
+        return self.dataset.batch(self.rows[index])
+
+
 class SequenceData(pl.LightningDataModule):
-    """A data set of sequences for Lightning's Trainer: stratified batches, sorted by transformation, without an end.
+    """A data set of sequences for Lightning's Trainer: epochs of stratified batches, sorted by transformation.
 
     Batches are made whole by the data set, in the training process. A checkpoint holds the position; it takes the
     Trainer's steps for the number of batches, so gradients must not be accumulated over several.
 
     Args:
         dataset: The training split.
+        val: Sequences to validate on, all in every validation: `FlowModule` logs their ``val_loss``.
+        test: Sequences for ``Trainer.test``.
         batch_size: Sequences per batch of each process.
         seed: Seed of the order of all epochs.
         stratified: Equal shares of all transformations in every batch.
+        endless: One epoch without an end, for trainings that end by steps or minutes: Lightning works at each end.
 
     Raises:
         ValueError: If `batch_size` does not suit the data set.
@@ -49,10 +69,24 @@ class SequenceData(pl.LightningDataModule):
     """
 
     def __init__(
-        self, dataset: SequenceDataset, batch_size: int = 96, *, seed: int = 0, stratified: bool = True
+        self,
+        dataset: SequenceDataset,
+        batch_size: int = 96,
+        *,
+        val: SequenceDataset | None = None,
+        test: SequenceDataset | None = None,
+        seed: int = 0,
+        stratified: bool = True,
+        endless: bool = False,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.seed, self.stratified = dataset, batch_size, seed, stratified
+        self.val, self.test, self.endless = val, test, endless
+        # Without a split Lightning is to find that there is no such loader, not an empty one.
+        if val is None:
+            self.val_dataloader = super().val_dataloader
+        if test is None:
+            self.test_dataloader = super().test_dataloader
         self._start = 0
         self._loader(0, 1)  # tells now what does not fit
 
@@ -60,7 +94,27 @@ class SequenceData(pl.LightningDataModule):
         """Gives the batches from the position on."""
         trainer = self.trainer
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        return DataLoader(_Endless(self._loader(rank, world), self._start), batch_size=None)
+        loader = self._loader(rank, world)
+        if self.endless:
+            return DataLoader(_Endless(loader, self._start), batch_size=None)
+        if self._start:
+            epoch, batch = divmod(self._start, len(loader))
+            loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "batch": batch})
+        return loader.dataloader()
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Gives the validation sequences, each once in a fixed order."""
+        return self._whole(self.val)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Gives the test sequences, each once in a fixed order."""
+        return self._whole(self.test)
+
+    def _whole(self, dataset: Any) -> DataLoader[Batch]:
+        trainer = self.trainer
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        rows = torch.arange(len(dataset)).split(self.batch_size)
+        return DataLoader(_Fixed(dataset, rows[rank::world] if len(rows) >= world else rows), batch_size=None)
 
     def state_dict(self) -> dict[str, Any]:
         """Gives the position: the number of batches taken, with the seed and the batch size that it belongs to."""

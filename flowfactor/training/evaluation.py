@@ -27,6 +27,7 @@ from flowfactor.metrics import (
     sap,
     vp_score,
 )
+from flowfactor.metrics._draw import draw_elements
 from flowfactor.metrics.equivariance import every_unlabelled
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 from flowfactor.metrics.matched import MatchedModel, infers_k, match_flows, match_spikes
@@ -62,11 +63,12 @@ def evaluate(
         model: The model.
         test: The test split.
         train: The training split, for that search. Where None, such a model is measured as leaving latents as they are.
-        limit: Sequences of each transformation for the equivariance error and the matching; None for all.
-        likelihood_limit: Sequences for the likelihood; None for all, 0 to leave it out.
+        limit: Sequences of each transformation for the equivariance error and the matching, drawn at random; None for
+            all.
+        likelihood_limit: Sequences for the likelihood, drawn at random; None for all, 0 to leave it out.
         samples: Samples of its importance-weighted bound.
         search_images: Training images of each transformation for the search.
-        seed: Seed of its draws.
+        seed: Seed of all draws.
 
     Returns:
         ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
@@ -80,21 +82,21 @@ def evaluate(
     generator = torch.Generator(device).manual_seed(seed)
     if not test.num_flows:
         result = {"equivariance_error": {}, "doing_nothing": {}, "equivariance": _NO_LABELS}
-        result["reconstruction"] = _reconstruction(model, test, limit)
+        result["reconstruction"] = _reconstruction(model, test, limit, seed)
         if likelihood_limit != 0:
-            bound = log_likelihood(model, test, samples=samples, limit=likelihood_limit, generator=generator)
+            bound = log_likelihood(model, test, samples=samples, limit=likelihood_limit, seed=seed, generator=generator)
             result["log_likelihood"] = bound.as_dict()
         return result
     result = {}
     measured: Any = model
     if infers_k(model):
-        match = match_flows(model, test, limit=limit)
+        match = match_flows(model, test, limit=limit, seed=seed)
         result["factor_accuracy"] = match.as_dict()
         measured = MatchedModel(model.eval(), match.order)
     if train is not None and not knows_transformations(model):
-        error = latent_traversal_error(model, train.to(device), test, images=search_images, limit=limit)
+        error = latent_traversal_error(model, train.to(device), test, images=search_images, limit=limit, seed=seed)
     else:
-        error = equivariance_error(measured, test, limit=limit)
+        error = equivariance_error(measured, test, limit=limit, seed=seed)
     result |= {
         "equivariance_error": dict(zip(test.flow_names, error.mean.tolist(), strict=True)),
         "doing_nothing": dict(zip(test.flow_names, error.doing_nothing.tolist(), strict=True)),
@@ -102,14 +104,14 @@ def evaluate(
     }
     if likelihood_limit != 0:
         per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
-        bound = log_likelihood(measured, test, samples=samples, limit=per_flow, generator=generator)
+        bound = log_likelihood(measured, test, samples=samples, limit=per_flow, seed=seed, generator=generator)
         result["log_likelihood"] = bound.as_dict()
     return result
 
 
 @dataclass
 class EvaluationConfig:
-    """How much to measure in a benchmark; the same for every method.
+    """How much to measure in a benchmark; the same for every method. Images are drawn at random, by the seed of the run.
 
     Args:
         images: Test images for the equivariance errors and the factor accuracy, under every transformation.
@@ -185,30 +187,30 @@ def measure(
     measured: Any = model
     if not test.num_flows:
         figures = dict.fromkeys(("factor_accuracy", "equivariance", "latent_equivariance", "vp"), _NO_LABELS)
-        figures["reconstruction"] = _reconstruction(model, test, settings.images)
+        figures["reconstruction"] = _reconstruction(model, test, settings.images, seed)
         figures["likelihood"] = _likelihood(model, model, test, settings, seed)
         return figures | _disentanglement(model, test, settings, seed)
     if not infers_k(model):
         figures["factor_accuracy"] = {"missing": "k is given to this method, or unused by it"}
     else:
-        order = match_flows(model, _single(train, test), limit=10 * settings.search_images).order
-        figures["factor_accuracy"] = match_flows(model, test, limit=settings.images, order=order).as_dict()
+        order = match_flows(model, _single(train, test), limit=10 * settings.search_images, seed=seed).order
+        figures["factor_accuracy"] = match_flows(model, test, limit=settings.images, seed=seed, order=order).as_dict()
         if hasattr(model, "infer_weights"):
             seen = test if combined is None else combined.to(device)
-            figures["spikes"] = match_spikes(model, seen, limit=settings.images, order=order).as_dict()
+            figures["spikes"] = match_spikes(model, seen, limit=settings.images, seed=seed, order=order).as_dict()
         measured = MatchedModel(model, order)
     if knows_transformations(model):
-        figures["equivariance"] = equivariance_error(measured, test, limit=settings.images).as_dict()
+        figures["equivariance"] = equivariance_error(measured, test, limit=settings.images, seed=seed).as_dict()
     else:
         error = latent_traversal_error(
-            model, _single(train, test), test, images=settings.search_images, limit=settings.images
+            model, _single(train, test), test, images=settings.search_images, limit=settings.images, seed=seed
         )
         figures["equivariance"] = error.as_dict()
         measured = TraversalModel(model, [Traversal(*found) for found in error.traversals], _span(test))
     figures["likelihood"] = _likelihood(model, measured, test, settings, seed)
     figures["latent_equivariance"] = _tried(
         settings.latent_images,
-        lambda: latent_equivariance_error(measured, test, limit=settings.latent_images).as_dict(),
+        lambda: latent_equivariance_error(measured, test, limit=settings.latent_images, seed=seed).as_dict(),
     )
     figures["vp"] = _vp(measured, test, settings, seed)
     figures |= _disentanglement(model, test, settings, seed)
@@ -216,11 +218,11 @@ def measure(
 
 
 @torch.no_grad()
-def _reconstruction(model: Any, test: SequenceDataset, limit: int | None) -> dict[str, Any]:
+def _reconstruction(model: Any, test: SequenceDataset, limit: int | None, seed: int) -> dict[str, Any]:
     """How far frames are from their reconstructions, over sequences without labels."""
     errors = []
     with evaluating(model):
-        for _, batch in every_unlabelled(test, limit, 64):
+        for _, batch in every_unlabelled(test, limit, 64, seed):
             frames = batch["frames"]
             made = model.decode(model.encode(frames.flatten(0, 1)).mean).view_as(frames)
             errors.append((frames - made).abs().flatten(2).sum(2).mean(1))
@@ -258,7 +260,7 @@ def _likelihood(
         source = measured if isinstance(measured, MatchedModel) else model
         generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         count, limit = settings.likelihood_samples, settings.likelihood_images
-        bound = log_likelihood(source, test, samples=count, limit=limit, generator=generator)
+        bound = log_likelihood(source, test, samples=count, limit=limit, seed=seed, generator=generator)
         if not math.isfinite(bound.per_frame):
             raise ValueError(f"the bound is {bound.per_frame}")
         return bound.as_dict()
@@ -267,11 +269,11 @@ def _likelihood(
 
 
 def _vp(measured: Any, test: SequenceDataset, settings: EvaluationConfig, seed: int) -> dict[str, Any]:
-    """The VP score from test images; those of a grid of factors are drawn, since neighbours differ by one factor only."""
+    """The VP score from test images, drawn at random."""
     generator = torch.Generator().manual_seed(seed)
 
     def work() -> dict[str, Any]:
-        index = torch.randperm(len(test), generator=generator)[: settings.vp_images]
+        index = draw_elements(len(test), settings.vp_images, seed)
         images = torch.cat([test.batch(part)["frames"][:, 0] for part in index.split(100)])
         return vp_score(measured, images, test.t, repeats=_VP_REPEATS, steps=_VP_STEPS, generator=generator).as_dict()
 

@@ -119,13 +119,10 @@ class FlowModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Gives the loss of a batch of sequences."""
-        # Who infers k does not get to see it, and who has no use for it needs none: sequences may be without labels.
-        unused = not getattr(self.model, "has_transformation", True)
-        k = None if infers_k(self.model) or unused else batch["k"]
         step = self.global_step + 1
         self._watch.begin(step, batch, self.generator)
         try:
-            terms = self.model(batch["frames"], batch["t"], k, generator=self.generator)
+            terms = self.model(batch["frames"], batch["t"], self._given(batch), generator=self.generator)
         except (ValueError, FlowSolveError) as error:
             # What torch's distributions say of parameters such as NaN, and a latent flow of its start or its path.
             if isinstance(error, FlowSolveError):
@@ -143,11 +140,32 @@ class FlowModule(pl.LightningModule):
             self._log(values, step, len(batch["frames"]))
         return terms.loss
 
+    def _given(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The k of a batch, for models that are given it: sequences may be without labels for those that are not."""
+        # Who infers k does not get to see it, and who has no use for it needs none.
+        unused = not getattr(self.model, "has_transformation", True)
+        return None if infers_k(self.model) or unused else batch["k"]
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Ends the training where the loss or the gradient is NaN or infinite."""
         # Where a scaler looks for a scale, infinite gradients are part of its search.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         self._watch.end(self.model.named_parameters(), not scaled, *self._aside)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Logs ``val_loss`` and the other terms of a batch, as ``val_<term>``; the mean over batches is their value."""
+        self._measured_step(batch, batch_idx, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Logs ``test_loss`` and the other terms of a batch."""
+        self._measured_step(batch, batch_idx, "test")
+
+    def _measured_step(self, batch: dict[str, Tensor], batch_idx: int, name: str) -> None:
+        # Draws of its own, the same every time: validations can be compared, and the training goes on as without.
+        generator = torch.Generator(self.device).manual_seed(self.seed + batch_idx)
+        terms = self.model(batch["frames"], batch["t"], self._given(batch), generator=generator).as_dict()
+        values = {f"{name}_{term}": torch.as_tensor(value, dtype=torch.float32) for term, value in terms.items()}
+        self.log_dict(values, batch_size=len(batch["frames"]), on_step=False, on_epoch=True, sync_dist=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends the training when its time is up."""

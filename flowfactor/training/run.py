@@ -269,7 +269,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     check_writable(folder)
     _schedule(config)
     train, test = config.data.dataset("train"), config.data.dataset("test")
-    data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
+    order = {"seed": config.seed, "stratified": config.train.stratified}
+    data = SequenceData(train, config.train.batch_size, **order, endless=True)
     if resume:
         _check_resumable(config, folder, train)
         newest_checkpoint(folder, tell=rank_zero_only.rank == 0)

@@ -78,11 +78,33 @@ def test_processes_share_the_batches(data: TransformedImages) -> None:
     assert list(chain(*parts)) == whole[:4]
 
 
-def test_workers_share_the_batches(data: TransformedImages) -> None:
-    loader = data.loader(6, generator=torch.Generator().manual_seed(3))
-    alone = ids(data.loader(6, generator=torch.Generator().manual_seed(3)))
-    together = ids(DataLoader(loader, batch_size=None, num_workers=2))
-    assert sorted(together) == sorted(alone)
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_epochs_count_wherever_batches_are_made(data: TransformedImages, workers: int, persistent: bool) -> None:
+    loader, alone = (data.loader(6, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    made = loader.dataloader(num_workers=workers, persistent_workers=persistent)
+    assert len(made) == 4
+    for _ in range(3):
+        assert ids(made) == ids(alone)
+        assert loader.state_dict() == alone.state_dict()
+    part, own = iter(made), iter(alone)
+    assert ids([next(part)]) == ids([next(own)])
+    state = loader.state_dict()  # workers are ahead of it
+    assert state == alone.state_dict()
+    rest = ids(own)
+    del part
+    other = data.loader(6)
+    other.load_state_dict(state)
+    resumed = other.dataloader(num_workers=workers, persistent_workers=persistent)
+    assert [ids(resumed), ids(resumed)] == [rest, ids(alone)]
+
+
+def test_workers_that_would_repeat_an_epoch_are_refused(data: TransformedImages) -> None:
+    loader = data.loader(6)
+    assert ids(DataLoader(loader, batch_size=None)) != ids(DataLoader(loader, batch_size=None))
+    with pytest.raises(RuntimeError, match=r"loader\.dataloader\(num_workers=n\)"):
+        list(DataLoader(loader, batch_size=None, num_workers=2))
+    with pytest.raises(ValueError, match="shuffle cannot be given"):
+        loader.dataloader(shuffle=True)
 
 
 def test_what_is_refused(data: TransformedImages) -> None:

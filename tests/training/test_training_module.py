@@ -361,7 +361,7 @@ def test_weights_that_explode_are_told_as_diverged(tmp_path: Path) -> None:
 def test_batches_go_on_without_an_end() -> None:
     images = (torch.arange(12) / 12)[:, None, None].expand(12, 8, 8)
     data = TransformedImages(images, {"turn": (Rotate(), 0, 10), "grow": (Scale(), 1, 1.2)}, steps=2)
-    module = SequenceData(data, 4, seed=5)
+    module = SequenceData(data, 4, seed=5, endless=True)
     batches = iter(module.train_dataloader())
     taken = [next(batches)["frames"] for _ in range(8)]  # 3 an epoch
     loader = SequenceLoader(data, 4, seed=5)
