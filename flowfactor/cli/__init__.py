@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=64, help="samples of the likelihood's bound; 0 leaves it out (default: 64)"
     )
     evaluate.add_argument("--root", help="folder of the data, where it has moved")
+    evaluate.add_argument("--other-data", action="store_true", help="take data other than the run's on purpose")
     evaluate.set_defaults(run=run_evaluate)
 
     traverse = commands.add_parser("traverse", help="draw test images along every flow")
@@ -78,5 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     traverse.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
     traverse.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")
     traverse.add_argument("--root", help="folder of the data, where it has moved")
+    traverse.add_argument("--other-data", action="store_true", help="take data other than the run's on purpose")
     traverse.set_defaults(run=run_traverse)
     return parser

@@ -19,6 +19,9 @@ CONFIG, CHECKPOINT, MODEL, METRICS, TENSORBOARD = "config.yaml", "last.ckpt", "m
 RESULT, EVALUATION, TRAVERSAL, ANIMATION = "result.json", "evaluation.json", "traversal.png", "transformations.gif"
 """In the folder of any run; those of the second line say what its model does."""
 
+DATA = "data.json"
+"""In the folder of any run: what tells its data from others of the same name."""
+
 SETTINGS, FIGURES, ERROR, LOG = "settings.json", "benchmark.json", "error.txt", "log.txt"
 """In the folder of a benchmark's run, beside those of any run."""
 
@@ -91,7 +94,7 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def clear(folder: Path) -> None:
     """Removes what an earlier run left that this one would not replace at once."""
-    for name in (CHECKPOINT, METRICS, FIGURES, *OF_THE_MODEL):
+    for name in (CHECKPOINT, METRICS, DATA, FIGURES, *OF_THE_MODEL):
         (folder / name).unlink(missing_ok=True)
     for name in (MODEL, TENSORBOARD):
         shutil.rmtree(folder / name, ignore_errors=True)

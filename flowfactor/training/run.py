@@ -35,6 +35,7 @@ from flowfactor.training._folder import (
     clear,
     write_text,
 )
+from flowfactor.training._identity import check_data, fingerprints, write_data
 from flowfactor.training.callbacks import GracefulStop, LastCheckpoint, Progress
 from flowfactor.training.config import Config, load_config
 from flowfactor.training.data import SequenceData
@@ -69,6 +70,7 @@ class Run:
         test: The test data.
         folder: Folder of the run.
         resume: Whether to go on from its checkpoint.
+        identity: What tells the data from others of the same name, by split.
     """
 
     config: Config
@@ -77,6 +79,7 @@ class Run:
     test: SequenceDataset
     folder: Path
     resume: bool
+    identity: dict[str, Any]
 
     def fit(self, *, measure: bool = True) -> dict[str, Any]:
         """Trains, saves, evaluates, and writes the result.
@@ -103,6 +106,7 @@ class Run:
             if not self.resume:
                 clear(self.folder)
             yaml = require("yaml", extra="train")
+            write_data(self.folder, self.identity)
             write_text(self.folder / CONFIG, yaml.safe_dump(config.as_dict(), sort_keys=False))
         module = FlowModule(
             self.model,
@@ -203,7 +207,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
         FileNotFoundError: If data are missing, or there is nothing to resume.
         FileExistsError: If the output folder holds a run, and neither `resume` nor `overwrite` is set.
         ValueError: If settings are out of range, do not fit each other, or differ from the run to resume in more than its
-            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie.
+            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie; or if the data are
+            not those of the run to resume.
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
@@ -212,9 +217,11 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     _schedule(config)
     train, test = config.data.dataset("train"), config.data.dataset("test")
     data = SequenceData(train, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
+    identity = fingerprints(train, test)
     if resume:
         _check_resumable(config, folder, train)
-    return Run(config, make_model(config, train), data, test, folder, resume)
+        check_data(folder, identity, "give the folder of its own data by data.root, or choose another output")
+    return Run(config, make_model(config, train), data, test, folder, resume, identity)
 
 
 def make_model(config: Config, data: SequenceDataset) -> Any:
