@@ -23,6 +23,7 @@ def download_file(target: str | Path, urls: Sequence[str], *, md5: str, timeout:
         timeout: Seconds to wait for an answer.
 
     Raises:
+        FileExistsError: If there is such a file.
         ConnectionError: If no address gave the file with this checksum; the message says why for each.
 
     Example:
@@ -33,6 +34,8 @@ def download_file(target: str | Path, urls: Sequence[str], *, md5: str, timeout:
     from http.client import HTTPException
 
     target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} is there already, and is not replaced: move it away to fetch it again")
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for url in urls:
