@@ -93,7 +93,10 @@ def data_file(root: str | Path | None, name: str, file: str, *, urls: Sequence[s
     """
     path = data_root(root, name)
     if not path.is_file():
-        path = path if path.suffix == Path(file).suffix else path / file
+        folder = path
+        path = path if path.suffix == Path(file).suffix and not path.is_dir() else path / file
+        inner = sorted(folder.glob(f"*/{file}")) if not path.is_file() and folder.is_dir() else []
+        path = inner[0] if len(inner) == 1 else path
     if not path.is_file() and not download:
         raise FileNotFoundError(
             f"{path} is missing. Give root= the file or its folder, set FLOWFACTOR_{name.upper()} to it, or let "
