@@ -116,7 +116,7 @@ def _make_pictures(folder: Path, suffix: str = ".png") -> Path:
 
 def _make_model(folder: Path, name: str) -> Path:
     torch.manual_seed(0)
-    sizes = {"encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
+    sizes: dict[str, Any] = {"encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
     return build_model("ours", (1, 8, 8), 2, 4, hidden=(8, 8), **sizes).save_pretrained(folder) / name
 
 
