@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from flowfactor.errors import require
 
 PICTURES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 """Endings of the files that count as pictures."""
+
+_BROKEN = (ArithmeticError, LookupError, MemoryError, OSError, SyntaxError, TypeError, ValueError, struct.error)
+"""What Pillow raises about damaged pictures, SyntaxError for a broken PNG among it."""
 
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV"}
@@ -152,7 +156,7 @@ def read_header(file: Path) -> tuple[tuple[int, int], str]:
     try:
         with image.open(file) as picture:
             size, mode = picture.size, picture.mode
-    except (OSError, SyntaxError, image.DecompressionBombError) as error:  # SyntaxError: Pillow's for a broken PNG
+    except (*_BROKEN, image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a picture: {error}") from error
     if mode not in _GREY | _COLOUR:
         raise ValueError(f"{file} has pixels of mode {mode!r}: only 8-bit grey and colour pictures are read")
@@ -177,7 +181,7 @@ def decode_picture(file: Path, mode: str) -> Tensor:
     try:
         with image.open(file) as picture:
             pixels = np.array(picture.convert(mode))
-    except (OSError, SyntaxError) as error:
+    except (*_BROKEN, image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a picture: {error}") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 

@@ -129,3 +129,18 @@ def test_a_download_does_not_replace_a_file_that_is_there(tmp_path: Path) -> Non
     with pytest.raises(FileExistsError, match="mine is there already"):
         download_file(tmp_path / "mine", ["http://127.0.0.1:9/"], md5="0")
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_png_whose_header_is_cut_short_is_told_by_name(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from flowfactor.data.folders import decode_picture, read_header
+
+    path = tmp_path / "0.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[11] = 5  # the length that the header says it has
+    path.write_bytes(bytes(content))
+    for read in (read_header, lambda file: decode_picture(file, "L")):
+        with pytest.raises(ValueError, match=r"0\.png cannot be read as a picture"):
+            read(path)
