@@ -114,6 +114,7 @@ def _evaluate() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=_path, help="JSON file to write (default: RUN_DIR/evaluation.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--root", help="folder of the data, where it has moved")
+    parser.add_argument("--other-data", action="store_true", help="take data other than the run's on purpose")
     return parser
 
 
@@ -127,6 +128,7 @@ def _traverse() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
     parser.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")
     parser.add_argument("--root", help="folder of the data, where it has moved")
+    parser.add_argument("--other-data", action="store_true", help="take data other than the run's on purpose")
     return parser
 
 

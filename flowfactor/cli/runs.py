@@ -106,6 +106,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
         # Models without transformations get theirs searched on training data.
         train = None if knows_transformations(model) else config.data.dataset("train")
+        other = _checked_data(arguments, test, train)
     except USER_ERRORS as error:
         fail("evaluate", error)
 
@@ -121,7 +122,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     )
     say(table(result))  # before it is written, which may fail
     with listed(path):
-        write_text(path, json.dumps(result | {"versions": versions()}, indent=2) + "\n")
+        write_text(path, json.dumps(result | other | {"versions": versions()}, indent=2) + "\n")
     say(f"\nwritten to {path}")
     return 0
 
@@ -145,6 +146,7 @@ def run_traverse(arguments: argparse.Namespace) -> int:
             if path is not None:
                 check_target(path, arguments.overwrite)
         test = config.data.dataset("test")
+        _checked_data(arguments, test)
         if not 1 <= arguments.images <= len(test) or (arguments.steps is not None and arguments.steps < 1):
             raise ValueError(f"--images must be between 1 and {len(test)}, and --steps at least 1")
         if arguments.back < 0:
@@ -239,3 +241,18 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, Config]:
     if arguments.root is not None:
         config.data.root = arguments.root
     return model, config
+
+
+def _checked_data(arguments: argparse.Namespace, test: Any, train: Any = None) -> dict[str, Any]:
+    """Checks that data are those of the run, or says in what they differ where the user asked for others."""
+    from flowfactor.training._identity import check_data, data_of, differences
+
+    now = {name: data.fingerprint() for name, data in (("test", test), ("train", train)) if data is not None}
+    if not arguments.other_data:
+        check_data(
+            arguments.run_dir,
+            now,
+            "give the folder of its own data by --root, or take these on purpose by --other-data",
+        )
+        return {}
+    return {"other_data": {"differences": differences(data_of(arguments.run_dir) or {}, now), "data": now}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Index: TypeAlias = int | tuple[int, int]
 Batch: TypeAlias = dict[str, Tensor]
+
+_LOOKED_AT = 32  # elements in a fingerprint
 
 
 class SequenceDataset(Dataset[dict[str, Any]]):
@@ -152,6 +155,45 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             value = getattr(self, name)
             setattr(moved, name, None if value is None else value.to(device))
         return moved
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Tells these data from others of the same name: by their size, and a hash of some elements.
+
+        It does not depend on where the data lie, how their files are packed, or the device. It takes a moment, even
+        where the pictures lie in files: a few elements are read, always the same ones.
+
+        Returns:
+            Plain values: ``class``, ``elements``, ``image_shape``, ``steps``, ``flows`` and ``sha256``.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> first, second = ff.data.Sequences(torch.zeros(6, 4, 8, 8)), ff.data.Sequences(torch.ones(6, 4, 8, 8))
+            >>> first.fingerprint()["elements"], first.fingerprint()["image_shape"]
+            (6, [1, 8, 8])
+            >>> first.fingerprint()["sha256"] == second.fingerprint()["sha256"]
+            False
+        """
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(len(self), generator=generator)[:_LOOKED_AT].sort().values
+        digest = hashlib.sha256()
+        labels = getattr(self, "labels", None)
+        for part in (self._substance(chosen), self.fixed_k, None if labels is None else labels[chosen]):
+            if part is not None:
+                # Pictures that were bytes once are these bytes again, whatever the device made of them.
+                whole = part if not part.is_floating_point() else (part * 255).round().clamp(0, 255).to(torch.uint8)
+                digest.update(whole.cpu().contiguous().numpy().tobytes())
+        return {
+            "class": type(self).__name__,
+            "elements": len(self),
+            "image_shape": list(self.image_shape),
+            "steps": self.num_steps,
+            "flows": list(self.flow_names),
+            "sha256": digest.hexdigest(),
+        }
+
+    def _substance(self, indices: Tensor) -> Tensor:
+        """What elements are made of, for the fingerprint: the same on every device, as pictures that are read are."""
+        return self.batch(indices, None if self.fixed_k is not None else indices % self.num_flows)["frames"]
 
     def plan(
         self,

@@ -191,6 +191,9 @@ class CombinedImages(CombinedSequences):
         self.images = self.images[indices]
         self.labels = None if self.labels is None else self.labels[indices]
 
+    def _substance(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
         weights = self.weights[indices]
         images = to_unit(self.images[indices])
@@ -304,6 +307,9 @@ class CombinedScenes(CombinedSequences):
         moved = super().to(device)
         moved.data = self.data.to(device)
         return moved
+
+    def _substance(self, indices: Tensor) -> Tensor:
+        return self.data._substance(self.scenes[indices])
 
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
         weights = self.weights[indices]

@@ -23,6 +23,7 @@ def download_file(target: str | Path, urls: Sequence[str], *, md5: str, timeout:
         timeout: Seconds to wait for an answer.
 
     Raises:
+        FileExistsError: If there is such a file.
         ConnectionError: If no address gave the file with this checksum; the message says why for each.
 
     Example:
@@ -33,6 +34,8 @@ def download_file(target: str | Path, urls: Sequence[str], *, md5: str, timeout:
     from http.client import HTTPException
 
     target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} is there already, and is not replaced: move it away to fetch it again")
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for url in urls:
@@ -90,7 +93,10 @@ def data_file(root: str | Path | None, name: str, file: str, *, urls: Sequence[s
     """
     path = data_root(root, name)
     if not path.is_file():
-        path = path if path.suffix == Path(file).suffix else path / file
+        folder = path
+        path = path if path.suffix == Path(file).suffix and not path.is_dir() else path / file
+        inner = sorted(folder.glob(f"*/{file}")) if not path.is_file() and folder.is_dir() else []
+        path = inner[0] if len(inner) == 1 else path
     if not path.is_file() and not download:
         raise FileNotFoundError(
             f"{path} is missing. Give root= the file or its folder, set FLOWFACTOR_{name.upper()} to it, or let "

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfactor.data._formats import BROKEN
 from flowfactor.data.download import data_file
 from flowfactor.data.factors import Stride
 from flowfactor.data.stored import StoredFactors
@@ -74,9 +75,11 @@ class DSprites(StoredFactors):
         t: Tensor | Sequence[float] | None = None,
     ) -> None:
         self.path = data_file(root, "dsprites", _FILE, urls=mirrors, md5=_MD5, download=download)
+        with self.path.open("rb"):  # whose errors of access name the file
+            pass
         try:
             archive = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except BROKEN as error:
             raise ValueError(
                 f"{self.path} ({self.path.stat().st_size:,} bytes) is not a whole npz file: {error}. "
                 "If it was cut short, fetch it again."

@@ -266,6 +266,9 @@ class FactorSequences(SequenceDataset):
         labels = self.scenes(torch.randint(len(self), (n,), generator=generator, device=device).cpu())
         return self.images_at(labels), labels.to(self.t.device)
 
+    def _substance(self, indices: Tensor) -> Tensor:
+        return self.images_at(self.states(indices, indices % self.num_flows)[:, 0])
+
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
         return self._pictures(self.states(indices, k))
 

@@ -78,4 +78,7 @@ def _parse(file: BinaryIO, path: Path) -> Tensor:
             f"{path}: {dtype.name} of shape {list(shape)} takes {expected:,} bytes after the header, found {found}"
         )
     values = np.frombuffer(bytearray(b"".join(chunks)), dtype=dtype.newbyteorder(">"))
-    return torch.from_numpy(values.astype(dtype, copy=False).reshape(shape))
+    try:
+        return torch.from_numpy(values.astype(dtype, copy=False).reshape(shape))
+    except (ValueError, RuntimeError) as error:  # more dimensions, or longer ones, than an array can have
+        raise ValueError(f"{path}: the header says a shape of {list(shape)}, which no array has: {error}") from error

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowfactor.data._mnist_files import find_file, read_values, seen
 from flowfactor.data.colours import Colour
 from flowfactor.data.download import data_root, download_file
 from flowfactor.data.factors import checked_names
-from flowfactor.data.idx import read_idx
 from flowfactor.data.transformed import TransformedImages, TransformRange
 from flowfactor.data.transforms import Compose, Hue, Perspective, Rotate, Scale
 
@@ -81,7 +81,8 @@ class MNIST(TransformedImages):
     """MNIST as sequences: each digit, coloured red, is scaled, rotated or recoloured.
 
     Reads the four IDX files, gzipped or plain, from a folder: MNIST's own, or those of Fashion-MNIST, KMNIST or any
-    other set of that format and naming.
+    other set of that format and naming; EMNIST's, whose pictures are turned upright; or KMNIST's ``.npz`` files. The
+    folder may be the one in which torchvision made ``MNIST/raw``, ``FashionMNIST/raw`` or its like.
 
     Args:
         root: The folder. None takes the environment variable ``FLOWFACTOR_MNIST``, else ``~/.cache/flowfactor/mnist``.
@@ -91,6 +92,7 @@ class MNIST(TransformedImages):
         colour: Colour of the digits. None leaves them grey, and the colouring out of the default transformations.
         download: Fetch the files of the split that are missing, from `mirrors`, and check their MD5.
         mirrors: Addresses of folders that hold MNIST's files, tried in turn.
+        variant: Which of EMNIST's splits, such as ``"letters"``, where the folder holds several.
 
     Attributes:
         labels: The digits' classes [N], int64.
@@ -116,10 +118,12 @@ class MNIST(TransformedImages):
         colour: Colour | None = "red",
         download: bool = False,
         mirrors: Sequence[str] = MNIST_MIRRORS,
+        variant: str | None = None,
     ) -> None:
         if split not in _PREFIX:
             raise ValueError(f"split is 'train' or 'test', got {split!r}")
         self.split = split
+        self.variant = variant
         self.root = data_root(root, "mnist")
         images, labels = (self._file(kind, download, mirrors) for kind in ("images-idx3", "labels-idx1"))
         pictures, classes = _read_pair(images, labels)
@@ -127,15 +131,14 @@ class MNIST(TransformedImages):
         super().__init__(pictures, transforms, steps, colour=colour, labels=classes)
 
     def _file(self, kind: str, download: bool, mirrors: Sequence[str]) -> Path:
+        found = find_file(self.root, self.split, kind, self.variant)
+        if found is not None:
+            return found
         name = f"{_PREFIX[self.split]}-{kind}-ubyte"
-        spellings = [f"{name}.gz", name, name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz"]
-        for spelling in spellings:
-            if (self.root / spelling).is_file():
-                return self.root / spelling
         if not download:
             raise FileNotFoundError(
-                f"{self.root} holds no {name} (.gz or plain). Give root= the folder with MNIST's files, set "
-                "FLOWFACTOR_MNIST to it, or let download=True fetch them."
+                f"{self.root} holds no {name} (.gz or plain): {seen(self.root)}. Give root= the folder with MNIST's files, "
+                "set FLOWFACTOR_MNIST to it, or let download=True fetch them."
             )
         target = self.root / f"{name}.gz"
         download_file(target, [f"{mirror.rstrip('/')}/{target.name}" for mirror in mirrors], md5=MNIST_MD5[target.name])
@@ -144,7 +147,7 @@ class MNIST(TransformedImages):
 
 def _read_pair(image_path: Path, label_path: Path) -> tuple[Tensor, Tensor]:
     """Reads images [N, H, W] and labels [N], and checks that they belong together."""
-    images, labels = read_idx(image_path), read_idx(label_path)
+    images, labels = read_values(image_path), read_values(label_path)
     if images.ndim != 3 or images.dtype != torch.uint8:
         raise ValueError(f"{image_path} holds {images.dtype} {list(images.shape)}, expected uint8 images [N, H, W]")
     if labels.ndim != 1 or labels.is_floating_point():

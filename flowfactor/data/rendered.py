@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
+from flowfactor.data._formats import load_npy
 from flowfactor.data.download import data_root
 from flowfactor.data.factors import Stride
 from flowfactor.data.stored import StoredFactors
@@ -61,11 +62,8 @@ class _Rendered(StoredFactors):
                 f"{self._folder} (with {self._label_file} and images/000000.png, ...), or set "
                 f"FLOWFACTOR_{self._name.upper()} to it."
             )
-        try:
-            labels = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path} ({path.stat().st_size:,} bytes) is not a whole NumPy file: {error}") from error
-        if not isinstance(labels, np.ndarray) or labels.ndim != 2:
+        labels = load_npy(path)
+        if labels.ndim != 2:
             raise ValueError(f"{path} does not hold an array of labels [N, {len(self._factors)}]")
         return labels
 

@@ -157,6 +157,10 @@ class Scenes(FactorSequences):
             factors = torch.cat([factors[..., : len(SCENE_FACTORS)], full], -1)
         return render_scenes(factors, self.image_shape[-1], supersampling=supersampling)
 
+    def _substance(self, indices: Tensor) -> Tensor:
+        # Pictures are rendered, each device by its own rounding; what they show is exact.
+        return self.factors(self.states(indices, indices % self.num_flows)).mul(1e6).round().long()
+
     def images_at(self, states: Tensor) -> Tensor:
         """Gives the pictures [*batch, 3, H, W] of scenes of this split, from their states [*batch, F]."""
         flat = states.reshape(-1, states.shape[-1]).cpu()

@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from flowfactor.data._formats import hdf5_array, open_hdf5
 from flowfactor.data.download import data_file
 from flowfactor.data.factors import Stride
 from flowfactor.data.stored import StoredFactors
-from flowfactor.data.stores import HDF5Images, open_hdf5
+from flowfactor.data.stores import HDF5Images
 
 _URL = "https://storage.googleapis.com/3d-shapes/3dshapes.h5"
 _MD5 = "099a2078d58cec4daad0702c55d06868"
@@ -97,9 +98,7 @@ class Shapes3D(StoredFactors):
 
 def _labels(path: Path) -> np.ndarray:
     with open_hdf5(path) as file:
-        if "labels" not in file:
-            raise ValueError(f"{path} holds {sorted(file)}, but no 'labels'")
         try:
-            return np.asarray(file["labels"][()])
-        except OSError as error:
+            return np.asarray(hdf5_array(file, "labels")[()])
+        except (OSError, RuntimeError, MemoryError, TypeError) as error:
             raise ValueError(f"{path} is damaged in its labels: {error}. Fetch it again.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 
 from flowfactor._files import replacing
+from flowfactor.data._formats import BROKEN, hdf5_array, load_npy, open_hdf5
 from flowfactor.data.pictures import decode_picture, read_header
-from flowfactor.errors import require
 
 _AT_ONCE = 2**26  # bytes that are unpacked or copied together
 
@@ -79,9 +78,7 @@ class HDF5Images(ImageStore):
     def _images(self) -> Any:
         if self._file is None or self._owner != os.getpid():  # a handle must not be shared with a forked process
             self._file, self._owner = open_hdf5(self.path), os.getpid()
-        if self.name not in self._file:
-            raise ValueError(f"{self.path} holds {sorted(self._file)}, but no {self.name!r}")
-        return self._file[self.name]
+        return hdf5_array(self._file, self.name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_owner": -1}
@@ -95,7 +92,7 @@ class HDF5Images(ImageStore):
             first = int(rows[start])
             try:
                 slab = images[first : int(rows[end - 1]) + 1]
-            except OSError as error:
+            except (OSError, RuntimeError) as error:
                 raise ValueError(f"{self.path} is damaged near picture {first}: {error}. Fetch it again.") from error
             pictures[start:end] = slab[rows[start:end] - first]
         return pictures.transpose(0, 3, 1, 2)
@@ -216,9 +213,9 @@ def copied(store: ImageStore, path: str | Path) -> ArrayImages:
         with replacing(path) as part:
             _copy(store, part)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole .npy file: {error}. Delete it to have it made again.") from error
+        array = load_npy(path, mapped=True)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole .npy file ({error}). Delete it to have it made again.") from error
     ends = torch.tensor([0, store.shape[0] - 1])
     mapped = ArrayImages([array]) if array.shape == store.shape and array.dtype == np.uint8 else None
     if mapped is None or not torch.equal(mapped.read(ends), store.read(ends)):
@@ -234,29 +231,6 @@ def _copy(store: ImageStore, path: Path) -> None:
         for start in range(0, store.shape[0], rows):
             part = store.read(torch.arange(start, min(start + rows, store.shape[0])))
             file.write(part.numpy().tobytes())
-
-
-def open_hdf5(path: Path) -> Any:
-    """Opens an HDF5 file for reading.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The ``h5py.File``.
-
-    Raises:
-        ImportError: If h5py is not installed.
-        ValueError: If it is no HDF5 file, or truncated.
-    """
-    h5py = require("h5py", extra="data")
-    try:
-        return h5py.File(path, "r", rdcc_nbytes=2**26)
-    except OSError as error:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path} ({size:,} bytes) is not a whole HDF5 file: {error}. If it was cut short, fetch it again."
-        ) from error
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -275,7 +249,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with _member(archive, name) as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise ValueError(f"{archive.filename}: {name!r} cannot be read: {error}") from error
 
 
@@ -312,7 +286,7 @@ def pack_member(archive: zipfile.ZipFile, name: str) -> PackedImages:
                 bits[start : start + rows] = np.packbits(part.reshape(-1, pixels), axis=1)
             if file.read(1):  # also has the archive's checksum checked
                 raise ValueError("it has bytes left over")
-        except (OSError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise ValueError(f"{archive.filename}: {name!r} cannot be read: {error}") from error
     return PackedImages(bits, shape[1], shape[2])
 
@@ -323,6 +297,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
     except KeyError:
         held = sorted(entry.removesuffix(".npy") for entry in archive.namelist())
         raise ValueError(f"{archive.filename} holds {held}, but no {name!r}") from None
+    except BROKEN as error:
+        raise ValueError(f"{archive.filename}: {name!r} cannot be read: {error}") from error
 
 
 def grid_rows(labels: np.ndarray, source: str) -> tuple[list[Tensor], Tensor]:

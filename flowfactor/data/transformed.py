@@ -96,6 +96,9 @@ class TransformedImages(SequenceDataset):
         self.images = self.images[indices]
         self.labels = None if self.labels is None else self.labels[indices]
 
+    def _substance(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
         frames = self.images.new_empty((len(indices), len(self.t), *self.image_shape), dtype=torch.float32)
         images = to_unit(self.images[indices])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowfactor._checks import choices
+from flowfactor.models._saved import CONFIG, read_config
 from flowfactor.models.baselines import BASELINES, build_baseline
 from flowfactor.models.build import build_vae
 from flowfactor.models.build_sparse import build_sparse_vae
 from flowfactor.models.flow_vae import FlowFactorizedVAE
-from flowfactor.models.pretrained import CONFIG
 from flowfactor.models.sparse import SparseTransformationVAE
 
 
@@ -214,10 +213,7 @@ def load_pretrained(directory: str | os.PathLike[str], **parts: Any) -> Any:
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}; it is written by model.save_pretrained(directory)")
-    try:
-        name = json.loads(path.read_text(encoding="utf-8")).get("model")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} is not the config of a model: {error}") from error
+    name = read_config(path)["model"]
     kinds: tuple[type[Any], ...] = (FlowFactorizedVAE, SparseTransformationVAE, *BASELINES.values())
     known = {kind.__name__: kind for kind in kinds}
     if name not in known:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from flowfactor._config import describe, rebuild, solver_config
 from flowfactor._files import replacing
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
+from flowfactor.models._saved import (
+    CONFIG,
+    DIGEST,
+    WEIGHTS,
+    check_replaceable,
+    check_size,
+    digest,
+    fill,
+    read_config,
+    read_weights,
+)
 from flowfactor.priors import Prior
 from flowfactor.priors import build as build_prior
 from flowfactor.solver import Solver
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
+"""What constructors raise about arguments of a kind that nobody would give them; a file may hold anything."""
 
 
 class PretrainedMixin:
@@ -50,18 +65,20 @@ class PretrainedMixin:
 
         Raises:
             ImportError: If safetensors is not installed.
+            FileExistsError: If the directory holds files of these names that are no model of flowfactor's.
             OSError: If a file cannot be written.
         """
         safetensors = require("safetensors.torch", extra="io")
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        check_replaceable(directory)
         assert isinstance(self, nn.Module)
         # Copies, since safetensors refuses tensors that share memory, as those of a part used twice do.
         state = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
         failed: type[Exception] = require("safetensors", extra="io").SafetensorError
         with replacing(directory / WEIGHTS) as weights, replacing(directory / CONFIG) as text:
             try:
-                safetensors.save_file(state, weights, metadata={"format": "pt"})
+                safetensors.save_file(state, weights, metadata={"format": "pt", DIGEST: digest(state)})
             except failed as error:  # how safetensors tells of a full disk
                 raise OSError(f"{directory / WEIGHTS} cannot be written: {error}") from error
             written = json.dumps(self.config(), indent=2, default=operator.index)  # integers may be NumPy's
@@ -84,42 +101,40 @@ class PretrainedMixin:
 
         Raises:
             FileNotFoundError: If a file is missing.
+            PermissionError: If a file may not be read.
             ValueError: If a file is damaged, of another model, or a part of one's own is not handed over.
+
+        Warns:
+            UserWarning: If weights are NaN or infinite.
         """
-        safetensors = require("safetensors.torch", extra="io")
+        require("safetensors.torch", extra="io")
         directory = Path(directory)
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).is_file():
                 raise FileNotFoundError(
                     f"{directory} holds no {name}; it is written by model.save_pretrained(directory)"
                 )
-        try:
-            config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{directory / CONFIG} is not valid JSON: {error}") from error
-        if not isinstance(config, dict) or config.get("model") != cls.__name__:
-            found = config.get("model") if isinstance(config, dict) else None
-            raise ValueError(f"{directory} holds a {found}, not a {cls.__name__}")
-        model = cls._assemble(config, parts)
-        damaged: type[Exception] = require("safetensors", extra="io").SafetensorError
-        try:
-            state = safetensors.load_file(directory / WEIGHTS)
-            assert isinstance(model, nn.Module)
-            dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
-            if len(dtypes) == 1:  # as it was saved
-                model.to(dtypes.pop())
-            model.load_state_dict(state)
-        except (RuntimeError, damaged) as error:
-            raise ValueError(f"{directory / WEIGHTS} does not fit the model of its config: {error}") from error
+        config = read_config(directory / CONFIG)
+        if config["model"] != cls.__name__:
+            raise ValueError(f"{directory} holds a {config['model']}, not a {cls.__name__}")
+        unknown = sorted(set(parts) - set(config["parts"]))
+        if unknown:
+            raise ValueError(f"a {cls.__name__} has no parts {unknown}; it has {sorted(config['parts'])}")
+        with _naming(directory / CONFIG, cls.__name__):
+            check_size(directory / WEIGHTS, _sizes(config["parts"], parts))
+            model = cls._assemble(config, parts)
+        state = read_weights(directory / WEIGHTS)
+        assert isinstance(model, nn.Module)
+        dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
+        if len(dtypes) == 1:  # as it was saved
+            model.to(dtypes.pop())
+        fill(model, state, directory / WEIGHTS)
         return model.eval()
 
     @classmethod
     def _assemble(cls, config: dict[str, Any], given: dict[str, Any]) -> Any:
         """Makes the model of a config, with fresh weights."""
         written = config["parts"]
-        unknown = sorted(set(given) - set(written))
-        if unknown:
-            raise ValueError(f"a {cls.__name__} has no parts {unknown}; it has {sorted(written)}")
         parts = dict(given)
         for name in sorted(set(written) - set(given)):  # the encoder, which a prior may borrow, comes before it
             parts[name] = _read_part(name, written[name], parts)
@@ -138,6 +153,19 @@ def _write_part(part: Any) -> Any:
     return describe(part)
 
 
+def _sizes(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers of the weights of the parts that a config describes; nothing of their size is made."""
+    parts, sizes = dict(given), {}
+    for name in sorted(set(written) - set(given)):
+        if '"vamp"' in json.dumps(written[name]):
+            continue  # asks its encoder for values, which there are none of here
+        with torch.device("meta"):
+            part = parts[name] = _read_part(name, written[name], parts)
+        if isinstance(part, nn.Module):
+            sizes[name] = sum(value.numel() for value in part.state_dict().values())
+    return sizes
+
+
 def _read_part(name: str, written: Any, parts: dict[str, Any]) -> Any:
     """Makes a part anew, with the help of those that are there."""
     if written == "none":
@@ -152,3 +180,16 @@ def _read_part(name: str, written: Any, parts: dict[str, Any]) -> Any:
     if name == "prior":
         return build_prior(written, parts["encoder"])
     return rebuild(written)
+
+
+@contextlib.contextmanager
+def _naming(path: Path, model: str) -> Iterator[None]:
+    """Has errors about what a file says name the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(path.parent) in str(error) else f"{path}: {error}") from error
+    except _UNFIT as error:
+        raise ValueError(
+            f"{path} does not describe a {model} that can be made ({type(error).__name__}: {error})"
+        ) from error

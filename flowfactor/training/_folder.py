@@ -28,6 +28,9 @@ PREVIOUS, BEST = "previous.ckpt", "best.ckpt"
 RESULT, EVALUATION, TRAVERSAL, ANIMATION = "result.json", "evaluation.json", "traversal.png", "transformations.gif"
 """In the folder of any run; those of the last line say what its model does."""
 
+DATA = "data.json"
+"""In the folder of any run: what tells its data from others of the same name."""
+
 SETTINGS, FIGURES, ERROR, LOG = "settings.json", "benchmark.json", "error.txt", "log.txt"
 """In the folder of a benchmark's run, beside those of any run."""
 
@@ -40,7 +43,7 @@ LIST = "flowfactor.json"
 OF_THE_MODEL = (RESULT, EVALUATION, TRAVERSAL, ANIMATION)
 """What tells of the model that lies in the folder."""
 
-OF_A_TRAINING = (CONFIG, CHECKPOINT, PREVIOUS, BEST, METRICS)
+OF_A_TRAINING = (CONFIG, DATA, CHECKPOINT, PREVIOUS, BEST, METRICS)
 """What a training writes from its first checkpoint on."""
 
 OF_A_MODEL = (MODEL, f"{MODEL}/config.json", f"{MODEL}/model.safetensors")

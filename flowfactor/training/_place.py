@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from flowfactor._files import replacing
 from flowfactor.training._folder import (
@@ -25,6 +26,7 @@ from flowfactor.training._folder import (
     sweep,
     write_text,
 )
+from flowfactor.training._identity import write_data
 from flowfactor.training.config import Config
 
 
@@ -35,6 +37,7 @@ class Place:
     Attributes:
         folder: The folder.
         config: The settings.
+        identity: What tells the data from others of the same name, by split.
         resume: Whether the run goes on with what is there.
         overwrite: Whether it may take the place of a run.
         kind: What the folder is called in its list.
@@ -43,6 +46,7 @@ class Place:
 
     folder: Path
     config: Config
+    identity: dict[str, Any]
     resume: bool
     overwrite: bool
     kind: str
@@ -84,6 +88,7 @@ class Place:
         if self.resume:
             adopt(self.folder)
             own(self.folder, *self._names, kind=self.kind)
+            write_data(self.folder, self.identity)
             write_text(self.folder / CONFIG, self._settings())
         elif not holds_run(self.folder):
             own(self.folder, *OF_A_TRAINING)
@@ -94,6 +99,7 @@ class Place:
             temporary.write_text(self._settings(), encoding="utf-8")
             own(self.folder, *self._names, kind=self.kind)
             remove(self.folder, (*OF_A_RUN, FIGURES), keep=self._names)
+            write_data(self.folder, self.identity)
         self.begun = True
 
     @property

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from flowfactor.training._folder import (
     own,
     write_text,
 )
+from flowfactor.training._identity import differences, fingerprints
 from flowfactor.training.config import Config
 from flowfactor.training.data import SequenceData
 from flowfactor.training.datasets import data_identity
@@ -195,7 +197,8 @@ def plan_benchmark(
 
     Raises:
         FileNotFoundError: If data are missing.
-        FileExistsError: If a run's folder holds one with other settings, or files that are not ours.
+        FileExistsError: If a run's folder holds one with other settings or on other data of the same name, or files that are
+            not ours.
         OSError: If the folder cannot be written in.
         ValueError: If a setting is out of range or does not fit.
         TypeError: If a model takes no such setting.
@@ -227,7 +230,7 @@ def plan_benchmark(
         raise ValueError("the trainings have no end: give a budget by steps or minutes")
     evaluation = EvaluationConfig() if evaluation is None else evaluation
     configs = {variant.name: configure(base, variant, seeds[0]) for variant in variants}
-    _check_all(configs)
+    data = _check_all(configs)
     runs = []
     for seed in seeds:
         for variant in variants:
@@ -238,6 +241,7 @@ def plan_benchmark(
                 "seed": seed,
                 "budget": {"steps": base.train.steps, "minutes": base.train.minutes},
                 "config": configs[variant.name].as_dict() | {"seed": seed},
+                "data": data[variant.name],
                 "evaluate": asdict(evaluation),
                 "command": command,
             }
@@ -255,26 +259,29 @@ def _checked_workers(workers: int, threads: int | None) -> tuple[int, int]:
     return workers, total
 
 
-def _check_all(configs: dict[str, Config]) -> None:
-    """Opens every data set and builds every model once."""
+def _check_all(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
+    """Opens every data set and builds every model once; gives the fingerprints of each variant's data."""
     opened: dict[str, Any] = {}
+    identities: dict[str, dict[str, Any]] = {}
     for name, config in configs.items():
         key = json.dumps(config.as_dict()["data"], sort_keys=True)
         if key not in opened:
-            opened[key] = config.data.dataset("train")
-            config.data.dataset("test")
-        data = opened[key]
+            train, test = config.data.dataset("train"), config.data.dataset("test")
+            opened[key] = train, fingerprints(train, test)
+        data, identities[name] = opened[key]
         SequenceData(data, config.train.batch_size, seed=config.seed, stratified=config.train.stratified)
         try:
             make_model(config, data)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{name}: {error}") from error
+    return identities
 
 
 def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether a folder holds this very run, finished."""
     before = _settings_before(folder / SETTINGS)
     if before is not None:
+        _check_data(folder, before, settings)
         different = sorted(_differences(_identity(before), _identity(settings)))
         if different:
             raise FileExistsError(
@@ -302,10 +309,25 @@ def _settings_before(path: Path) -> dict[str, Any] | None:
     raise ValueError(f"{path} does not hold the settings of a run: delete the folder")
 
 
+def _check_data(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Checks that the data are those of the run that a folder holds."""
+    if "data" not in before:
+        warnings.warn(
+            f"the run in {folder} does not say what its data were: make sure yourself that they are these", stacklevel=2
+        )
+        return
+    told = differences(before["data"], now["data"])
+    if told:
+        raise FileExistsError(
+            f"{folder} holds a run on other data ({'; '.join(told)}): give the folder of its own data by data.root, or "
+            "choose another output"
+        )
+
+
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: all but the command, the titles, and where the data lie."""
+    """What makes a run this run: all but the command, the titles, where the data lie, and what they are (`_check_data`)."""
     plain = json.loads(json.dumps(settings))
-    for name in ("command", "title"):
+    for name in ("command", "title", "data"):
         plain.pop(name, None)
     plain["config"]["data"] = data_identity(plain["config"]["data"])
     return plain

@@ -35,6 +35,7 @@ from flowfactor.training._folder import (
     remove,
     write_text,
 )
+from flowfactor.training._identity import check_data, fingerprints
 from flowfactor.training._logs import HeldBack, LateLoggers, open_loggers, quiet
 from flowfactor.training._place import Place
 from flowfactor.training.callbacks import GracefulStop, Progress
@@ -64,6 +65,7 @@ class Run:
         test: The test data.
         folder: Folder of the run.
         resume: Whether to go on from its checkpoint.
+        identity: What tells the data from others of the same name, by split.
         overwrite: Whether it may take the place of a run in the folder: it does with its first checkpoint.
         kind: What its folder is called in its list: ``"run"``, or ``"demo"``, which the next demo begins anew.
     """
@@ -74,6 +76,7 @@ class Run:
     test: SequenceDataset
     folder: Path
     resume: bool
+    identity: dict[str, Any]
     overwrite: bool = False
     kind: str = "run"
 
@@ -111,7 +114,7 @@ class Run:
                 says how to go on.
         """
         # Of several processes of one training, the first alone writes.
-        place = Place(self.folder, self.config, self.resume, self.overwrite, self.kind)
+        place = Place(self.folder, self.config, self.identity, self.resume, self.overwrite, self.kind)
         with place.entered() if rank_zero_only.rank == 0 else nullcontext(), use_threads(self.config.train.threads):
             return self._fit(place, measure, tell)
 
@@ -257,8 +260,8 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
             by names that a run writes, which are not on the list of a run.
         OSError: If the output folder cannot be written in.
         ValueError: If settings are out of range, do not fit each other, or differ from the run to resume in more than its
-            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie; or if all of its
-            checkpoints are damaged.
+            length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie; if the data are not
+            those of the run to resume; or if all of its checkpoints are damaged.
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
@@ -271,10 +274,12 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     train, test = config.data.dataset("train"), config.data.dataset("test")
     order = {"seed": config.seed, "stratified": config.train.stratified}
     data = SequenceData(train, config.train.batch_size, **order, endless=True)
+    identity = fingerprints(train, test)
     if resume:
         _check_resumable(config, folder, train)
+        check_data(folder, identity, "give the folder of its own data by data.root, or choose another output")
         newest_checkpoint(folder, tell=rank_zero_only.rank == 0)
-    run = Run(config, make_model(config, train), data, test, folder, resume, overwrite)
+    run = Run(config, make_model(config, train), data, test, folder, resume, identity, overwrite)
     run.check()
     return run
 

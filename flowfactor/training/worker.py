@@ -25,6 +25,7 @@ from flowfactor.training._folder import (
     remove,
     write_text,
 )
+from flowfactor.training._identity import differences, fingerprints
 from flowfactor.training._process import prepare_process
 from flowfactor.training.config import Config
 from flowfactor.training.evaluation import EvaluationConfig, measure
@@ -59,6 +60,7 @@ def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]
     if result is None:
         resume = holds_checkpoint(folder)
         run = prepare(config, resume=resume, overwrite=not resume)
+        _check_data(settings, run.identity)
         result = run.fit(measure=False)
         if not result["finished"]:
             return None
@@ -66,6 +68,7 @@ def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]
     else:
         model, _ = load_run(folder)
         train, test = config.data.dataset("train"), config.data.dataset("test")
+        _check_data(settings, fingerprints(train, test))
     begun = time.monotonic()
     combined = config.data.dataset("test", combined=True) if config.data.is_combined else None
     evaluation = EvaluationConfig(**settings["evaluate"])
@@ -85,6 +88,13 @@ def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]
     own(folder, FIGURES)
     write_text(folder / FIGURES, json.dumps(made, indent=2) + "\n")
     return made
+
+
+def _check_data(settings: dict[str, Any], now: dict[str, Any]) -> None:
+    """Checks that the data are still those that the benchmark was planned with."""
+    told = differences(settings.get("data", {}), now)
+    if told:
+        raise ValueError(f"the data have changed since the benchmark was planned ({'; '.join(told)})")
 
 
 def _finished_training(folder: Path) -> dict[str, Any] | None:

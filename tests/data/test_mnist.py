@@ -12,6 +12,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -233,3 +234,50 @@ def test_paper_transforms_keep_their_pace_however_long() -> None:
         mnist.paper_transforms(8, ("shear",))
     with pytest.raises(ValueError, match="must stay below 90, got 12 steps"):
         mnist.paper_transforms(12, ("perspective",))
+
+
+@pytest.mark.parametrize("place", ["MNIST/raw", "FashionMNIST/raw", "raw"])
+def test_the_folder_that_torchvision_made_is_found(tmp_path: Path, place: str) -> None:
+    write_set(tmp_path / place, "t10k")
+    assert len(MNIST(tmp_path, "test")) == 12
+
+
+def test_of_several_folders_of_torchvisions_mnist_is_mnists_and_others_have_to_be_chosen(tmp_path: Path) -> None:
+    write_set(tmp_path / "FashionMNIST" / "raw", "t10k", count=5)
+    write_set(tmp_path / "KMNIST" / "raw", "t10k", count=6)
+    with pytest.raises(ValueError, match=r"several data sets of MNIST's format: give root= one of .*FashionMNIST"):
+        MNIST(tmp_path, "test")
+    write_set(tmp_path / "MNIST" / "raw", "t10k")
+    assert len(MNIST(tmp_path, "test")) == 12
+
+
+def test_emnists_pictures_are_turned_upright_and_its_split_is_chosen(tmp_path: Path) -> None:
+    write_set(tmp_path, "t10k", zipped=False)
+    plain = MNIST(tmp_path, "test", colour=None).images
+    for variant in ("letters", "digits"):
+        for file in tmp_path.glob("t10k-*"):
+            name = file.name.replace("t10k", f"emnist-{variant}-test")
+            (tmp_path / "EMNIST" / "raw").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "EMNIST" / "raw" / name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match=r"several of EMNIST's splits \(digits, letters\): choose one by variant="):
+        MNIST(tmp_path / "EMNIST", "test")
+    emnist = MNIST(tmp_path / "EMNIST", "test", colour=None, variant="letters").images
+    assert torch.equal(emnist, plain.transpose(2, 3))
+
+
+def test_kmnists_npz_files_are_read_and_damage_is_told(tmp_path: Path) -> None:
+    pictures = np.arange(4 * 28 * 28, dtype=np.uint32).reshape(4, 28, 28).astype(np.uint8)
+    np.savez_compressed(tmp_path / "kmnist-test-imgs.npz", pictures)
+    np.savez_compressed(tmp_path / "kmnist-test-labels.npz", np.arange(4, dtype=np.uint8))
+    data = MNIST(tmp_path, "test", colour=None)
+    assert torch.equal(data.images[:, 0], torch.from_numpy(pictures)) and data.labels.tolist() == [0, 1, 2, 3]
+    (tmp_path / "kmnist-test-imgs.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"kmnist-test-imgs\.npz is not a whole npz file"):
+        MNIST(tmp_path, "test")
+
+
+def test_what_a_folder_without_the_files_holds_is_told(tmp_path: Path) -> None:
+    (tmp_path / "sub" / "deeper").mkdir(parents=True)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"it holds notes\.txt, sub/; sub/ holds deeper/"):
+        MNIST(tmp_path)

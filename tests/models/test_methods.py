@@ -175,7 +175,7 @@ def test_a_method_is_what_its_name_says() -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model": "Trojan"}')
+    (tmp_path / "config.json").write_text('{"model": "Trojan", "parts": {}, "settings": {}}')
     with pytest.raises(ValueError, match=r"Trojan.*FlowFactorizedVAE"):
         load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[")
