@@ -35,8 +35,9 @@ bench: $(STAMP)
 docs: $(STAMP)
 	FLOWFACTOR_RUN_NOTEBOOKS=true $(MKDOCS)
 
+# What can be made again; what runs have trained and drawn is the user's, demo_output as well.
 clean:
-	rm -rf .venv site dist build .pytest_cache .ruff_cache demo_output
+	rm -rf .venv site dist build .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
