@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Not --quiet: mkdocs counts the warnings that it prints, and --strict fails by their count.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: demo test bench docs lint format clean
 .DELETE_ON_ERROR:
@@ -11,7 +13,7 @@ demo: $(STAMP)
 
 # Cheap checks first; the one pytest call holds unit tests, doctests and notebooks.
 test: lint
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(MKDOCS)
 	OMP_NUM_THREADS=1 FLOWFACTOR_SMALL=1 $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300 tests flowfactor examples
 
 lint: $(STAMP)
@@ -31,10 +33,11 @@ bench: $(STAMP)
 
 # Unlike the check in `test`, this runs the notebooks, so that their pages show pictures.
 docs: $(STAMP)
-	FLOWFACTOR_RUN_NOTEBOOKS=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	FLOWFACTOR_RUN_NOTEBOOKS=true $(MKDOCS)
 
+# What can be made again; what runs have trained and drawn is the user's, demo_output as well.
 clean:
-	rm -rf .venv site dist build .pytest_cache .ruff_cache demo_output
+	rm -rf .venv site dist build .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

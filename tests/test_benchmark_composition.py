@@ -12,7 +12,8 @@ import torch
 
 import flowfactor as ff
 
-pytest.importorskip("benchmarks.run", reason="needs a checkout")
+if not Path(__file__).parents[1].joinpath("benchmarks").is_dir():  # any other failure to import them is one
+    pytest.skip("needs a checkout", allow_module_level=True)
 
 from benchmarks import composition
 

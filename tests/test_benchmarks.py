@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("benchmarks.run", reason="needs a checkout")
+if not Path(__file__).parents[1].joinpath("benchmarks").is_dir():  # any other failure to import them is one
+    pytest.skip("needs a checkout", allow_module_level=True)
 
 import flowfactor as ff
 from benchmarks import curves, growth, peer, precision, report, run, solves, training_step

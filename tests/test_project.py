@@ -16,6 +16,7 @@ import flowfactor
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["flowfactor"] + [f"flowfactor.{p.parent.name}" for p in sorted(ROOT.glob("flowfactor/*/__init__.py"))]
 EXTRAS = ("matplotlib", "lightning", "PIL", "h5py", "sklearn", "safetensors", "yaml", "tensorboard")
+PYTHON_PAGES = ("README.md", "docs/index.md")
 
 
 def public_names(package: str) -> list[str]:
@@ -52,7 +53,7 @@ def test_every_documentation_page_is_in_the_navigation() -> None:
     assert [page for page in pages if not re.search(rf"[ :]{re.escape(page)}$", navigation, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+@pytest.mark.parametrize("page", PYTHON_PAGES)
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = python_blocks(page)
@@ -63,10 +64,26 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert {p.name for p in tmp_path.iterdir()} == set()
 
 
-def test_readme_links_lead_somewhere() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if not link.startswith("http")]
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
+def test_links_outside_of_the_documentation_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if not link.startswith("http")]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_python_of_the_other_pages_names_what_exists() -> None:
+    """Examples of the API's pages may need files or hours: their syntax is checked, and the names that they take."""
+    for page in sorted((ROOT / "docs/api").glob("*.md")):
+        for block in python_blocks(page.relative_to(ROOT).as_posix()):
+            compile(block, page.name, "exec")
+            for name in re.findall(r"\bff\.([\w.]+)", block):
+                found: object = flowfactor
+                for part in name.split("."):
+                    found = getattr(found, part, None)
+                assert found is not None, f"{page.name} shows ff.{name}, which does not exist"
+            for module, names in re.findall(r"^from (flowfactor[\w.]*) import ([\w, ]+)$", block, re.MULTILINE):
+                missing = [name for name in names.split(", ") if not hasattr(importlib.import_module(module), name)]
+                assert missing == [], f"{page.name} imports what {module} has not"
 
 
 def test_every_part_is_there_at_once_and_loaded_on_first_use() -> None:

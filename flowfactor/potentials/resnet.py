@@ -18,8 +18,10 @@ class ResNetPotential(StackedPotential):
     r"""K potentials of the form of OT-Flow (Onken et al., AAAI 2021, eq. 10).
 
     With $s = (z, t / \tau)$,
+
     $$u_k(z, t) = w \cdot N(s) + \tfrac12 |A s|^2 + b \cdot s, \qquad
       u_0 = \sigma(K_0 s + b_0),\quad u_i = u_{i-1} + h\,\sigma(K_i u_{i-1} + b_i),\quad N = u_L$$
+
     with $\sigma$ the antiderivative of tanh and $h = 1/L$. Derivatives are closed forms: the Laplacian follows the
     Jacobians of the residual layers (ibid., eq. 14), and for one residual layer needs the Gram matrix of $K_0$ only.
 
