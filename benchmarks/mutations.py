@@ -9,6 +9,7 @@ message without the file, a hang, a process that dies, or code that was run.
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
 import hashlib
 import io
@@ -33,7 +34,16 @@ import torch
 
 from flowfactor.data import MNIST, Falcor3D, Sequences, Shapes3D
 from flowfactor.models import build_model, load_pretrained
-from flowfactor.training import Config, load_config, prepare
+from flowfactor.training import (
+    Config,
+    EvaluationConfig,
+    choose_variants,
+    load_config,
+    plan_benchmark,
+    prepare,
+    write_report,
+)
+from flowfactor.training.worker import execute
 
 SECONDS, MEMORY = 20, 3 * 2**30
 CANARY = "canary"
@@ -122,7 +132,16 @@ def _make_model(folder: Path, name: str) -> Path:
 
 def _settings(folder: Path) -> Config:
     model = {"latent_dim": 4, "hidden": [8, 8], "encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
-    train = {"steps": 1, "batch_size": 6, "tensorboard": False, "progress": False, "accelerator": "cpu"}
+    train = {
+        "steps": 2,
+        "log_every": 1,
+        "checkpoint_steps": 1,
+        "schedule": "constant",
+        "batch_size": 6,
+        "tensorboard": False,
+        "progress": False,
+        "accelerator": "cpu",
+    }
     data = {"name": "digits", "steps": 2, "limit": 12}
     return Config.from_dict({"data": data, "model": model, "train": train, "output": str(folder)})
 
@@ -134,22 +153,66 @@ def _make_settings(folder: Path) -> Path:
     return folder / "my.yaml"
 
 
-def _make_checkpoint(folder: Path) -> Path:
+def _make_film(folder: Path, suffix: str) -> Path:
+    for name in ("turn", "grow"):
+        (folder / "films" / name).mkdir(parents=True)
+        for n in range(2):
+            path = folder / "films" / name / f"film{n}{suffix}"
+            if suffix == ".npz":
+                np.savez_compressed(path, frames=_digits(3))
+            else:
+                np.save(path, _digits(3))
+    return folder / "films" / "turn" / f"film1{suffix}"
+
+
+def _make_run(folder: Path, name: str, alone: bool = False) -> Path:
     prepare(_settings(folder)).fit(measure=False)
-    return folder / "last.ckpt"
+    for other in ("previous.ckpt", "best.ckpt") if alone else ():
+        (folder / other).unlink(missing_ok=True)
+    return folder / name
 
 
-def _read_checkpoint(folder: Path) -> Any:
+def _read_run(folder: Path) -> Any:
+    """Goes on with a run, and gives its weights and, but for the seconds, its table."""
     config = _settings(folder)
-    config.train.steps = 2
+    config.train.steps = 3
     run = prepare(config, resume=True)
     run.fit(measure=False)
-    return _hash(run.model.state_dict())
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return _hash(run.model.state_dict()), [(row.get("step"), row.get("loss")) for row in rows]
+
+
+def _plan(folder: Path) -> Any:
+    counts: dict[str, Any] = {"images": 2, "likelihood_images": 2, "likelihood_samples": 2, "search_images": 2}
+    evaluation = EvaluationConfig(**counts, latent_images=2, factor_samples=0, vp_images=0, resamples=0)
+    return plan_benchmark(
+        _settings(folder), choose_variants(["ours"]), folder, seeds=(0, 1), workers=0, threads=1, evaluation=evaluation
+    )
+
+
+def _make_benchmark(folder: Path, name: str) -> Path:
+    if not _plan(folder).run(tell=lambda line: None):
+        raise RuntimeError("the benchmark failed")
+    return folder / "ours-seed0" / name
+
+
+def _read_report(folder: Path) -> str:
+    return write_report(folder)[0].read_text()
+
+
+def _read_worker(folder: Path) -> Any:
+    return execute(folder / "ours-seed0")["figures"]  # type: ignore[index]
 
 
 def _read_data(data: Any) -> Any:
     batch = data.batch(list(range(len(data))), 0 if data.fixed_k is None else None)
     return data.flow_names, hashlib.sha256(batch["frames"].numpy().tobytes()).hexdigest()
+
+
+def _read_model(folder: Path) -> Any:
+    model = load_pretrained(folder)
+    return _hash(model.state_dict()), model.config()
 
 
 def _hash(state: dict[str, torch.Tensor]) -> str:
@@ -165,14 +228,26 @@ KINDS: dict[str, Kind] = {
     "png": Kind(_make_pictures, lambda folder: _read_data(Sequences(folder))),
     "gif": Kind(lambda folder: _make_pictures(folder, ".gif"), lambda folder: _read_data(Sequences(folder))),
     "settings": Kind(_make_settings, lambda folder: load_config(folder / "my.yaml").as_dict()),
-    "config": Kind(
-        lambda folder: _make_model(folder, "config.json"), lambda folder: _hash(load_pretrained(folder).state_dict())
-    ),
+    "config": Kind(lambda folder: _make_model(folder, "config.json"), lambda folder: _read_model(folder)),
     "weights": Kind(
         lambda folder: _make_model(folder, "model.safetensors"),
-        lambda folder: _hash(load_pretrained(folder).state_dict()),
+        lambda folder: _read_model(folder),
     ),
-    "checkpoint": Kind(_make_checkpoint, _read_checkpoint, share=0.1),
+    "own npy": Kind(lambda folder: _make_film(folder, ".npy"), lambda folder: _read_data(Sequences(folder / "films"))),
+    "own npz": Kind(lambda folder: _make_film(folder, ".npz"), lambda folder: _read_data(Sequences(folder / "films"))),
+    "checkpoint": Kind(lambda folder: _make_run(folder, "last.ckpt"), _read_run, share=0.5),
+    "only checkpoint": Kind(lambda folder: _make_run(folder, "last.ckpt", True), _read_run),
+    "data.json": Kind(lambda folder: _make_run(folder, "data.json"), _read_run, share=0.5),
+    "list": Kind(lambda folder: _make_run(folder, "flowfactor.json"), _read_run, share=0.5),
+    "metrics.csv": Kind(lambda folder: _make_run(folder, "metrics.csv"), _read_run, share=0.5),
+    "benchmark plan": Kind(
+        lambda folder: _make_benchmark(folder, "settings.json"),
+        lambda folder: [run.finished for run in _plan(folder).runs],
+        share=0.5,
+    ),
+    "benchmark.json": Kind(lambda folder: _make_benchmark(folder, "benchmark.json"), _read_report, share=0.5),
+    "settings.json": Kind(lambda folder: _make_benchmark(folder, "settings.json"), _read_worker, share=0.2),
+    "result.json": Kind(lambda folder: _make_benchmark(folder, "result.json"), _read_worker, share=0.2),
 }
 
 _VALUES = (
@@ -234,6 +309,11 @@ def _mutate_text(content: bytes, draw: random.Random, canary: str) -> bytes:
         at = draw.randrange(len(content))
         return content[:at] + draw.randbytes(12) + content[at + 12 :]
     places = [n for n, line in enumerate(lines) if ":" in line]
+    if not places:  # a table
+        n = draw.randrange(len(lines))
+        cells = lines[n].split(",")
+        cells[draw.randrange(len(cells))] = draw.choice(_VALUES)
+        return "\r\n".join([*lines[:n], ",".join(cells), *lines[n + 1 :], ""]).encode()
     n = draw.choice(places)
     key, _, value = lines[n].partition(":")
     if draw.random() < 0.7:
@@ -284,13 +364,13 @@ def _work(cases: list[tuple[int, str]], seed: int, masters: dict[str, Path], goo
         with tempfile.TemporaryDirectory() as place:
             folder, canary = Path(place) / "case", Path(place) / CANARY
             shutil.copytree(masters[name].parent if masters[name].is_file() else masters[name], folder)
-            victim = next(folder.rglob(_victims[name]))
+            victim = folder / _victims[name]
             victim.write_bytes(mutate(victim.read_bytes(), draw, str(canary)))
             pipe.send((number, *outcome(KINDS[name], goods[name], folder, canary)))
     pipe.send(None)
 
 
-_victims: dict[str, str] = {}
+_victims: dict[str, Path] = {}
 
 
 def run(count: int, seed: int, kinds: list[str]) -> tuple[Counter[tuple[str, str]], list[str]]:
@@ -314,7 +394,7 @@ def run(count: int, seed: int, kinds: list[str]) -> tuple[Counter[tuple[str, str
         for name in kinds:
             master = Path(place) / name
             master.mkdir()
-            _victims[name] = KINDS[name].make(master).relative_to(master).name
+            _victims[name] = KINDS[name].make(master).relative_to(master)
             copy = Path(place) / f"{name}-read"
             shutil.copytree(master, copy)
             masters[name], goods[name] = master, KINDS[name].read(copy)
@@ -357,7 +437,7 @@ def main() -> int:
     counts, failures = run(asked.count, asked.seed, asked.kinds)
     print("\n".join(failures))
     for (name, result), number in sorted(counts.items()):
-        print(f"{name:12} {result:10} {number}")
+        print(f"{name:15} {result:10} {number}")
     print(f"{sum(counts.values())} cases, {len(failures)} failures")
     return bool(failures)
 

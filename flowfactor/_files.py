@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -66,3 +68,26 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path, cure: str = "") -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Args:
+        path: The file.
+        cure: What to do about a damaged one.
+
+    Returns:
+        The object.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged; the message has its name.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # text that is not UTF-8 is a ValueError too
+        raise ValueError(f"{path} is damaged: it is not valid JSON ({error}){cure}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(found).__name__}, not an object{cure}")
+    return found

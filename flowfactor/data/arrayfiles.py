@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import tokenize
 import zipfile
@@ -66,7 +67,9 @@ def read_arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
             raise ValueError("it holds several arrays: call it .npz")
         return {FRAMES: array}
     except (OSError, *_DAMAGE) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        # A damaged archive may send the reader to a place before the file's beginning, which the system calls EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            error.filename = str(file)
             raise
         told = str(error) or type(error).__name__
         raise ValueError(

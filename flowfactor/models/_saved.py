@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowfactor._files import read_json
 from flowfactor.errors import require
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 DIGEST = "flowfactor.sha256"
 """In the header of the weights: the digest of their values."""
+
+SEALED = "digest"
+"""In the config: what the digest is called. Where it says so, weights without one are not what was saved."""
 
 
 def check_replaceable(directory: Path) -> None:
@@ -56,13 +59,8 @@ def read_config(path: Path) -> dict[str, Any]:
         OSError: If it cannot be read.
         ValueError: If it is not the config of a model.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # text that is not UTF-8 is a ValueError too
-        raise ValueError(f"{path} is not the config of a model: it is not valid JSON ({error})") from error
+    config = read_json(path, ": this is not the config of a model")
     kinds = {"model": str, "parts": dict, "settings": dict}
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not the config of a model: it holds {type(config).__name__}, not an object")
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
             raise ValueError(f"{path} is not the config of a model: its {key!r} is {str(config.get(key))[:40]!r}")
@@ -123,11 +121,12 @@ def check_size(path: Path, expected: Mapping[str, int]) -> None:
             )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads weights, and checks their digest where the file has one.
+def read_weights(path: Path, *, is_sealed: bool) -> dict[str, Tensor]:
+    """Reads weights, and checks their digest.
 
     Args:
         path: The file.
+        is_sealed: Whether it must have a digest; one of an earlier release, which wrote none, is taken as it is.
 
     Returns:
         The tensors by name.
@@ -137,10 +136,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     with _opened(path) as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        known = (file.metadata() or {}).get(DIGEST)
-    if known is not None and digest(state) != known:
+        header = file.metadata() or {}
+    known = header.get(DIGEST)
+    if known is None and is_sealed:
+        raise ValueError(
+            f"{path} is damaged, or none that save_pretrained wrote: it has no digest of its values, which its {CONFIG} "
+            f"says that it has. To take weights of your own as they are, remove {SEALED!r} from {CONFIG}"
+        )
+    if known is not None and (digest(state) != known or header != metadata(known)):
         raise ValueError(f"{path} is damaged: its values are not those that were saved (their digest differs)")
     return state
+
+
+def metadata(made: str) -> dict[str, str]:
+    """What the header of the weights says beside their names and places.
+
+    Args:
+        made: Their digest.
+
+    Returns:
+        The entries.
+    """
+    return {"format": "pt", DIGEST: made}
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -20,11 +20,13 @@ from flowfactor.latent_flow import LatentFlow
 from flowfactor.models._saved import (
     CONFIG,
     DIGEST,
+    SEALED,
     WEIGHTS,
     check_replaceable,
     check_size,
     digest,
     fill,
+    metadata,
     read_config,
     read_weights,
 )
@@ -78,10 +80,11 @@ class PretrainedMixin:
         failed: type[Exception] = require("safetensors", extra="io").SafetensorError
         with replacing(directory / WEIGHTS) as weights, replacing(directory / CONFIG) as text:
             try:
-                safetensors.save_file(state, weights, metadata={"format": "pt", DIGEST: digest(state)})
+                safetensors.save_file(state, weights, metadata=metadata(digest(state)))
             except failed as error:  # how safetensors tells of a full disk
                 raise OSError(f"{directory / WEIGHTS} cannot be written: {error}") from error
-            written = json.dumps(self.config(), indent=2, default=operator.index)  # integers may be NumPy's
+            config = self.config() | {SEALED: DIGEST}
+            written = json.dumps(config, indent=2, default=operator.index)  # integers may be NumPy's
             text.write_text(written + "\n", encoding="utf-8")
         return directory
 
@@ -123,7 +126,7 @@ class PretrainedMixin:
         with _naming(directory / CONFIG, cls.__name__):
             check_size(directory / WEIGHTS, _sizes(config["parts"], parts))
             model = cls._assemble(config, parts)
-        state = read_weights(directory / WEIGHTS)
+        state = read_weights(directory / WEIGHTS, is_sealed=SEALED in config)
         assert isinstance(model, nn.Module)
         dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
         if len(dtypes) == 1:  # as it was saved

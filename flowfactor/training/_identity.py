@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowfactor._files import read_json
 from flowfactor.data import SequenceDataset
 from flowfactor.training._folder import DATA, write_text
 
@@ -83,13 +84,7 @@ def data_of(folder: Path) -> dict[str, Any] | None:
     path = folder / DATA
     if not path.is_file():
         return None
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(read, dict):
-        raise ValueError(f"{path} is damaged: it holds {type(read).__name__}, not the data of each split")
-    return read
+    return read_json(path)
 
 
 def check_data(folder: Path, now: Mapping[str, Any], cure: str) -> None:
@@ -113,6 +108,9 @@ def check_data(folder: Path, now: Mapping[str, Any], cure: str) -> None:
             stacklevel=2,
         )
         return
+    missing = [split for split in now if not isinstance(before.get(split), Mapping)]
+    if missing:
+        raise ValueError(f"{folder / DATA} is damaged: it does not say what the data of {' and '.join(missing)} were")
     told = differences(before, now)
     if told:
         raise ValueError(f"the run in {folder} was trained on other data ({'; '.join(told)}): {cure}")

@@ -107,6 +107,25 @@ class TableLogger(Logger):
         return text.getvalue().encode()
 
 
+def check_table(path: Path) -> None:
+    """Checks that a run can go on with its table.
+
+    Args:
+        path: The file, which need not exist.
+
+    Raises:
+        ValueError: If it is damaged, with its name.
+    """
+    if not path.exists():
+        return
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged: byte {error.start} is no text. Move it away to go on without the rows of before"
+        ) from error
+
+
 def trim(table: bytes, step: int) -> bytes:
     r"""Leaves out the rows of a table that come after a step, and one that was not written to its end.
 

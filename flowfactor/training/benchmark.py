@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfactor._checks import check_count
+from flowfactor._files import read_json
 from flowfactor.training._duration import format_duration
 from flowfactor.training._folder import (
     ERROR,
@@ -296,13 +297,13 @@ def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
 def _settings_before(path: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder, or None where there is no run of a benchmark."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, ": delete the folder")
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except ValueError:
         check_free(path.parent, [SETTINGS])
-        raise ValueError(f"{path} is damaged: {error}. Delete the folder.") from error
-    config = found.get("config") if isinstance(found, dict) else None
+        raise
+    config = found.get("config")
     if isinstance(config, dict) and isinstance(config.get("data"), dict):
         return found
     check_free(path.parent, [SETTINGS])
@@ -316,6 +317,8 @@ def _check_data(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
             f"the run in {folder} does not say what its data were: make sure yourself that they are these", stacklevel=2
         )
         return
+    if not isinstance(before["data"], dict):
+        raise ValueError(f"{folder / SETTINGS} is damaged: it does not say what the data were: delete the folder")
     told = differences(before["data"], now["data"])
     if told:
         raise FileExistsError(

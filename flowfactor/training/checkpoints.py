@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
+import pickle
 import shutil
 import time
 import uuid
@@ -155,7 +156,7 @@ def newest_checkpoint(folder: Path, *, tell: bool = True) -> Found:
 def _step_without_seal(path: Path) -> int:
     try:
         return int(torch.load(path, weights_only=True, map_location="cpu")["global_step"])
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
         raise DamagedCheckpointError(f"it has no digest and does not load ({type(error).__name__})") from None
 
 

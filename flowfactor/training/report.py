@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from flowfactor._files import read_json
 from flowfactor.errors import require
 from flowfactor.training._folder import ERROR, FIGURE, FIGURES, REPORT, SETTINGS, check_free, check_writable, owned
 from flowfactor.training.datasets import data_identity
@@ -50,18 +51,31 @@ def load_runs(folder: str | Path) -> tuple[list[Record], dict[str, str]]:
             error = place / ERROR
             others[place.name] = error.read_text(encoding="utf-8").strip() if error.is_file() else "not finished"
             continue
-        try:
-            made = json.loads((place / FIGURES).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{place / FIGURES} is damaged: {error}. Delete it to have it made again.") from error
-        if not isinstance(made, dict) or not set(made) >= _KEYS:
+        made = read_json(place / FIGURES, ": delete it to have it made again")
+        if not set(made) >= _KEYS:
             raise ValueError(
                 f"{place / FIGURES} does not hold the figures of a benchmark's run: is {folder} one's folder?"
             )
+        _check_record(made, place / FIGURES)
         runs.append(made)
     order = _order()
     runs.sort(key=lambda run: (order.index(run["variant"]) if run["variant"] in order else len(order), run["seed"]))
     return runs, others
+
+
+def _check_record(run: Record, path: Path) -> None:
+    """Checks that a run's figures can be reported, so that what is wrong with them is told with their file."""
+    kinds = {"variant": str, "seed": int, "flows": list, "figures": dict, "config": dict, "title": str, "command": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(run[name], kind)]
+    try:
+        if not wrong:
+            markdown([run]).encode()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        wrong = [f"{type(error).__name__}: {error}"]
+    if wrong:
+        raise ValueError(
+            f"{path} is damaged: figures cannot be reported from it ({', '.join(wrong)}): delete it to have it made again"
+        )
 
 
 def _order() -> list[str]:

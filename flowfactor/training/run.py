@@ -25,6 +25,7 @@ from flowfactor.training._cluster import environments, settle, trains_alone
 from flowfactor.training._collapse import LEAST_STEPS, warn_of_collapse
 from flowfactor.training._folder import (
     CONFIG,
+    METRICS,
     MODEL,
     OF_A_MODEL,
     OF_THE_MODEL,
@@ -38,6 +39,7 @@ from flowfactor.training._folder import (
 from flowfactor.training._identity import check_data, fingerprints
 from flowfactor.training._logs import HeldBack, LateLoggers, open_loggers, quiet
 from flowfactor.training._place import Place
+from flowfactor.training._table import check_table
 from flowfactor.training.callbacks import GracefulStop, Progress
 from flowfactor.training.checkpoints import Checkpoints, Found, newest_checkpoint
 from flowfactor.training.config import Config, load_config
@@ -261,7 +263,7 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
         OSError: If the output folder cannot be written in.
         ValueError: If settings are out of range, do not fit each other, or differ from the run to resume in more than its
             length, logging, checkpoints, evaluation, threads and accelerator, and where the data lie; if the data are not
-            those of the run to resume; or if all of its checkpoints are damaged.
+            those of the run to resume; or if its table or all of its checkpoints are damaged.
         TypeError: If the model takes no such setting.
     """
     config = config if isinstance(config, Config) else load_config(config)
@@ -279,6 +281,7 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
         _check_resumable(config, folder, train)
         check_data(folder, identity, "give the folder of its own data by data.root, or choose another output")
         newest_checkpoint(folder, tell=rank_zero_only.rank == 0)
+        check_table(folder / METRICS)
     run = Run(config, make_model(config, train), data, test, folder, resume, identity, overwrite)
     run.check()
     return run

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from flowfactor._files import read_json
 from flowfactor.training._folder import (
     ERROR,
     FIGURES,
@@ -48,19 +49,32 @@ def execute(folder: str | Path) -> dict[str, Any] | None:
         OSError: If a file cannot be read or written.
     """
     folder = Path(folder)
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    config = Config.from_dict(settings["config"] | {"output": str(folder)})
+    settings = read_json(folder / SETTINGS)
+    config, evaluation = _configured(folder, settings)
     with claimed(folder), use_threads(config.train.threads):
         remove(folder, [ERROR])
-        return _trained_and_measured(folder, config, settings)
+        return _trained_and_measured(folder, config, evaluation, settings)
 
 
-def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _configured(folder: Path, settings: dict[str, Any]) -> tuple[Config, EvaluationConfig]:
+    """What is to be trained and how it is to be measured; what is wrong with the file is told with its name."""
+    try:
+        if not isinstance(settings.get("data", {}), dict):
+            raise ValueError("data must be a mapping")
+        config = Config.from_dict(settings["config"] | {"output": str(folder)})
+        return config, EvaluationConfig(**settings["evaluate"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / SETTINGS} does not hold the settings of a run: {error}") from error
+
+
+def _trained_and_measured(
+    folder: Path, config: Config, evaluation: EvaluationConfig, settings: dict[str, Any]
+) -> dict[str, Any] | None:
     result = _finished_training(folder)
     if result is None:
         resume = holds_checkpoint(folder)
         run = prepare(config, resume=resume, overwrite=not resume)
-        _check_data(settings, run.identity)
+        _check_data(folder, settings, run.identity)
         result = run.fit(measure=False)
         if not result["finished"]:
             return None
@@ -68,10 +82,9 @@ def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]
     else:
         model, _ = load_run(folder)
         train, test = config.data.dataset("train"), config.data.dataset("test")
-        _check_data(settings, fingerprints(train, test))
+        _check_data(folder, settings, fingerprints(train, test))
     begun = time.monotonic()
     combined = config.data.dataset("test", combined=True) if config.data.is_combined else None
-    evaluation = EvaluationConfig(**settings["evaluate"])
     figures = measure(model, train, test, evaluation, seed=config.seed, combined=combined)
     made = {
         **settings,
@@ -90,18 +103,28 @@ def _trained_and_measured(folder: Path, config: Config, settings: dict[str, Any]
     return made
 
 
-def _check_data(settings: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_data(folder: Path, settings: dict[str, Any], now: dict[str, Any]) -> None:
     """Checks that the data are still those that the benchmark was planned with."""
     told = differences(settings.get("data", {}), now)
     if told:
-        raise ValueError(f"the data have changed since the benchmark was planned ({'; '.join(told)})")
+        raise ValueError(
+            f"the data have changed since the benchmark was planned ({'; '.join(told)}), as {folder / SETTINGS} says"
+        )
 
 
 def _finished_training(folder: Path) -> dict[str, Any] | None:
     """The result of a training that ended before it could be measured, or None."""
     if not (folder / RESULT).is_file():
         return None
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    result = read_json(folder / RESULT, ": delete it to go on from the checkpoint")
+    number = (int, float)
+    kinds = {"finished": bool, "steps": int, "seconds": number, "parameters": int, "terms": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(result.get(name), kind)]
+    if wrong:
+        raise ValueError(
+            f"{folder / RESULT} is damaged: it does not hold the result of a training ({', '.join(wrong)}): delete it to "
+            "go on from the checkpoint"
+        )
     return result if result["finished"] else None
 
 
