@@ -157,7 +157,7 @@ def metadata(made: str) -> dict[str, str]:
     Returns:
         The entries.
     """
-    return {"format": "pt", DIGEST: made}
+    return {DIGEST: made}  # alone: of several entries the order in the file is any
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from flowfactor._files import read_json
 from flowfactor.data import Shapes3D, read_idx
 from flowfactor.data._formats import load_npy, open_hdf5
+from flowfactor.data.arrayfiles import open_array
 from flowfactor.data.download import download_file
+from flowfactor.data.pictures import read_header
 from flowfactor.data.stores import HDF5Images, pack_member, read_member
+from flowfactor.models._saved import read_config, read_weights
+from flowfactor.training._yaml import read_yaml
+from flowfactor.training.checkpoints import check_seal
 
 HOLD = "import h5py, sys; file = h5py.File(sys.argv[1], 'a'); print('held', flush=True); sys.stdin.read()"
 
@@ -35,14 +42,51 @@ def test_a_file_that_is_held_open_elsewhere_is_not_called_damaged(tmp_path: Path
         process.communicate("")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-@pytest.mark.parametrize("read", [open_hdf5, load_npy, read_idx])
-def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, read) -> None:
-    path = tmp_path / "file"
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (open_hdf5, "file.h5"),
+        (load_npy, "file.npy"),
+        (open_array, "file.npy"),
+        (open_array, "file.npz"),
+        (read_idx, "file"),
+        (read_header, "file.png"),
+        (read_yaml, "file.yaml"),
+        (read_json, "file.json"),
+        (read_config, "file.json"),
+        (lambda path: read_weights(path, is_sealed=True), "file.safetensors"),
+        (check_seal, "file.ckpt"),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object], name: str
+) -> None:
+    """The system's refusal is made up, since root may read everything."""
+    path, opened = tmp_path / name, io.open
     path.write_bytes(b"content")
-    path.chmod(0)
+
+    def refuse(file: object, *arguments: object, **options: object) -> object:
+        if str(file) == str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(file, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(PermissionError, match="file"):
         read(path)
+
+
+@pytest.mark.parametrize("at", range(0, 22, 2))
+def test_an_archive_that_points_before_its_beginning_is_told_by_name(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "film.npz"
+    np.savez(path, frames=np.zeros((3, 4, 4), np.uint8))
+    content = bytearray(path.read_bytes())
+    content[len(content) - 22 + at : len(content) - 22 + at + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(bytes(content[: len(path.read_bytes())]))
+    try:
+        assert open_array(path).shape == (3, 4, 4)  # what is not used may be anything
+    except ValueError as error:
+        assert str(path) in str(error)
 
 
 def test_links_of_an_hdf5_file_are_followed_within_it_alone(tmp_path: Path) -> None:
@@ -134,7 +178,7 @@ def test_a_download_does_not_replace_a_file_that_is_there(tmp_path: Path) -> Non
 def test_a_png_whose_header_is_cut_short_is_told_by_name(tmp_path: Path) -> None:
     from PIL import Image
 
-    from flowfactor.data.folders import decode_picture, read_header
+    from flowfactor.data.pictures import decode_picture, read_header
 
     path = tmp_path / "0.png"
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowfactor.models import build_model, load_pretrained
+from flowfactor.models._saved import read_weights
 
 
 def saved(folder: Path, **options: Any) -> Path:
@@ -79,24 +80,47 @@ def test_a_config_that_is_no_json_object_of_a_model_is_told(tmp_path: Path, cont
 def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path: Path) -> None:
     path = saved(tmp_path) / "model.safetensors"
     whole, generator = path.read_bytes(), torch.Generator().manual_seed(0)
-    before = load_pretrained(tmp_path).state_dict()
-    for place in torch.randint(8 * len(whole), (60,), generator=generator).tolist():
+    header = 8 + int.from_bytes(whole[:8], "little")
+    digest = whole.index(b"flowfactor.sha256")
+    places = torch.randint(8 * len(whole), (300,), generator=generator).tolist()
+    places += torch.randint(8 * header, (300,), generator=generator).tolist()
+    for place in [*places, *range(8 * digest, 8 * (digest + 84))]:
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(bytes(damaged))
-        try:
-            after = load_pretrained(tmp_path).state_dict()
-        except ValueError as error:
-            assert str(path) in str(error)
-        else:  # a bit of the header that says nothing of the weights
-            assert all(torch.equal(before[name], value) for name, value in after.items())
+        with pytest.raises(ValueError) as told:
+            read_weights(path, is_sealed=True)
+        assert str(path) in str(told.value)
     path.write_bytes(whole[:-5])
     with pytest.raises(ValueError, match=r"model\.safetensors .* is not a whole safetensors file"):
         load_pretrained(tmp_path)
 
 
-def test_weights_of_another_kind_of_number_are_told(tmp_path: Path) -> None:
+def unsealed(folder: Path) -> Path:
+    """A model as earlier releases saved it: without a digest."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in config.items() if name != "digest"}))
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    return folder
+
+
+def test_weights_without_the_digest_that_their_config_tells_of_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path) / "model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged, or none that save_pretrained wrote"):
+        load_pretrained(tmp_path)
+    assert load_pretrained(unsealed(tmp_path)).num_flows == 2
+
+
+def test_a_model_saved_twice_is_the_same_files(tmp_path: Path) -> None:
+    names = ("config.json", "model.safetensors")
+    made = {tuple((saved(tmp_path / str(n)) / name).read_bytes() for name in names) for n in range(8)}
+    assert len(made) == 1
+
+
+def test_weights_of_another_kind_of_number_are_told(tmp_path: Path) -> None:
+    path = unsealed(saved(tmp_path)) / "model.safetensors"
     state = load_file(path)
     name = next(name for name, value in state.items() if value.is_floating_point())
     save_file(state | {name: state[name].to(torch.int32)}, path)
@@ -105,7 +129,7 @@ def test_weights_of_another_kind_of_number_are_told(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_nan_are_warned_of(tmp_path: Path) -> None:
-    path = saved(tmp_path) / "model.safetensors"
+    path = unsealed(saved(tmp_path)) / "model.safetensors"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = load_pretrained(tmp_path)

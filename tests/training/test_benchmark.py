@@ -350,3 +350,23 @@ def test_processor_time_is_what_the_process_works(monkeypatch: pytest.MonkeyPatc
     assert module.progress == 0.5
     with pytest.raises(ValueError, match="'wall' or 'processor'"):
         FlowModule(torch.nn.Linear(1, 1), Schedule(minutes=1), clock="sand")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", "["),
+        ("settings.json", "{}"),
+        ("settings.json", '{"config": {"train": {"steps": 1.5}}, "evaluate": {}}'),
+        ("settings.json", '{"config": {}, "evaluate": {"zz": 1}}'),
+        ("settings.json", '{"config": {}, "evaluate": {}, "data": 1}'),
+        ("result.json", "{"),
+        ("result.json", '{"finished": "yes"}'),
+    ],
+)
+def test_a_damaged_file_of_a_benchmarks_run_is_told_by_name(tmp_path: Path, name: str, content: str) -> None:
+    settings = {"config": load_config("demo").as_dict(), "evaluate": {}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name.replace('.', chr(92) + '.')} (is damaged|does not hold)"):
+        worker.execute(tmp_path)

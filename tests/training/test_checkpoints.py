@@ -176,6 +176,32 @@ def test_the_best_one_serves_where_the_last_two_are_damaged(crashed: Path) -> No
         assert newest_checkpoint(crashed).path.name == "best.ckpt"
 
 
+def test_every_flipped_bit_of_a_checkpoint_is_noticed(crashed: Path) -> None:
+    path, draw = crashed / "last.ckpt", random.Random(0)
+    whole = path.read_bytes()
+    for _ in range(300):
+        damaged, at = bytearray(whole), draw.randrange(8 * len(whole))
+        damaged[at // 8] ^= 1 << at % 8
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(DamagedCheckpointError):
+            check_seal(path)
+
+
+def test_an_archive_with_code_in_it_is_no_checkpoint(crashed: Path) -> None:
+    for name in NAMES:
+        torch.save({"state_dict": random.Random(0)}, crashed / name)
+    with pytest.raises(DamagedCheckpointError, match=r"last\.ckpt is damaged: it has no digest and does not load"):
+        newest_checkpoint(crashed)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"loss,step\r\n3.0,2\r\n\x80,4\r\n"])
+def test_a_table_that_is_no_text_is_told_before_the_training(crashed: Path, content: bytes) -> None:
+    (crashed / "metrics.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged"):
+        prepare(small_run(crashed, checkpoint_steps=2, log_every=1, **QUICK), resume=True)
+    assert (crashed / "metrics.csv").read_bytes() == content
+
+
 def test_a_checkpoint_of_an_earlier_release_is_taken_with_a_warning(tmp_path: Path) -> None:
     train(small_run(tmp_path, steps=2, **QUICK))
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)

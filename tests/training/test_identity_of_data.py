@@ -85,8 +85,9 @@ def test_a_run_is_not_resumed_on_other_data(
         file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
         file.unlink()
     assert main([*command, str(copy), "--resume"]) == 0
-    (run / "data.json").write_text("{")
-    assert "data.json is damaged" in refused([*command, str(copy), "--resume"])
+    for content in ("{", "[" * 100_000, "{}", '{"train": 1, "test": {}}'):  # what says nothing is not agreed with
+        (run / "data.json").write_text(content)
+        assert "data.json is damaged" in refused([*command, str(copy), "--resume"])
 
 
 def test_other_data_are_measured_on_purpose_alone_and_the_evaluation_says_so(

@@ -131,6 +131,18 @@ def test_report_and_figure_are_written(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("figures", {}), ("config", {"data": None}), ("seed", "x"), ("machine", None), ("title", "\ud800")],
+)
+def test_figures_that_cannot_be_reported_are_told_by_name(tmp_path: Path, key: str, value: object) -> None:
+    write(tmp_path)
+    path = tmp_path / "vae-seed0" / "benchmark.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=r"vae-seed0.benchmark\.json is damaged"):
+        write_report(tmp_path)
+
+
 def test_without_matplotlib_the_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str, *, extra: str) -> None:
         raise ImportError(f"{name} is needed here: pip install 'flowfactor[{extra}]'")
