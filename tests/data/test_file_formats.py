@@ -76,17 +76,14 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
         read(path)
 
 
-@pytest.mark.parametrize("at", range(0, 22, 2))
-def test_an_archive_that_points_before_its_beginning_is_told_by_name(tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize("end", [-6, -4])
+def test_an_archive_that_points_before_its_beginning_is_told_by_name(tmp_path: Path, end: int) -> None:
     path = tmp_path / "film.npz"
     np.savez(path, frames=np.zeros((3, 4, 4), np.uint8))
-    content = bytearray(path.read_bytes())
-    content[len(content) - 22 + at : len(content) - 22 + at + 4] = b"\xff\xff\xff\x7f"
-    path.write_bytes(bytes(content[: len(path.read_bytes())]))
-    try:
-        assert open_array(path).shape == (3, 4, 4)  # what is not used may be anything
-    except ValueError as error:
-        assert str(path) in str(error)
+    content = path.read_bytes()
+    path.write_bytes(content[:end] + b"\xff\xff\xff\x7f"[: -end - 2] + content[end + min(-end - 2, 4) :])
+    with pytest.raises(ValueError, match=r"film\.npz cannot be read as an array"):
+        open_array(path)
 
 
 def test_links_of_an_hdf5_file_are_followed_within_it_alone(tmp_path: Path) -> None:
