@@ -105,7 +105,8 @@ class PretrainedMixin:
         Raises:
             FileNotFoundError: If a file is missing.
             PermissionError: If a file may not be read.
-            ValueError: If a file is damaged, of another model, or a part of one's own is not handed over.
+            ValueError: If a file is damaged, the weights have no digest where the config says that they have one, it is of
+                another model, or a part of one's own is not handed over.
 
         Warns:
             UserWarning: If weights are NaN or infinite.
