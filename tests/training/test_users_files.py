@@ -288,7 +288,7 @@ def test_a_run_that_came_meanwhile_is_left(tmp_path: Path) -> None:
 def test_a_run_of_a_release_without_a_list_is_resumed_and_not_overwritten(
     run: Path, refused: Callable[[list[str]], str]
 ) -> None:
-    for name in (LIST, "previous.ckpt", "best.ckpt"):
+    for name in (LIST, "data.json", "previous.ckpt", "best.ckpt"):
         (run / name).unlink(missing_ok=True)
     before = snapshot(run)
     for how in ([], ["--overwrite"]):
@@ -299,7 +299,8 @@ def test_a_run_of_a_release_without_a_list_is_resumed_and_not_overwritten(
         train(small_run(run, steps=2, likelihood_limit=0), resume=True)
     (run / "traversal.png").unlink()
     assert snapshot(run) == before
-    assert train(small_run(run, steps=2, likelihood_limit=0), resume=True)["steps"] == 2
+    with pytest.warns(UserWarning, match="does not say which data"):
+        assert train(small_run(run, steps=2, likelihood_limit=0), resume=True)["steps"] == 2
     assert kind_of(run) == "run"
     assert train(small_run(run, steps=1, likelihood_limit=0), overwrite=True)["steps"] == 1
 
