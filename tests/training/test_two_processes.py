@@ -70,7 +70,16 @@ def test_two_processes_train_together_and_go_on(tmp_path: Path) -> None:
         assert [row[rows[0].index("step")] for row in rows[1:]] == ["2", "4"]
         result = json.loads((tmp_path / name / "result.json").read_text())
         assert result["finished"] and result["steps"] == 4 and "equivariance_error" in result
-        made = {"config.yaml", "last.ckpt", "best.ckpt", "metrics.csv", "model", "result.json", "flowfactor.json"}
+        made = {
+            "config.yaml",
+            "last.ckpt",
+            "best.ckpt",
+            "metrics.csv",
+            "model",
+            "result.json",
+            "flowfactor.json",
+            "data.json",
+        }
         made |= {"previous.ckpt"}
         assert {path.name for path in (tmp_path / name).iterdir()} == made
     first, second = torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["flowfactor"]["draws"]
