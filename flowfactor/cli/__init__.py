@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments; the program's own where None.
 
     Returns:
-        The exit code: 0, 1 where runs of a benchmark failed, 74 where a file cannot be read or written, or 130 after an
-        interruption.
+        The exit code: 0, 1 where runs of a benchmark failed or a training diverged, 74 where a file cannot be read or
+        written, or 130 after an interruption.
 
     Raises:
         SystemExit: With code 2 where the arguments, or what they point to, are wrong.

@@ -48,14 +48,14 @@ def fail(command: str, error: Exception) -> NoReturn:
 
 
 def guarded(command: str, run: Callable[[], int]) -> int:
-    """Runs a command, and tells in one line where a file cannot be read or written, or it is interrupted.
+    """Runs a command, and tells in one line where a file fails it, a training diverges, or it is interrupted.
 
     Args:
         command: Its name.
         run: The command.
 
     Returns:
-        Its exit code; 74 after an error with a file, 130 after an interruption.
+        Its exit code; 1 after a training that diverged, 74 after an error with a file, 130 after an interruption.
     """
     try:
         code = run()
@@ -64,6 +64,9 @@ def guarded(command: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt as error:
         _tell(command, f"interrupted. {error}".rstrip(" ."))
         return INTERRUPTED
+    except FloatingPointError as error:
+        _tell(command, f"error: {error}")
+        return 1
     except BrokenPipeError:  # whoever read the output has what it wanted
         _discard(sys.stdout)
         return FILE_ERROR

@@ -13,8 +13,9 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from small_runs import SIZES, small_run
+from small_runs import SIZES, TINY, small_run
 
+from flowfactor.cli import main
 from flowfactor.data import Rotate, Scale, SequenceLoader, TransformedImages
 from flowfactor.models import FlowFactorizedVAE, build_vae
 from flowfactor.training import DataConfig, FlowModule, Schedule, SequenceData, load_run, prepare, train
@@ -351,6 +352,22 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
     with pytest.raises(FloatingPointError, match="step 2: the weights weight became NaN or infinite"):
         run.fit()
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_the_command_tells_a_diverged_training_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = [
+        "--train.minutes",
+        "null",
+        "--train.steps",
+        "6",
+        "--train.learning_rate",
+        "1e30",
+        "--train.progress",
+        "false",
+    ]
+    assert main(["train", "demo", *TINY, *budget, "--output", str(tmp_path / "run")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("flowfactor train: error: the training diverged at step") and "train.learning_rate" in line
 
 
 def test_weights_that_explode_are_told_as_diverged(tmp_path: Path) -> None:
