@@ -107,7 +107,10 @@ def _demo() -> argparse.ArgumentParser:
 def _evaluate() -> argparse.ArgumentParser:
     parser = _Parser("evaluate")
     parser.add_argument("run_dir", type=_path, help="folder of a run")
-    parser.add_argument("--limit", type=int, help="test sequences of each transformation (default: all)")
+    parser.add_argument(
+        "--limit", type=int, help="test sequences of each transformation, drawn at random (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn (default: 0)")
     parser.add_argument(
         "--samples", type=int, default=64, help="samples of the likelihood's bound; 0 leaves it out (default: 64)"
     )

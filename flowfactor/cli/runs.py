@@ -119,6 +119,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         likelihood_limit=0 if without else count,
         samples=arguments.samples or 1,
+        seed=arguments.seed,
     )
     say(table(result))  # before it is written, which may fail
     with listed(path):

@@ -218,6 +218,11 @@ def test_train_evaluate_traverse(
     measured = json.loads((run / "evaluation.json").read_text())
     assert measured["equivariance_error"] == pytest.approx(trained["equivariance_error"], rel=1e-5)
     assert measured["log_likelihood"]["samples"] == 2 and measured["log_likelihood"]["count"] == 9
+    assert (measured["equivariance"]["limit"], measured["equivariance"]["seed"]) == (3, 0)
+    others = ["--seed", "5", "--output", str(tmp_path / "others.json")]
+    assert main(["evaluate", str(run), "--limit", "3", "--samples", "0", *others]) == 0
+    drawn = json.loads((tmp_path / "others.json").read_text())
+    assert drawn["equivariance"]["seed"] == 5 and drawn["doing_nothing"] != measured["doing_nothing"]
     assert main(["traverse", str(run), "--gif", str(run / "a.gif"), "--images", "1", "--back", "1"]) == 0
     assert (run / "traversal.png").read_bytes()[:4] == b"\x89PNG" and (run / "a.gif").read_bytes()[:3] == b"GIF"
     assert "--images must be between" in refused(["traverse", str(run), "--images", "0"])
