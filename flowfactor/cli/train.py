@@ -60,14 +60,17 @@ def ended(result: dict[str, Any], folder: Path) -> int:
     """
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from flowfactor.training._folder import resume_command
+    from flowfactor.training._folder import CHECKPOINT, CONFIG, METRICS, MODEL, RESULT, resume_command
 
     if rank_zero_only.rank != 0:
         return 0  # it would be ended by another code of theirs
     if not result["finished"]:
         say(f"interrupted after {result['steps']:,} steps. Go on: {resume_command(folder)}")
         return INTERRUPTED
-    say(f"\n{folder}/ holds model/, result.json, config.yaml, metrics.csv and last.ckpt")
+    names = [
+        name for name in (RESULT, CONFIG, METRICS, CHECKPOINT) if (folder / name).is_file()
+    ]  # short runs log nothing
+    say(f"\n{folder}/ holds {MODEL}/, {', '.join(names[:-1])} and {names[-1]}")
     return 0
 
 
