@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 
@@ -36,7 +35,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         def step(self: FlowModule, batch: dict, batch_idx: int) -> torch.Tensor:
             if self.global_step == steps:
                 monkeypatch.setattr(FlowModule, "training_step", original)
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return original(self, batch, batch_idx)
 
         monkeypatch.setattr(FlowModule, "training_step", step)

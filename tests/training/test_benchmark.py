@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -130,7 +129,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(
     def step(self: FlowModule, batch: dict, batch_idx: int) -> torch.Tensor:
         made.append(self.global_step)
         if made == [0, 1, 2]:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(FlowModule, "training_step", step)

@@ -295,13 +295,13 @@ def test_signals_of_clusters_save_the_state(
 
     def signalled(self: FlowModule, batch: dict, batch_idx: int) -> torch.Tensor:
         if self.global_step == 2:
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
+            signal.raise_signal(number)
         return step(self, batch, batch_idx)
 
     def saving(self: FlowModule, checkpoint: dict) -> None:
         if self.global_step > 1:  # the first checkpoint comes after the first step
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         save(self, checkpoint)
 
     monkeypatch.setattr(FlowModule, "training_step", signalled)
@@ -319,7 +319,7 @@ def test_a_signal_before_the_first_step_saves_too(tmp_path: Path, monkeypatch: p
     start = FlowModule.configure_optimizers
 
     def signalled(self: FlowModule) -> torch.optim.Optimizer:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return start(self)
 
     monkeypatch.setattr(FlowModule, "configure_optimizers", signalled)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -241,8 +240,8 @@ def test_ctrl_c_before_the_first_step_and_a_second_one(
 
     def twice(self: FlowModule, batch: dict, batch_idx: int) -> torch.Tensor:
         if self.global_step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patched:
