@@ -67,9 +67,8 @@ def ended(result: dict[str, Any], folder: Path) -> int:
     if not result["finished"]:
         say(f"interrupted after {result['steps']:,} steps. Go on: {resume_command(folder)}")
         return INTERRUPTED
-    names = [
-        name for name in (RESULT, CONFIG, METRICS, CHECKPOINT) if (folder / name).is_file()
-    ]  # short runs log nothing
+    # Short runs log nothing.
+    names = [name for name in (RESULT, CONFIG, METRICS, CHECKPOINT) if (folder / name).is_file()]
     say(f"\n{folder}/ holds {MODEL}/, {', '.join(names[:-1])} and {names[-1]}")
     return 0
 
@@ -93,6 +92,9 @@ def table(result: dict[str, Any]) -> str:
         lines = ["no labels of what acts in the test sequences: no E_k"]
     for name, value in result["equivariance_error"].items():
         lines.append(f"{name:<16}{value:>13.1f}{result['doing_nothing'][name]:>16.1f}")
+    drawn = result.get("equivariance", {})
+    if drawn.get("limit") is not None:
+        lines.append(f"(of {drawn['limit']:,} test sequences each, drawn at random, seed {drawn['seed']})")
     rebuilt = result.get("reconstruction")
     if rebuilt is not None:
         lines.append(

@@ -111,7 +111,7 @@ def evaluate(
 
 @dataclass
 class EvaluationConfig:
-    """How much to measure in a benchmark; the same for every method. Images are drawn at random, by the seed of the run.
+    """How much to measure in a benchmark; the same for every run, as are the images, which are drawn at random.
 
     Args:
         images: Test images for the equivariance errors and the factor accuracy, under every transformation.
@@ -124,6 +124,7 @@ class EvaluationConfig:
             out.
         vp_images: Test images for the VP score; 0 leaves it out.
         resamples: Bootstrap resamples behind the intervals of the disentanglement metrics.
+        seed: Seed of all draws; not that of the run, so that all runs are measured on the same images.
 
     Raises:
         ValueError: If a number is out of range.
@@ -143,6 +144,7 @@ class EvaluationConfig:
     factor_samples: int = 2000
     vp_images: int = 300
     resamples: int = 5
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -157,7 +159,7 @@ def measure(
     train: SequenceDataset,
     test: SequenceDataset,
     settings: EvaluationConfig,
-    seed: int = 0,
+    seed: int | None = None,
     *,
     combined: SequenceDataset | None = None,
 ) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def measure(
         train: The training split, for the search and the matching alone.
         test: The test split.
         settings: How much to measure.
-        seed: Seed of all draws.
+        seed: Seed of all draws; that of the settings where None.
         combined: Test sequences in which transformations combine, for the spikes of models that infer these; where None,
             they are those of the test split.
 
@@ -182,6 +184,7 @@ def measure(
     """
     device = next(model.parameters()).device
     train, test = train.to(device), test.to(device)
+    seed = settings.seed if seed is None else seed
     model.eval()
     figures: dict[str, Any] = {}
     measured: Any = model

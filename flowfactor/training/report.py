@@ -273,6 +273,12 @@ def _explained(runs: Sequence[Record]) -> str:
         "Figures are means over seeds ± their standard deviation over seeds; the best mean of a column is in bold. All are "
         "of test data. Intervals over test samples stand in each run's `benchmark.json`.",
     ]
+    if all("seed" in run["evaluate"] for run in runs):
+        lines[-1] += (
+            f" Where not all of them are taken, they are drawn at random, the same for all runs (seed {evaluate.seed})."
+        )
+    else:
+        lines[-1] += " Some were measured by an earlier release, on the first of them, which may be alike."
     if images is not None:
         lines.append(
             f"- E_k: the equivariance error, summed over frames, pixels and channels, over {images:,} "

@@ -85,7 +85,7 @@ def _trained_and_measured(
         _check_data(folder, settings, fingerprints(train, test))
     begun = time.monotonic()
     combined = config.data.dataset("test", combined=True) if config.data.is_combined else None
-    figures = measure(model, train, test, evaluation, seed=config.seed, combined=combined)
+    figures = measure(model, train, test, evaluation, combined=combined)
     made = {
         **settings,
         "flows": list(test.flow_names),

@@ -73,6 +73,8 @@ def test_two_methods_and_two_seeds(
         assert likelihood["count"] == 6 and likelihood["low"] < likelihood["per_frame"] < likelihood["high"]
         assert "missing" in run["figures"]["mig"] and run["figures"]["vp"] == {"missing": "not asked for"}
     assert made["ours-seed0"]["figures"] != made["ours-seed1"]["figures"]
+    nothing = [run["figures"]["equivariance"]["doing_nothing"] for run in made.values()]
+    assert all(one == nothing[0] for one in nothing)  # all runs are measured on the same images
     assert "traversals" in made["vae-seed0"]["figures"]["equivariance"]
     assert "traversals" not in made["ours-seed0"]["figures"]["equivariance"]
     report = (tmp_path / "report.md").read_text()

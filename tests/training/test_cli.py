@@ -223,6 +223,7 @@ def test_train_evaluate_traverse(
     assert main(["evaluate", str(run), "--limit", "3", "--samples", "0", *others]) == 0
     drawn = json.loads((tmp_path / "others.json").read_text())
     assert drawn["equivariance"]["seed"] == 5 and drawn["doing_nothing"] != measured["doing_nothing"]
+    assert "(of 3 test sequences each, drawn at random, seed 5)" in capsys.readouterr().out
     assert main(["traverse", str(run), "--gif", str(run / "a.gif"), "--images", "1", "--back", "1"]) == 0
     assert (run / "traversal.png").read_bytes()[:4] == b"\x89PNG" and (run / "a.gif").read_bytes()[:3] == b"GIF"
     assert "--images must be between" in refused(["traverse", str(run), "--images", "0"])

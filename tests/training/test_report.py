@@ -162,3 +162,10 @@ def test_a_benchmark_without_finished_runs_has_a_report(tmp_path: Path) -> None:
     assert figure is None and "- ours-seed0: ValueError: no" in report.read_text()
     with pytest.raises(FileNotFoundError, match="not the folder of a benchmark"):
         write_report(tmp_path / "ours-seed0")
+
+
+def test_it_says_how_test_images_were_chosen() -> None:
+    assert "by an earlier release, on the first of them" in markdown(RUNS)
+    drawn = [one | {"evaluate": EVALUATE | {"seed": 3}} for one in RUNS]
+    assert "drawn at random, the same for all runs (seed 3)" in markdown(drawn)
+    assert "by an earlier release, on the first of them" in markdown([*drawn, RUNS[0]])
