@@ -17,6 +17,7 @@ from flowfactor.metrics.matched import infers_k
 from flowfactor.training._diverged import Watch, not_finite, shown
 from flowfactor.training._restored import arguments, named_for, plain, read_checkpoint, told
 from flowfactor.training.checkpoints import Checkpoints
+from flowfactor.training.data import SequenceData
 from flowfactor.training.schedule import Schedule
 
 
@@ -204,6 +205,9 @@ class FlowModule(pl.LightningModule):
         self._before, self._draws = state["elapsed"], [draws.cpu().clone() for draws in state["draws"]]
         torch.set_rng_state(state["rng"].cpu())
         checkpoint["state_dict"] = named_for(self, checkpoint["state_dict"])
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, SequenceData) and "loops" in checkpoint:
+            data.reopen_epoch(checkpoint["loops"]["fit_loop"])
 
     @classmethod
     def load_from_checkpoint(
