@@ -169,7 +169,16 @@ class FlowModule(pl.LightningModule):
         generator = torch.Generator(self.device).manual_seed(self.seed + batch_idx)
         terms = self.model(batch["frames"], batch["t"], self._given(batch), generator=generator).as_dict()
         values = {f"{name}_{term}": torch.as_tensor(value, dtype=torch.float32) for term, value in terms.items()}
-        self.log_dict(values, batch_size=len(batch["frames"]), on_step=False, on_epoch=True, sync_dist=True)
+        own = any(isinstance(callback, Checkpoints) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        # A run of the command logs them itself, by the step and before the state is saved.
+        self.log_dict(
+            values,
+            batch_size=len(batch["frames"]),
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            logger=False if own else None,
+        )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends the training when its time is up."""
