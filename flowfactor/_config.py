@@ -34,6 +34,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
         ``{"type": "potentials.MLPPotential", "arguments": {...}}``, or None where the part, or one inside it, is not
         flowfactor's and has to be handed over again by whoever loads the model.
     """
+    module = uncompiled(module)
     name = _public_name(type(module))
     if name is None:
         return None
@@ -53,6 +54,21 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
             return None
         arguments["*" if key == positional else key] = written
     return {"type": name, "arguments": arguments}
+
+
+def uncompiled(part: Any) -> Any:
+    """Gives what `torch.compile` wrapped, or what is not wrapped as it is."""
+    return getattr(part, "_orig_mod", part)
+
+
+def plain_name(name: str) -> str:
+    """Gives the name of a weight as it is where nothing is compiled.
+
+    Example:
+        >>> plain_name("decoder._orig_mod.layers.0.weight")
+        'decoder.layers.0.weight'
+    """
+    return name.replace("_orig_mod.", "")
 
 
 def rebuild(config: dict[str, Any]) -> nn.Module:

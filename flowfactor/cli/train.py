@@ -45,6 +45,8 @@ def report(result: dict[str, Any]) -> None:
     """
     if result["finished"]:
         steps, seconds = result["steps"], result["seconds"]
+        if result["ended"].startswith("no lower"):
+            say(f"\nthe training ended early, after {steps:,} steps: {result['ended']}")
         say(f"\n{steps:,} steps in {seconds:,.0f} s, {result['steps_per_second']:.1f} a second\n\n{table(result)}")
 
 

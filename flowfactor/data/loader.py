@@ -205,6 +205,14 @@ class _Workers(DataLoader[Batch]):
         super().__init__(made, batch_size=None, sampler=_Plan(loader), num_workers=num_workers, **settings)
         self._loader = loader
 
+    def state_dict(self) -> dict[str, int]:
+        """The loader's position, by which Lightning knows that it can be resumed."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes up a position."""
+        self._loader.load_state_dict(state)
+
     def __iter__(self) -> Iterator[Batch]:
         epoch = self._loader._begin()
         return self._loader._counted(epoch, iter(super().__iter__()))

@@ -101,22 +101,37 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} ({path.stat().st_size:,} bytes) is not a whole safetensors file: {error}") from error
 
 
-def check_size(path: Path, expected: Mapping[str, int]) -> None:
+def held_numbers(path: Path) -> int:
+    """Counts the numbers in a file of weights, without reading them.
+
+    Args:
+        path: The file.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    with _opened(path) as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def check_fits(path: Path, held: int, expected: Mapping[str, int]) -> None:
     """Checks, before a model is made, that it is no larger than its file: a damaged config asks for any size.
 
     Args:
         path: The file.
+        held: How many numbers it holds.
         expected: The numbers of weights of the model's parts.
 
     Raises:
-        ValueError: If a part has more weights than the file, or the file is damaged.
+        ValueError: If a part has more weights than the file.
     """
-    with _opened(path) as file:
-        held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     for name, count in expected.items():
         if count > held:
             raise ValueError(
-                f"{path} does not fit the model of its {CONFIG}: it holds {held:,} numbers, where the {name} alone "
+                f"{path} does not fit the model of its config: it holds {held:,} numbers, where the {name} alone "
                 f"has {count:,}"
             )
 
@@ -182,12 +197,12 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
             and not (given.is_floating_point() and value.is_floating_point())
         ):
             raise ValueError(
-                f"{path} does not fit the model of its {CONFIG}: {name} is {given.dtype}, where the model has {value.dtype}"
+                f"{path} does not fit the model of its config: {name} is {given.dtype}, where the model has {value.dtype}"
             )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model of its {CONFIG}: {error}") from error
+        raise ValueError(f"{path} does not fit the model of its config: {error}") from error
     bad = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
     if bad:
         names = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")

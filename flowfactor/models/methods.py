@@ -213,9 +213,24 @@ def load_pretrained(directory: str | os.PathLike[str], **parts: Any) -> Any:
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}; it is written by model.save_pretrained(directory)")
-    name = read_config(path)["model"]
+    return class_of(read_config(path)["model"], path).from_pretrained(directory, **parts)
+
+
+def class_of(name: str, source: Path) -> Any:
+    """Gives the class that a saved model's config names.
+
+    Args:
+        name: Name of the class.
+        source: The file that names it, for messages.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: If it is none of flowfactor's.
+    """
     kinds: tuple[type[Any], ...] = (FlowFactorizedVAE, SparseTransformationVAE, *BASELINES.values())
     known = {kind.__name__: kind for kind in kinds}
     if name not in known:
-        raise ValueError(f"{path} names the model {name!r}; this flowfactor has {', '.join(known)}")
-    return known[name].from_pretrained(directory, **parts)
+        raise ValueError(f"{source} names the model {name!r}; this flowfactor has {', '.join(known)}")
+    return known[name]

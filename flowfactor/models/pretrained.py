@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from flowfactor._config import describe, rebuild, solver_config
+from flowfactor._config import describe, plain_name, rebuild, solver_config, uncompiled
 from flowfactor._files import replacing
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
@@ -22,10 +22,11 @@ from flowfactor.models._saved import (
     DIGEST,
     SEALED,
     WEIGHTS,
+    check_fits,
     check_replaceable,
-    check_size,
     digest,
     fill,
+    held_numbers,
     metadata,
     read_config,
     read_weights,
@@ -76,7 +77,8 @@ class PretrainedMixin:
         check_replaceable(directory)
         assert isinstance(self, nn.Module)
         # Copies, since safetensors refuses tensors that share memory, as those of a part used twice do.
-        state = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
+        values = {plain_name(name): value.detach().cpu() for name, value in self.state_dict().items()}
+        state = {name: value.contiguous().clone() for name, value in values.items()}
         failed: type[Exception] = require("safetensors", extra="io").SafetensorError
         with replacing(directory / WEIGHTS) as weights, replacing(directory / CONFIG) as text:
             try:
@@ -121,19 +123,39 @@ class PretrainedMixin:
         config = read_config(directory / CONFIG)
         if config["model"] != cls.__name__:
             raise ValueError(f"{directory} holds a {config['model']}, not a {cls.__name__}")
+        held = held_numbers(directory / WEIGHTS)
+        model = cls._made(config, parts, held, directory / CONFIG, directory / WEIGHTS)
+        state = read_weights(directory / WEIGHTS, is_sealed=SEALED in config)
+        return _filled(model, state, directory / WEIGHTS).eval()
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], state: Mapping[str, torch.Tensor], source: Path, **parts: Any) -> Any:
+        """Makes a model of its config and weights, which another file than `save_pretrained`'s holds.
+
+        Args:
+            config: As `config` gives it.
+            state: The weights.
+            source: The file, for messages.
+            **parts: As for `from_pretrained`.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: As `from_pretrained` does.
+        """
+        held = sum(value.numel() for value in state.values())
+        return _filled(cls._made(config, parts, held, source, source), state, source)
+
+    @classmethod
+    def _made(cls, config: dict[str, Any], parts: dict[str, Any], held: int, path: Path, weights: Path) -> Any:
+        """Makes the model of a config, with fresh weights, once it is known to be no larger than the weights held."""
         unknown = sorted(set(parts) - set(config["parts"]))
         if unknown:
             raise ValueError(f"a {cls.__name__} has no parts {unknown}; it has {sorted(config['parts'])}")
-        with _naming(directory / CONFIG, cls.__name__):
-            check_size(directory / WEIGHTS, _sizes(config["parts"], parts))
-            model = cls._assemble(config, parts)
-        state = read_weights(directory / WEIGHTS, is_sealed=SEALED in config)
-        assert isinstance(model, nn.Module)
-        dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
-        if len(dtypes) == 1:  # as it was saved
-            model.to(dtypes.pop())
-        fill(model, state, directory / WEIGHTS)
-        return model.eval()
+        with _naming(path, cls.__name__):
+            check_fits(weights, held, _sizes(config["parts"], parts))
+            return cls._assemble(config, parts)
 
     @classmethod
     def _assemble(cls, config: dict[str, Any], given: dict[str, Any]) -> Any:
@@ -145,10 +167,20 @@ class PretrainedMixin:
         return cls(**parts, **config["settings"])
 
 
+def _filled(model: Any, state: Mapping[str, torch.Tensor], source: Path) -> Any:
+    """Puts weights into a model, in the precision in which they were saved."""
+    dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    fill(model, state, source)
+    return model
+
+
 def _write_part(part: Any) -> Any:
     """A part as JSON values: ``"none"`` where there is none, None where it is the user's own."""
     if part is None:
         return "none"
+    part = uncompiled(part)
     if isinstance(part, LatentFlow):
         field, solver = describe(part.field), solver_config(part.solver)
         return {"field": field, "solver": solver, "divergence": part.divergence}
@@ -176,7 +208,8 @@ def _read_part(name: str, written: Any, parts: dict[str, Any]) -> Any:
         return None
     if written is None or (name == "flow" and written["field"] is None):
         raise ValueError(
-            f"this model's {name} is a part of the user's own: hand it over as from_pretrained(directory, {name}=...)"
+            f"this model's {name} is a part of the user's own: hand it over as from_pretrained(directory, {name}=...), or "
+            f"as load_from_checkpoint(path, {name}=...)"
         )
     if name == "flow":
         field: Any = rebuild(written["field"])

@@ -165,6 +165,7 @@ class Checkpoints(pl.Callback):
 
     ``last.ckpt`` is the newest, ``previous.ckpt`` the one before it, and ``best.ckpt`` that of the lowest validation loss
     (``val_loss``) so far or, where the training logs none, of the lowest mean training loss since the checkpoint before.
+    Where it is known when the training validates, a validation with a lower loss than all before is saved at once.
 
     Args:
         folder: Where they lie.
@@ -173,6 +174,7 @@ class Checkpoints(pl.Callback):
         resumed: The checkpoint that the training goes on from.
         first: Called when the first checkpoint of a new training, which is then made after its first step, is written and
             about to take its place; None for no such call.
+        validate_every: Steps between validations, or None where they are not known.
 
     Attributes:
         monitored: What ``best.ckpt`` was chosen by.
@@ -190,8 +192,11 @@ class Checkpoints(pl.Callback):
         steps: int | None = None,
         resumed: Path | None = None,
         first: Callable[[], None] | None = None,
+        *,
+        validate_every: int | None = None,
     ) -> None:
         self.folder, self.minutes, self.steps, self._first = Path(folder), minutes, steps, first
+        self.validate_every, self._due = validate_every, False
         self.monitored, self.best, self._best_step = "", math.inf, -1
         # What is not this training's, or damaged, must not take the place of a whole one.
         self._rotates = resumed is not None and resumed.name == CHECKPOINT
@@ -245,8 +250,21 @@ class Checkpoints(pl.Callback):
         elif trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # All processes save together, so one clock counts, and it is asked rarely.
             due = due or trainer.strategy.broadcast(self._late)
-        if due:
+        validated = self.validate_every is not None and trainer.global_step % self.validate_every == 0
+        if validated and self._first is None:
+            self._due = due  # the validation that comes belongs to the state
+        elif due:
             self.save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves a state that is better than all before, and one that was due."""
+        # Lightning also validates where a training is stopped, which an undisturbed one would not.
+        if self.validate_every is None or trainer.global_step % self.validate_every or trainer.state.fn != "fit":
+            return
+        best = self._judge(trainer)
+        if best or self._due:
+            self.save(trainer, best)
+        self._due = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves at the end, also where the training was stopped."""
@@ -262,14 +280,15 @@ class Checkpoints(pl.Callback):
     def _late(self) -> bool:
         return time.monotonic() - self._saved_at >= 60 * self.minutes
 
-    def save(self, trainer: pl.Trainer) -> None:
+    def save(self, trainer: pl.Trainer, best: bool | None = None) -> None:
         """Writes a checkpoint; all processes have to call it, and the first alone writes.
 
         At every moment, that of a loss of power included, one whole checkpoint at least lies under its name, and the last
         and the previous one are never the same file: the new one is whole before it takes the place of the last one, which
         is kept by a name of its own until it takes the place of the previous one.
         """
-        best = self._judge(trainer)
+        if best is None:
+            best = self.validate_every is None and self._judge(trainer)
         last = self.folder / CHECKPOINT
         with replacing(last) if trainer.is_global_zero else contextlib.nullcontext(last) as path:
             try:

@@ -40,6 +40,10 @@ class TrainConfig:
         log_every: Steps between log entries.
         checkpoint_minutes: Minutes between checkpoints.
         checkpoint_steps: Steps between checkpoints; null goes by minutes alone.
+        validate_every: Steps between validations, on data that are cut out of the training split; null does without.
+        patience: Validations without a lower ``val_loss`` after which the training ends; null for no such end.
+        validation_fraction: Share of the training split that is cut out where there are validations: of every label, and
+            whole groups of your own sequences.
         evaluate_limit: Test sequences of each transformation to measure at the end; null takes all.
         likelihood_limit: Test sequences of the likelihood at the end; 0 leaves it out.
         likelihood_samples: Samples of its importance-weighted bound.
@@ -76,6 +80,9 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_minutes: float = 5.0
     checkpoint_steps: int | None = None
+    validate_every: int | None = None
+    patience: int | None = None
+    validation_fraction: float = 0.1
     evaluate_limit: int | None = None
     likelihood_limit: int = 300
     likelihood_samples: int = 64
@@ -91,7 +98,7 @@ class TrainConfig:
         check_settings(self, "train.")
         at_least_one = ("batch_size", "log_every", "likelihood_samples", "devices", "num_nodes")
         above_zero = ("minutes", "steps", "learning_rate", "clip", "checkpoint_minutes", "checkpoint_steps")
-        for name in (*at_least_one, *above_zero, "evaluate_limit", "threads"):
+        for name in (*at_least_one, *above_zero, "validate_every", "patience", "evaluate_limit", "threads"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingError(f"train.{name}", f"must be above 0, got {value!r}")
@@ -100,6 +107,15 @@ class TrainConfig:
                 raise SettingError(f"train.{name}", f"must not be negative, got {getattr(self, name)!r}")
         if not 0 <= self.warmup < 1:
             raise SettingError("train.warmup", f"is a share of the training in [0, 1), got {self.warmup!r}")
+        if not 0 < self.validation_fraction < 1:
+            raise SettingError(
+                "train.validation_fraction",
+                f"is a share of the training data in (0, 1), got {self.validation_fraction!r}",
+            )
+        if self.patience is not None and self.validate_every is None:
+            raise SettingError(
+                "train.patience", "counts validations: give the steps between them, train.validate_every"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SettingError("train.betas", f"are two decay rates in [0, 1), got {list(self.betas)}")
 

@@ -131,6 +131,24 @@ class SequenceData(pl.LightningDataModule):
             raise ValueError(f"the saved data had batch_size {before}, these have {self.batch_size}: make them agree")
         self._start, self.seed = int(state_dict["start"]), int(state_dict["seed"])
 
+    def reopen_epoch(self, loops: dict[str, Any]) -> None:
+        """Has Lightning go on with an epoch that was stopped in its middle, which it counts among those that are done.
+
+        Args:
+            loops: The state of the loops of fitting in a checkpoint; it is changed.
+        """
+        epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+        if self.endless or batches["is_last_batch"] or not 0 < batches["current"]["ready"] < self._length:
+            return
+        for counts in (epochs["total"], epochs["current"]):
+            if counts["processed"] == counts["started"]:
+                counts["processed"] -= 1
+                counts["completed"] = min(counts["completed"], counts["processed"])
+
+    @property
+    def _length(self) -> int:
+        return len(self._loader(0, 1 if self.trainer is None else self.trainer.world_size))
+
     def _loader(self, rank: int, world: int) -> SequenceLoader:
         return SequenceLoader(
             self.dataset, self.batch_size, seed=self.seed, stratified=self.stratified, rank=rank, world_size=world

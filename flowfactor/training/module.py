@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from flowfactor.errors import FlowSolveError
 from flowfactor.metrics.matched import infers_k
 from flowfactor.training._diverged import Watch, not_finite, shown
+from flowfactor.training._restored import arguments, named_for, plain, read_checkpoint, told
 from flowfactor.training.checkpoints import Checkpoints
+from flowfactor.training.data import SequenceData
 from flowfactor.training.schedule import Schedule
 
 
@@ -27,7 +30,8 @@ class FlowModule(pl.LightningModule):
     between no step waits for the device. A loss or gradient that became NaN or infinite ends the training with a
     FloatingPointError: at that step on a CPU, before its weights move, and two steps later elsewhere. It names the term, the
     step, what to try, and the file ``diverged-stepN.npz`` in the run's folder (or the logger's) that holds the batch and
-    random states with which the step began. No checkpoint is written of weights that are not finite.
+    random states with which the step began. No checkpoint is written of weights that are not finite. A checkpoint says how
+    the model and the module were made, see `load_from_checkpoint`, and names weights as if nothing were compiled.
 
     Args:
         model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
@@ -165,7 +169,16 @@ class FlowModule(pl.LightningModule):
         generator = torch.Generator(self.device).manual_seed(self.seed + batch_idx)
         terms = self.model(batch["frames"], batch["t"], self._given(batch), generator=generator).as_dict()
         values = {f"{name}_{term}": torch.as_tensor(value, dtype=torch.float32) for term, value in terms.items()}
-        self.log_dict(values, batch_size=len(batch["frames"]), on_step=False, on_epoch=True, sync_dist=True)
+        own = any(isinstance(callback, Checkpoints) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        # A run of the command logs them itself, by the step and before the state is saved.
+        self.log_dict(
+            values,
+            batch_size=len(batch["frames"]),
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            logger=False if own else None,
+        )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends the training when its time is up."""
@@ -186,7 +199,13 @@ class FlowModule(pl.LightningModule):
         draws = [generator.get_state()]
         if self.trainer.world_size > 1:
             draws = [state.cpu() for state in self.all_gather(draws[0].to(self.device))]
-        checkpoint["flowfactor"] = {"elapsed": self.elapsed, "draws": draws, "rng": torch.get_rng_state()}
+        checkpoint["flowfactor"] = {
+            "elapsed": self.elapsed,
+            "draws": draws,
+            "rng": torch.get_rng_state(),
+            "module": told(self),
+        }
+        checkpoint["state_dict"] = plain(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes elapsed time and random draws out of a checkpoint."""
@@ -194,6 +213,39 @@ class FlowModule(pl.LightningModule):
         # Copies: torch reads the state of a generator at the beginning of the storage, wherever in it the tensor begins.
         self._before, self._draws = state["elapsed"], [draws.cpu().clone() for draws in state["draws"]]
         torch.set_rng_state(state["rng"].cpu())
+        checkpoint["state_dict"] = named_for(self, checkpoint["state_dict"])
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, SequenceData) and "loops" in checkpoint:
+            data.reopen_epoch(checkpoint["loops"]["fit_loop"])
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | os.PathLike[str], map_location: Any = "cpu", **given: Any
+    ) -> FlowModule:
+        """Makes a module, and its model, of a checkpoint: of ``flowfactor train``, or of Lightning's ``ModelCheckpoint``.
+
+        Args:
+            checkpoint_path: The file. No code in it is run, and its digest is checked where it has one.
+            map_location: The device to load to.
+            **given: Parts of your own (such as ``encoder``), as for ``from_pretrained``, or all of the ``model``; their
+                weights are loaded. The schedule and settings too may be replaced, such as ``learning_rate``.
+
+        Returns:
+            The module, in training mode, with the model's weights. To resume a training, give the file to the Trainer.
+
+        Raises:
+            OSError: If there is no such file, or it cannot be read.
+            ValueError: If the file is damaged or no checkpoint of such a module, or a part of one's own is not handed over.
+
+        Example:
+            >>> FlowModule.load_from_checkpoint("runs/demo/last.ckpt").model.latent_dim  # doctest: +SKIP
+            32
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        module = cls(**arguments(checkpoint, Path(checkpoint_path), given))
+        if isinstance(map_location, (str, torch.device)):
+            module.to(map_location)
+        return module
 
     @property
     def _aside(self) -> tuple[Path, str]:

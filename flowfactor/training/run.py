@@ -21,7 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 import flowfactor
 from flowfactor.data import SequenceDataset
 from flowfactor.models import METHODS, build_model, get_method, load_pretrained
-from flowfactor.training._cluster import environments, settle, trains_alone
+from flowfactor.training._cluster import settle
 from flowfactor.training._collapse import LEAST_STEPS, warn_of_collapse
 from flowfactor.training._folder import (
     CONFIG,
@@ -37,11 +37,13 @@ from flowfactor.training._folder import (
     write_text,
 )
 from flowfactor.training._identity import check_data, fingerprints
-from flowfactor.training._logs import HeldBack, LateLoggers, open_loggers, quiet
+from flowfactor.training._logs import quiet
 from flowfactor.training._place import Place
 from flowfactor.training._table import check_table
-from flowfactor.training.callbacks import GracefulStop, Progress
-from flowfactor.training.checkpoints import Checkpoints, Found, newest_checkpoint
+from flowfactor.training._trainer import make_trainer
+from flowfactor.training._validation import Validation, hold_out
+from flowfactor.training.callbacks import GracefulStop
+from flowfactor.training.checkpoints import Checkpoints, newest_checkpoint
 from flowfactor.training.config import Config, load_config
 from flowfactor.training.data import SequenceData
 from flowfactor.training.datasets import data_identity
@@ -63,7 +65,8 @@ class Run:
     Attributes:
         config: The settings.
         model: The model.
-        data: The training data.
+        data: The batches that it is trained on, and what it is validated on.
+        train: The training data, those for validation included.
         test: The test data.
         folder: Folder of the run.
         resume: Whether to go on from its checkpoint.
@@ -75,6 +78,7 @@ class Run:
     config: Config
     model: Any
     data: SequenceData
+    train: SequenceDataset
     test: SequenceDataset
     folder: Path
     resume: bool
@@ -91,7 +95,7 @@ class Run:
         """
         try:
             with quiet():
-                self._trainer(GracefulStop())
+                make_trainer(self.folder, self.config.train, self.resume, GracefulStop())
         except MisconfigurationException as error:
             raise ValueError(f"the training cannot be set up as train.* asks: {error}") from error
         parameters = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
@@ -134,7 +138,7 @@ class Run:
         found = newest_checkpoint(self.folder, tell=False) if self.resume else None
         stop = GracefulStop()
         with quiet():
-            trainer = self._trainer(stop, found, None if self.resume else place.begin)
+            trainer = make_trainer(self.folder, train, self.resume, stop, found, None if self.resume else place.begin)
             try:
                 trainer.fit(
                     module,
@@ -186,50 +190,18 @@ class Run:
         return evaluate(
             self.model,
             self.test,
-            train=self.data.dataset,
+            train=self.train,
             limit=train.evaluate_limit,
             likelihood_limit=train.likelihood_limit,
             samples=train.likelihood_samples,
             seed=self.config.seed,
         )
 
-    def _trainer(
-        self, stop: GracefulStop, found: Found | None = None, first: Callable[[], None] | None = None
-    ) -> pl.Trainer:
-        train = self.config.train
-        resumed = None if found is None else found.path
-        callbacks: list[pl.Callback] = [
-            stop,
-            Checkpoints(self.folder, train.checkpoint_minutes, train.checkpoint_steps, resumed, first),
-            LateLoggers(self.resume, lambda: open_loggers(self.folder, train.tensorboard, found)),
-        ]
-        if train.progress:
-            callbacks.append(Progress(train.log_every))
-        return pl.Trainer(
-            accelerator=train.accelerator,
-            devices=train.devices,
-            num_nodes=train.num_nodes,
-            plugins=list(environments(train)),
-            # Warm-ups, alternating losses and lazy regularizers leave parameters without gradient in some steps.
-            strategy="auto" if trains_alone(train) else "ddp_find_unused_parameters_true",
-            precision=train.precision,  # type: ignore[arg-type]
-            max_steps=-1 if train.steps is None else train.steps,
-            max_epochs=-1,
-            gradient_clip_val=train.clip,
-            log_every_n_steps=train.log_every,
-            logger=HeldBack(self.folder),
-            callbacks=callbacks,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
-
     def _result(self, module: FlowModule, trainer: pl.Trainer, stopped: bool) -> dict[str, Any]:
         steps, seconds = trainer.global_step, module.elapsed
         return {
             "finished": not stopped,
+            "ended": self._ended(trainer, stopped),
             "steps": steps,
             "seconds": round(seconds, 3),
             "steps_per_second": round(steps / seconds, 3) if seconds else None,
@@ -241,6 +213,16 @@ class Run:
             "config": self.config.as_dict(),
             "versions": versions(),
         }
+
+    def _ended(self, trainer: pl.Trainer, stopped: bool) -> str:
+        """Why the training ended."""
+        checks = [callback for callback in trainer.callbacks if isinstance(callback, Validation)]  # type: ignore[attr-defined]
+        if stopped:
+            return "interrupted"
+        if checks and checks[0].exhausted:
+            return checks[0].told()
+        steps = self.config.train.steps
+        return "all steps made" if steps is not None and trainer.global_step >= steps else "time up"
 
 
 def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -275,14 +257,17 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     _schedule(config)
     train, test = config.data.dataset("train"), config.data.dataset("test")
     order = {"seed": config.seed, "stratified": config.train.stratified}
-    data = SequenceData(train, config.train.batch_size, **order, endless=True)
+    kept, val = train, None
+    if config.train.validate_every is not None:
+        kept, val = hold_out(train, config.train.validation_fraction, config.seed)
+    data = SequenceData(kept, config.train.batch_size, **order, val=val, endless=True)
     identity = fingerprints(train, test)
     if resume:
         _check_resumable(config, folder, train)
         check_data(folder, identity, "give the folder of its own data by data.root, or choose another output")
         newest_checkpoint(folder, tell=rank_zero_only.rank == 0)
         check_table(folder / METRICS)
-    run = Run(config, make_model(config, train), data, test, folder, resume, identity, overwrite)
+    run = Run(config, make_model(config, train), data, train, test, folder, resume, identity, overwrite)
     run.check()
     return run
 

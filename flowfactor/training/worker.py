@@ -78,7 +78,7 @@ def _trained_and_measured(
         result = run.fit(measure=False)
         if not result["finished"]:
             return None
-        model, train, test = run.model, run.data.dataset, run.test
+        model, train, test = run.model, run.train, run.test
     else:
         model, _ = load_run(folder)
         train, test = config.data.dataset("train"), config.data.dataset("test")

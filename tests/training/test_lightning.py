@@ -18,8 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:Be aware that when using"),
-    # The data module restores the position, which Lightning looks for in the loader.
-    pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before"),
     pytest.mark.filterwarnings("ignore:.*GPU available but not used.*"),
 ]
 
@@ -84,5 +82,24 @@ def test_a_training_by_epochs_resumes_as_if_undisturbed(tmp_path: Path, stop_at:
         resumed, datamodule=SequenceData(_data(), 6), ckpt_path=tmp_path / f"step={stop_at}.ckpt", weights_only=True
     )
     assert trainer.global_step == 12
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("stop_at", [2, 4, 6, 7])
+def test_an_epoch_stopped_in_its_middle_is_gone_on_with(tmp_path: Path, stop_at: int, validated: bool) -> None:
+    settings = {"max_epochs": 3, "enable_checkpointing": False, "val_check_interval": 2 if validated else None}
+    val = _data().subset(range(18, 24)) if validated else None
+    whole, first, resumed = _module(), _module(), _module()
+    _trainer(tmp_path, **settings).fit(whole, datamodule=SequenceData(_data(), 6, val=val))
+    stopped = _trainer(tmp_path, max_steps=stop_at, **settings)
+    stopped.fit(first, datamodule=SequenceData(_data(), 6, val=val))
+    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
+    trainer = _trainer(tmp_path, **settings)
+    trainer.fit(
+        resumed, datamodule=SequenceData(_data(), 6, val=val), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True
+    )
+    assert (trainer.global_step, trainer.current_epoch) == (12, 3)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
