@@ -39,7 +39,9 @@ def hold_out(train: SequenceDataset, fraction: float, seed: int) -> tuple[Sequen
         labels = torch.zeros(len(train)) if labels is None else labels.cpu()
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed % 2**63))
         piles = [order[labels[order] == label] for label in labels.unique()]
-        held = torch.cat([pile[: round(fraction * len(pile))] for pile in piles])
+        # One at least of every label on both sides, where it has two; a single one is trained on.
+        counts = [min(max(round(fraction * len(pile)), 1), len(pile) - 1) for pile in piles]
+        held = torch.cat([pile[:count] for pile, count in zip(piles, counts, strict=True)])
         kept = torch.ones(len(train), dtype=torch.bool).index_fill(0, held, False)
         return train.subset(kept), train.subset(~kept)
     except ValueError as error:

@@ -33,11 +33,11 @@ from flowfactor.training._folder import (
     write_text,
 )
 from flowfactor.training._identity import differences, fingerprints
+from flowfactor.training._model import make_model
 from flowfactor.training.config import Config
 from flowfactor.training.data import SequenceData
 from flowfactor.training.datasets import data_identity
 from flowfactor.training.evaluation import EvaluationConfig
-from flowfactor.training.run import make_model
 from flowfactor.training.variants import Variant, configure
 from flowfactor.training.worker import BUSY, INTERRUPTED, main, write_error
 

@@ -20,7 +20,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 import flowfactor
 from flowfactor.data import SequenceDataset
-from flowfactor.models import METHODS, build_model, get_method, load_pretrained
+from flowfactor.models import load_pretrained
 from flowfactor.training._cluster import settle
 from flowfactor.training._collapse import LEAST_STEPS, warn_of_collapse
 from flowfactor.training._folder import (
@@ -38,6 +38,7 @@ from flowfactor.training._folder import (
 )
 from flowfactor.training._identity import check_data, fingerprints
 from flowfactor.training._logs import quiet
+from flowfactor.training._model import make_model
 from flowfactor.training._place import Place
 from flowfactor.training._table import check_table
 from flowfactor.training._trainer import make_trainer
@@ -270,61 +271,6 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
     run = Run(config, make_model(config, train), data, train, test, folder, resume, identity, overwrite)
     run.check()
     return run
-
-
-def make_model(config: Config, data: SequenceDataset) -> Any:
-    """Builds the model of a configuration for the data that it is to be trained on.
-
-    Seeds PyTorch's global generator with the configuration's seed.
-
-    Args:
-        config: The settings.
-        data: The training split, which gives the picture's shape and the numbers of transformations and frames; where it
-            has no labels, the number of flows is a setting of the model.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: If the method is unknown, a setting is out of range, sizes or transformations are not the data's, or the
-            data have no labels and the method needs them.
-        TypeError: If the model takes no such setting.
-    """
-    shape = {"image_shape": tuple(data.image_shape), "num_flows": data.num_flows, "num_frames": data.num_steps + 1}
-    if not data.num_flows:  # without labels, the settings of the model alone say how many flows it has
-        _check_needs_no_labels(config)
-        del shape["num_flows"]
-    settings = dict(config.model)
-    for name, value in shape.items():
-        given = settings.pop(name, value)
-        if (tuple(given) if isinstance(given, list) else given) != value:
-            raise ValueError(
-                f"model.{name} is {given}, but the data set {config.data.name} has {value} (transformations: "
-                f"{', '.join(data.flow_names)}): leave it out, or choose others by data.flows and data.steps"
-            )
-    fixed = data.fixed_k
-    if (
-        data.num_flows
-        and fixed is not None
-        and bool((fixed < 0).any())
-        and get_method(config.method).labels != "inferred"
-    ):
-        given = [name for name, method in METHODS.items() if method.labels == "inferred"]
-        raise ValueError(
-            f"in the sequences of {config.data.name} no single transformation acts, so there is no k to give to the "
-            f"method {config.method!r}: train by one that infers what acts ({', '.join(given)})"
-        )
-    torch.manual_seed(config.seed)
-    return build_model(config.method, **shape, **settings)
-
-
-def _check_needs_no_labels(config: Config) -> None:
-    if get_method(config.method).labels == "given":
-        without = [name for name, method in METHODS.items() if method.labels != "given"]
-        raise ValueError(
-            f"the sequences in {config.data.root} have no labels of what acts in them, which the method {config.method!r} "
-            f"needs: sort them into folders <class>/<sequence>, or train by --method {', '.join(without)}"
-        )
 
 
 def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:

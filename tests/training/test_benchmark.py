@@ -34,8 +34,8 @@ from flowfactor.training import (
     worker,
 )
 from flowfactor.training import module as module_of_training
+from flowfactor.training._model import make_model
 from flowfactor.training.benchmark import _reason
-from flowfactor.training.run import make_model
 
 LITTLE = [
     *("--evaluate.images", "4", "--evaluate.likelihood_images", "2", "--evaluate.likelihood_samples", "2"),

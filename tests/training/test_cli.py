@@ -18,7 +18,7 @@ from flowfactor.cli.runs import _spread
 from flowfactor.cli.train import parse_train
 from flowfactor.models import METHODS, build_vae
 from flowfactor.training import ABLATIONS, Config, configure, get_variant, list_presets, load_config
-from flowfactor.training.run import make_model
+from flowfactor.training._model import make_model
 
 SHORT = [
     *TINY,

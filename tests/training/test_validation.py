@@ -172,3 +172,18 @@ def test_a_resumed_run_equals_an_undisturbed_one(
 def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.(patience|validate_every|validation_fraction)"):
         small_run(tmp_path, **options)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_a_rare_label_is_on_both_sides(fraction: float) -> None:
+    data = ff.data.Digits()
+    rows = [(data.labels == label).nonzero().flatten()[:count] for label, count in ((0, 100), (1, 4))]
+    for part in hold_out(data.subset(torch.cat(rows)), fraction, 0):
+        labels: Any = part
+        assert set(labels.labels.tolist()) == {0, 1}
+
+
+def test_few_data_of_many_labels_are_divided_by_the_default_share(tmp_path: Path) -> None:
+    run = prepare(small_run(tmp_path, validate_every=2))
+    val: Any = run.data.val
+    assert len(run.data.dataset) + len(val) == 21 and len(run.data.dataset) >= 6
