@@ -63,7 +63,7 @@ class HeldBack(Logger):
 
 
 class LateLoggers(pl.Callback):
-    """Opens the loggers of a resumed run at its start, and those of a new one after its first checkpoint.
+    """Opens the loggers of a resumed run at its start, and those of a new one with its first checkpoint (`open`).
 
     It has to stand after the callback that writes checkpoints.
 
@@ -78,15 +78,19 @@ class LateLoggers(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens those of a resumed run."""
         if self.resumed:
-            self._open(trainer)
+            self.open(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Opens those of a new run, which has a checkpoint from its first step on."""
-        self._open(trainer)
+        """Opens those of a new run in the processes that write no checkpoint."""
+        self.open(trainer)
 
-    def _open(self, trainer: pl.Trainer) -> None:
+    def open(self, trainer: pl.Trainer) -> None:
+        """Opens them, if they are not, and hands over what was held back.
+
+        Before the first checkpoint has its name: what comes before a checkpoint is not logged again after it.
+        """
         held = [logger for logger in trainer.loggers if isinstance(logger, HeldBack)]
         if held:
             trainer.loggers = self._make()

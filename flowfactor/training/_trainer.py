@@ -36,17 +36,31 @@ def make_trainer(
     Returns:
         The Trainer.
     """
+    late = LateLoggers(resume, lambda: open_loggers(folder, train.tensorboard, found))
+
+    def begin() -> None:
+        if first is not None:
+            first()
+        late.open(trainer)
+
     resumed, every = None if found is None else found.path, train.validate_every
     callbacks: list[pl.Callback] = [stop]
     if every is not None:  # before what saves: its count belongs to the state
         callbacks.append(Validation(every, train.patience))
     callbacks += [
-        Checkpoints(folder, train.checkpoint_minutes, train.checkpoint_steps, resumed, first, validate_every=every),
-        LateLoggers(resume, lambda: open_loggers(folder, train.tensorboard, found)),
+        Checkpoints(
+            folder,
+            train.checkpoint_minutes,
+            train.checkpoint_steps,
+            resumed,
+            None if first is None else begin,
+            validate_every=every,
+        ),
+        late,
     ]
     if train.progress:
         callbacks.append(Progress(train.log_every))
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=train.accelerator,
         devices=train.devices,
         num_nodes=train.num_nodes,
@@ -68,3 +82,4 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    return trainer

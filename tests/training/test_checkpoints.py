@@ -15,6 +15,7 @@ import torch
 from small_runs import small_run
 
 from flowfactor.training import FlowModule, load_run, prepare, train
+from flowfactor.training._logs import LateLoggers
 from flowfactor.training.checkpoints import (
     DamagedCheckpointError,
     check_seal,
@@ -263,6 +264,24 @@ def test_rows_after_the_checkpoint_go_and_line_ends_stay(crashed: Path, tmp_path
     assert table(crashed) == table(tmp_path / "whole")
     whole = made.read_bytes()
     assert whole.count(b"\r\n") == whole.count(b"\n") == 1 + 8
+
+
+def test_a_run_that_dies_right_after_its_first_checkpoint_has_its_first_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was logged before the first checkpoint does not come again."""
+    train(small_run(tmp_path / "whole", checkpoint_steps=2, log_every=1, **QUICK))
+
+    def dies(*_: object) -> None:
+        raise OSError("power")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LateLoggers, "on_train_batch_end", dies)
+        with pytest.raises(OSError, match="power"):
+            train(small_run(tmp_path / "dead", checkpoint_steps=2, log_every=1, **QUICK))
+    assert step_of(tmp_path / "dead" / "last.ckpt") == 1
+    train(small_run(tmp_path / "dead", checkpoint_steps=2, log_every=1, **QUICK), resume=True)
+    assert table(tmp_path / "dead") == table(tmp_path / "whole")
 
 
 def test_line_ends_of_another_kind_stay_too(crashed: Path) -> None:
