@@ -28,8 +28,8 @@ from torch import Tensor
 import flowfactor as ff
 from benchmarks.run import RESULTS, machine
 from flowfactor import training
-from flowfactor.metrics._draw import draw_elements
 from flowfactor.metrics.composition import as_control
+from flowfactor.metrics.draw import draw_elements
 
 VARIANTS = ("single", "combined", "held-out")
 FIGURE = Path(__file__).parents[1] / "docs/assets/extrapolation.png"

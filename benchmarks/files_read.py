@@ -14,18 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowfactor.comparison import choose_variants, plan_benchmark, write_report
+from flowfactor.comparison.worker import execute
 from flowfactor.data import MNIST, Falcor3D, Sequences, Shapes3D
 from flowfactor.models import build_model, load_pretrained
-from flowfactor.training import (
-    Config,
-    EvaluationConfig,
-    choose_variants,
-    load_config,
-    plan_benchmark,
-    prepare,
-    write_report,
-)
-from flowfactor.training.worker import execute
+from flowfactor.training import Config, EvaluationConfig, load_config, prepare
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import flowfactor as ff
 from benchmarks.composition import write
 from benchmarks.run import RESULTS
 from flowfactor import training
-from flowfactor.metrics._draw import draw_elements
+from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.matched import match_flows
 
 VARIANTS: dict[str, dict[str, Any]] = {

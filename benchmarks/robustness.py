@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from flowfactor.training import Config, train
-from flowfactor.training._folder import holds_checkpoint
 from flowfactor.training.checkpoints import check_seal
+from flowfactor.training.folder import holds_checkpoint
 
 STEPS = 60
 _SIZES = {

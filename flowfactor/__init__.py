@@ -48,7 +48,8 @@ _HOMES = {
     "Solver": "solver",
 }
 _MODULES = {
-    *("data", "encoders", "fields", "metrics", "models", "plot", "potentials", "priors", "regularizers", "training"),
+    *("comparison", "data", "encoders", "fields", "metrics", "models", "plot", "potentials", "priors", "regularizers"),
+    *("networks", "solve", "training"),
     *("control", "errors", "latent_flow", "objectives", "path", "solver", "transforms"),
 }
 

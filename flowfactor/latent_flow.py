@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
-from flowfactor._compiled import program_of
-from flowfactor._controlled import check_state
 from flowfactor._functorch import is_batched
-from flowfactor._fused import solve_segment, solve_segments
-from flowfactor._integrate import integrate
-from flowfactor._packing import Cost, Packing, segments_of
 from flowfactor.control import Control, Schedule, control_shape, resolve, times
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
+from flowfactor.networks.controlled import check_state
 from flowfactor.path import FlowPath, SolveStats
 from flowfactor.potentials.base import Potential, rademacher_like
+from flowfactor.solve.closed_form import solve_segment, solve_segments
+from flowfactor.solve.compiled import program_of
+from flowfactor.solve.odeint import integrate
+from flowfactor.solve.problem import Cost, Packing, segments_of
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform
 

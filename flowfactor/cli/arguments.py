@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from flowfactor.cli.errors import fail
-from flowfactor.training._folder import run_folder
-from flowfactor.training._settings import SettingError, kinds, read_text, unknown_key
-from flowfactor.training._signatures import METHOD_SOURCES, Setting, model_settings, of_dataclass
 from flowfactor.training.config import (
     Config,
     DataConfig,
@@ -22,6 +19,9 @@ from flowfactor.training.config import (
     preset_path,
     read_file,
 )
+from flowfactor.training.folder import run_folder
+from flowfactor.training.settings import SettingError, kinds, read_text, unknown_key
+from flowfactor.training.signatures import METHOD_SOURCES, Setting, model_settings, of_dataclass
 
 _TRAIN = """Train a model by a preset or by your own YAML file.
 

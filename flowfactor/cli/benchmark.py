@@ -11,10 +11,10 @@ from typing import Any
 from flowfactor._checks import did_you_mean
 from flowfactor.cli.arguments import read_train, train_settings
 from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
-from flowfactor.training._process import prepare_process
-from flowfactor.training._signatures import METHOD_SOURCES, of_source
+from flowfactor.comparison.variants import ABLATION_GROUPS, ABLATIONS, BENCHMARKS, choose_variants
 from flowfactor.training.config import list_presets, preset_path
-from flowfactor.training.variants import ABLATION_GROUPS, ABLATIONS, BENCHMARKS, choose_variants
+from flowfactor.training.process import prepare_process
+from flowfactor.training.signatures import METHOD_SOURCES, of_source
 
 _OVERRIDDEN = ("data", "model", "train")
 _EVALUATION = "training/evaluation.py:EvaluationConfig"
@@ -113,7 +113,8 @@ def _planned(parsed: argparse.Namespace, overrides: list[str], command: str) -> 
     base, _, _ = read_train([BENCHMARKS.get(parsed.data, parsed.data), *overrides])
     variants = choose_variants(parsed.methods, parsed.ablations)
     prepare_process()  # without workers, the runs are this process's own
-    from flowfactor.training import EvaluationConfig, plan_benchmark
+    from flowfactor.comparison import plan_benchmark
+    from flowfactor.training import EvaluationConfig
 
     evaluation = EvaluationConfig(**{name: getattr(parsed, f"evaluate.{name}") for name in of_source(_EVALUATION)})
     return plan_benchmark(
@@ -131,8 +132,8 @@ def _planned(parsed: argparse.Namespace, overrides: list[str], command: str) -> 
 
 
 def _report(folder: str | Path) -> int:
-    from flowfactor.training import write_report
-    from flowfactor.training.report import check_report, load_runs, markdown
+    from flowfactor.comparison import write_report
+    from flowfactor.comparison.report import check_report, load_runs, markdown
 
     runs, others = load_runs(folder)
     check_report(Path(folder).expanduser())

@@ -14,7 +14,8 @@ from typing import Any
 from flowfactor.cli.errors import USER_ERRORS, fail, say
 from flowfactor.cli.train import ended, report, table
 from flowfactor.errors import require
-from flowfactor.training._folder import (
+from flowfactor.training.config import Config, load_config
+from flowfactor.training.folder import (
     ANIMATION,
     CONFIG,
     EVALUATION,
@@ -26,8 +27,7 @@ from flowfactor.training._folder import (
     owned,
     write_text,
 )
-from flowfactor.training._process import prepare_process
-from flowfactor.training.config import Config, load_config
+from flowfactor.training.process import prepare_process
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -246,7 +246,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, Config]:
 
 def _checked_data(arguments: argparse.Namespace, test: Any, train: Any = None) -> dict[str, Any]:
     """Checks that data are those of the run, or says in what they differ where the user asked for others."""
-    from flowfactor.training._identity import check_data, data_of, differences
+    from flowfactor.training.identity import check_data, data_of, differences
 
     now = {name: data.fingerprint() for name, data in (("test", test), ("train", train)) if data is not None}
     if not arguments.other_data:

@@ -9,7 +9,7 @@ from typing import Any
 from flowfactor.cli._warnings import warnings_in_a_line
 from flowfactor.cli.arguments import parse_train
 from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
-from flowfactor.training._process import prepare_process
+from flowfactor.training.process import prepare_process
 
 
 @warnings_in_a_line("train")
@@ -62,7 +62,7 @@ def ended(result: dict[str, Any], folder: Path) -> int:
     """
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from flowfactor.training._folder import CHECKPOINT, CONFIG, METRICS, MODEL, RESULT, resume_command
+    from flowfactor.training.folder import CHECKPOINT, CONFIG, METRICS, MODEL, RESULT, resume_command
 
     if rank_zero_only.rank != 0:
         return 0  # it would be ended by another code of theirs

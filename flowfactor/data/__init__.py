@@ -9,19 +9,19 @@ from __future__ import annotations
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.colours import colour, hue_to_rgb, shift_hue
 from flowfactor.data.combined import COMBINED_MODES, CombinedImages, CombinedScenes, CombinedSequences, weights_schedule
-from flowfactor.data.digits import Digits
-from flowfactor.data.dsprites import DSprites
 from flowfactor.data.factors import FactorSequences
-from flowfactor.data.idx import read_idx
 from flowfactor.data.loader import SequenceLoader
-from flowfactor.data.mnist import MNIST, MNIST_MD5, MNIST_MIRRORS, paper_transforms
-from flowfactor.data.norb import SmallNORB
 from flowfactor.data.raycast import SCENE_SHAPES
+from flowfactor.data.readers.digits import Digits
+from flowfactor.data.readers.dsprites import DSprites
+from flowfactor.data.readers.idx import read_idx
+from flowfactor.data.readers.mnist import MNIST, MNIST_MD5, MNIST_MIRRORS, paper_transforms
+from flowfactor.data.readers.norb import SmallNORB
+from flowfactor.data.readers.rendered import Falcor3D, Isaac3D
+from flowfactor.data.readers.sequences import Sequences
+from flowfactor.data.readers.shapes3d import Shapes3D
 from flowfactor.data.render import SCENE_FACTORS, VIEW_FACTORS, render_scenes
-from flowfactor.data.rendered import Falcor3D, Isaac3D
 from flowfactor.data.scenes import Scenes
-from flowfactor.data.sequences import Sequences
-from flowfactor.data.shapes3d import Shapes3D
 from flowfactor.data.transformed import TransformedImages
 from flowfactor.data.transforms import (
     Compose,

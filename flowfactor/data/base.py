@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flowfactor.data.epochs import Batch, draw_epoch
+from flowfactor.data.loader import SequenceLoader
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from flowfactor.data.loader import SequenceLoader
-
 Index: TypeAlias = int | tuple[int, int]
-Batch: TypeAlias = dict[str, Tensor]
 
 _LOOKED_AT = 32  # elements in a fingerprint
 
@@ -209,26 +209,8 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         Returns:
             A list of (indices [B], k [B]), each sorted by k.
         """
-        if batch_size < 1 or (batch_size > len(self) and drop_last):
-            raise ValueError(
-                f"batch_size must be between 1 and the {len(self)} elements of the data set, got {batch_size}; "
-                "drop_last=False allows an incomplete batch"
-            )
-        if stratified and batch_size < self.num_flows:
-            raise ValueError(f"a stratified batch needs at least {self.num_flows} sequences, got {batch_size=}")
-        labels = self.fixed_k
-        if labels is None:
-            chunks = list(_order(len(self), generator, shuffle).split(batch_size))
-            ks = [_shares(len(c), self.num_flows, i, generator, stratified) for i, c in enumerate(chunks)]
-        elif stratified and self.num_flows > 1:
-            chunks = _stratified(labels, self.num_flows, batch_size, generator, shuffle)
-            ks = [labels[c] for c in chunks]
-        else:
-            chunks = list(_order(len(self), generator, shuffle).split(batch_size))
-            chunks = [c[labels[c].argsort(stable=True)] for c in chunks]
-            ks = [labels[c] for c in chunks]
-        epoch = list(zip(chunks, ks, strict=True))
-        return epoch[:-1] if drop_last and len(chunks[-1]) < batch_size else epoch
+        draws: dict[str, Any] = {"generator": generator, "stratified": stratified, "shuffle": shuffle}
+        return draw_epoch(len(self), self.num_flows, self.fixed_k, batch_size, drop_last=drop_last, **draws)
 
     def batches(
         self,
@@ -297,8 +279,6 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         Raises:
             ValueError: If an argument does not suit the data set.
         """
-        from flowfactor.data.loader import SequenceLoader
-
         settings = {"stratified": stratified, "shuffle": shuffle, "drop_last": drop_last}
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
         return SequenceLoader(self, batch_size, seed=seed, rank=rank, world_size=world_size, **settings)
@@ -336,39 +316,3 @@ class SequenceDataset(Dataset[dict[str, Any]]):
                 f"got {int(k.min())} to {int(k.max())}"
             )
         return k.long()
-
-
-def _order(count: int, generator: torch.Generator | None, shuffle: bool) -> Tensor:
-    if not shuffle:
-        return torch.arange(count)
-    return torch.randperm(count, generator=generator, device=generator.device if generator else None).cpu()
-
-
-def _shares(size: int, flows: int, batch: int, generator: torch.Generator | None, stratified: bool) -> Tensor:
-    """Gives the sorted k of a batch: equal numbers, the remainder going round; or uniform draws."""
-    if not stratified:
-        device = generator.device if generator else None
-        return torch.randint(flows, (size,), generator=generator, device=device).cpu().sort().values
-    return ((torch.arange(size) + batch * size) % flows).sort().values
-
-
-def _stratified(
-    labels: Tensor, flows: int, batch_size: int, generator: torch.Generator | None, shuffle: bool
-) -> list[Tensor]:
-    """Deals labelled elements into batches with equal numbers of every label, until one label runs out."""
-    order = _order(len(labels), generator, shuffle)
-    piles = [order[labels[order] == flow] for flow in range(flows)]
-    used, batches = [0] * flows, []
-    while True:
-        counts = _shares(batch_size, flows, len(batches), None, True).bincount(minlength=flows).tolist()
-        if any(used[f] + counts[f] > len(piles[f]) for f in range(flows)):
-            break
-        batches.append(torch.cat([piles[f][used[f] : used[f] + counts[f]] for f in range(flows)]))
-        used = [used[f] + counts[f] for f in range(flows)]
-    if not batches:
-        sizes = [len(pile) for pile in piles]
-        raise ValueError(
-            f"the labels' {sizes} sequences do not fill one stratified batch of {batch_size}: "
-            "take a smaller batch, or stratified=False"
-        )
-    return batches

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from flowfactor._checks import check_count
-from flowfactor.data.pictures import parse_colour
+from flowfactor.data.readers.pictures import parse_colour
 
 FITS: tuple[str, ...] = ("pad", "crop", "resize")
 """Ways of bringing a picture to a size."""

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from flowfactor.data.base import Batch, SequenceDataset
+from flowfactor.data.epochs import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Planned(Protocol):
+    """What a loader needs of a data set: its size, the plan of an epoch, and the batches in it."""
+
+    def __len__(self) -> int:
+        """Number of elements."""
+        ...
+
+    def plan(
+        self, batch_size: int, *, generator: Generator, stratified: bool, shuffle: bool, drop_last: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The elements and flows of every batch of an epoch."""
+        ...
+
+    def batch(self, indices: Tensor, k: Tensor) -> Batch:
+        """One batch."""
+        ...
 
 
 class SequenceLoader(IterableDataset[Batch]):
@@ -55,7 +76,7 @@ class SequenceLoader(IterableDataset[Batch]):
 
     def __init__(
         self,
-        dataset: SequenceDataset,
+        dataset: Planned,
         batch_size: int,
         *,
         seed: int = 0,
@@ -177,7 +198,7 @@ class SequenceLoader(IterableDataset[Batch]):
 class _Made(Dataset[Batch]):
     """Batches by what they hold."""
 
-    def __init__(self, dataset: SequenceDataset) -> None:
+    def __init__(self, dataset: Planned) -> None:
         self.dataset = dataset
 
     def __getitem__(self, drawn: tuple[Any, Any]) -> Batch:

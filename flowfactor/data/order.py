@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 
-from flowfactor.data.films import ARRAYS, VIDEOS
-from flowfactor.data.pictures import PICTURES
+from flowfactor.data.readers.films import ARRAYS, VIDEOS
+from flowfactor.data.readers.pictures import PICTURES
 
 _ENDINGS = (*PICTURES, *ARRAYS, *VIDEOS)  # they are no part of a name, and what they begin with no decimal point
 

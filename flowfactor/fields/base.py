@@ -9,11 +9,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from flowfactor._controlled import Controlled
-from flowfactor._layout import layout_of, run
-from flowfactor._rows import Rows
 from flowfactor.control import Control, ResolvedControl
-from flowfactor.potentials import _autodiff
+from flowfactor.networks import autodiff
+from flowfactor.networks.batching import Rows, layout_of, run
+from flowfactor.networks.controlled import Controlled
 
 Divergence: TypeAlias = Literal["exact", "hutchinson"]
 
@@ -144,7 +143,7 @@ class Field(Controlled):
             probe: Hutchinson's probe, arranged in rows.
 
         Returns:
-            The tape (`flowfactor.fields._tape.FieldTape`), or None.
+            The tape (`flowfactor.fields._sum_adjoint.FieldTape`), or None.
         """
         return None
 
@@ -181,7 +180,7 @@ class Field(Controlled):
             def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
                 if divergence is None:
                     return {"velocity": velocity(z, t)}
-                v, div = _autodiff.divergence_of(velocity, z, t, probe)
+                v, div = autodiff.divergence_of(velocity, z, t, probe)
                 return {"velocity": v, "divergence": div}
 
             return evaluate

@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowfactor._layout import Stack, layout_of, run
-from flowfactor._rows import Rows
 from flowfactor.control import ResolvedControl
-from flowfactor.fields._free_tape import FreeTape
-from flowfactor.fields._tape import FieldTape
+from flowfactor.fields._sum_adjoint import FieldTape
 from flowfactor.fields.base import BoundField, Divergence, Field
-from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import check_sizes, own_tensors, uniform
-from flowfactor.potentials._time import TimeFeatures
+from flowfactor.networks.activations import activation_named
+from flowfactor.networks.batching import Rows, Stack, layout_of, run
+from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.networks.time import TimeFeatures
+from flowfactor.networks.velocity_adjoint import FreeTape
 from flowfactor.potentials.base import PotentialTape
 from flowfactor.potentials.module import list_of_modules
 

@@ -8,13 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from flowfactor._layout import layout_of
-from flowfactor._rows import Rows
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._skew import SkewForms, canonical
-from flowfactor.fields._tape import FieldTape, Form
+from flowfactor.fields._sum_adjoint import FieldTape, Form
 from flowfactor.fields.base import BoundField, Divergence, DivergenceFreeField, Evaluation, Field
 from flowfactor.fields.solenoidal import SolenoidalField
+from flowfactor.networks.batching import Rows, layout_of
 from flowfactor.potentials.base import Potential, PotentialTape
 
 

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowfactor._layout import Stack, layout_of, run
-from flowfactor._rows import Rows
 from flowfactor.control import ResolvedControl
-from flowfactor.fields._ridge_tape import RidgeTape
-from flowfactor.fields._tape import FieldTape
+from flowfactor.fields._sum_adjoint import FieldTape
 from flowfactor.fields.base import Divergence, DivergenceFreeField
-from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import own_tensors, uniform
-from flowfactor.potentials._time import TimeFeatures
+from flowfactor.networks.activations import activation_named
+from flowfactor.networks.batching import Rows, Stack, layout_of, run
+from flowfactor.networks.ridge_adjoint import RidgeTape
+from flowfactor.networks.stacked import own_tensors, uniform
+from flowfactor.networks.time import TimeFeatures
 from flowfactor.potentials.base import PotentialTape
 
 

@@ -14,7 +14,7 @@ from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset, weights_schedule
 from flowfactor.metrics._checks import check_order
-from flowfactor.metrics._draw import draw_elements
+from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.estimates import (
     CONFIDENCE,
     Estimate,

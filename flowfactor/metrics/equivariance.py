@@ -13,7 +13,7 @@ from flowfactor._evaluating import evaluating
 from flowfactor.control import Control
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics._checks import check_flows
-from flowfactor.metrics._draw import draw_elements
+from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 

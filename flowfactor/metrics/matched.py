@@ -14,7 +14,7 @@ from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset
 from flowfactor.data.combined import CombinedSequences
 from flowfactor.metrics._checks import check_flows
-from flowfactor.metrics._draw import draw_elements
+from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_flow, latent_path
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
 

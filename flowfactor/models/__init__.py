@@ -12,17 +12,17 @@ from flowfactor.models.baselines import (
 )
 from flowfactor.models.build import build_vae
 from flowfactor.models.build_sparse import build_sparse_vae
-from flowfactor.models.flow_vae import FlowFactorizedVAE
-from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained
-from flowfactor.models.responsibilities import balanced_responsibilities
-from flowfactor.models.sparse import SparseTransformationVAE
-from flowfactor.models.terms import Terms
-from flowfactor.models.weak import (
+from flowfactor.models.estimators import (
     BalancedEstimator,
     EnumerateEstimator,
     FactorEstimator,
     GumbelEstimator,
 )
+from flowfactor.models.flow_vae import FlowFactorizedVAE
+from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained
+from flowfactor.models.responsibilities import balanced_responsibilities
+from flowfactor.models.sparse import SparseTransformationVAE
+from flowfactor.models.terms import Terms
 
 __all__ = [
     "METHODS",

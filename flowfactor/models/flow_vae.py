@@ -14,10 +14,9 @@ from flowfactor._checks import check_count
 from flowfactor._config import describe
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models._base import FlowModel
+from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_batch_control, check_generator
-from flowfactor.models.terms import Begin, Pieces, Terms
-from flowfactor.models.weak import (
+from flowfactor.models.estimators import (
     BalancedEstimator,
     FactorEstimator,
     GumbelEstimator,
@@ -25,6 +24,7 @@ from flowfactor.models.weak import (
     factor_divergence,
     truncate,
 )
+from flowfactor.models.terms import Begin, Pieces, Terms
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior
 

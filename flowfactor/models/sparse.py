@@ -16,7 +16,6 @@ from flowfactor.control import Control, Schedule
 from flowfactor.encoders import PairEncoder, SparseWeights
 from flowfactor.fields import HelmholtzField
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models._base import FlowModel
 from flowfactor.models._sparse_parts import (
     check_pair_encoder,
     course,
@@ -26,6 +25,7 @@ from flowfactor.models._sparse_parts import (
     stretch,
 )
 from flowfactor.models._split import SplitControlField
+from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_generator, check_weight
 from flowfactor.models.responsibilities import anneal, balanced_responsibilities
 from flowfactor.models.terms import Terms

@@ -9,11 +9,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from flowfactor._controlled import Controlled
-from flowfactor._layout import layout_of, run
-from flowfactor._rows import Rows
 from flowfactor.control import Control, ResolvedControl
-from flowfactor.potentials import _autodiff
+from flowfactor.networks import autodiff
+from flowfactor.networks.batching import Rows, layout_of, run
+from flowfactor.networks.controlled import Controlled
 
 Laplacian: TypeAlias = Literal["exact", "hutchinson"]
 
@@ -168,13 +167,13 @@ class Potential(Controlled):
         layout = layout_of(control, batch_shape, self.num_flows, stacked=False)
         probes = [None] * len(layout.modules()) if probe is None else layout.scatter(probe)
         functions = [
-            _autodiff.derivatives_of(lambda z, t, k=k: self.flow_potential(z, t, k), wanted, laplacian, probe_k)
+            autodiff.derivatives_of(lambda z, t, k=k: self.flow_potential(z, t, k), wanted, laplacian, probe_k)
             for k, probe_k in zip(layout.modules(), probes, strict=True)
         ]
         if layout.batch_shape == tuple(batch_shape) and len(functions) == 1 and control.weights is None:
             # One flow for all: the user's code sees the batch in the shape and order it was given.
             k = layout.modules()[0]
-            function = _autodiff.derivatives_of(lambda z, t: self.flow_potential(z, t, k), wanted, laplacian, probe)
+            function = autodiff.derivatives_of(lambda z, t: self.flow_potential(z, t, k), wanted, laplacian, probe)
             return lambda z, t: Derivatives(**function(z, t))
         return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))
 
@@ -197,7 +196,7 @@ class Potential(Controlled):
 
 @dataclass
 class PotentialTape:
-    """A potential bound for one solve with a closed-form way back (see `flowfactor.potentials._tape`).
+    """A potential bound for one solve with a closed-form way back (see `flowfactor.networks.two_layer_adjoint`).
 
     Attributes:
         build: Makes what records the stages, of parameters such as ``stack`` and a map J of the gradient with its

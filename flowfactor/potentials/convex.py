@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfactor._layout import Stack
-from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import check_sizes, own_tensors, uniform
-from flowfactor.potentials._time import TimeFeatures
+from flowfactor.networks.activations import activation_named
+from flowfactor.networks.batching import Stack
+from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.networks.time import TimeFeatures
 from flowfactor.potentials.mlp import TwoLayerPotential
 
 

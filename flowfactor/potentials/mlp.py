@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from flowfactor._layout import Stack
-from flowfactor._rows import Rows
-from flowfactor.potentials._activations import Activation, activation_named
-from flowfactor.potentials._stacked import StackedPotential, check_sizes, own_tensors, uniform
-from flowfactor.potentials._tape import Turn, TwoLayerTape
-from flowfactor.potentials._time import TimeFeatures
-from flowfactor.potentials._two_layer import time_terms, two_layer
+from flowfactor.networks.activations import Activation, activation_named
+from flowfactor.networks.batching import Rows, Stack
+from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.networks.time import TimeFeatures
+from flowfactor.networks.two_layer import time_terms, two_layer
+from flowfactor.networks.two_layer_adjoint import Turn, TwoLayerTape
+from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian, PotentialTape
 
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfactor._layout import Stack
-from flowfactor._rows import Rows
-from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._stacked import StackedPotential, own_tensors, uniform
-from flowfactor.potentials._tanh_tape import OuterTanhTape
-from flowfactor.potentials._tape import Turn
-from flowfactor.potentials._time import TimeFeatures
-from flowfactor.potentials._two_layer import two_layer_with_terms
+from flowfactor.networks.activations import activation_named
+from flowfactor.networks.batching import Rows, Stack
+from flowfactor.networks.outer_tanh_adjoint import OuterTanhTape
+from flowfactor.networks.stacked import own_tensors, uniform
+from flowfactor.networks.time import TimeFeatures
+from flowfactor.networks.two_layer import two_layer_with_terms
+from flowfactor.networks.two_layer_adjoint import Turn
+from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian, PotentialTape
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowfactor._layout import Stack
-from flowfactor.potentials._activations import activation_named
-from flowfactor.potentials._row_norms import weighted_row_norms
-from flowfactor.potentials._stacked import StackedPotential, check_sizes, own_tensors, uniform
+from flowfactor.networks.activations import activation_named
+from flowfactor.networks.batching import Stack
+from flowfactor.networks.row_norms import weighted_row_norms
+from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian
 
 

@@ -13,9 +13,9 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from flowfactor.training._folder import METRICS, TENSORBOARD, mark_of
 from flowfactor.training._table import TableLogger
 from flowfactor.training.checkpoints import Found
+from flowfactor.training.folder import METRICS, TENSORBOARD, mark_of
 
 _QUIET = (
     ".*does not have many workers.*",  # batches are made whole by the data set: workers would only copy them

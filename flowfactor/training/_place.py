@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flowfactor._files import replacing
-from flowfactor.training._folder import (
+from flowfactor.training.config import Config
+from flowfactor.training.folder import (
     CONFIG,
     FIGURES,
     OF_A_RUN,
@@ -26,8 +27,7 @@ from flowfactor.training._folder import (
     sweep,
     write_text,
 )
-from flowfactor.training._identity import write_data
-from flowfactor.training.config import Config
+from flowfactor.training.identity import write_data
 
 
 @dataclass

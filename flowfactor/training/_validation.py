@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from flowfactor.data import SequenceDataset
-from flowfactor.data.sequences import Sequences
+from flowfactor.data.readers.sequences import Sequences
 
 
 def hold_out(train: SequenceDataset, fraction: float, seed: int) -> tuple[SequenceDataset, SequenceDataset]:

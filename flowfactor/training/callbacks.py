@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import lightning.pytorch as pl
 
-from flowfactor.training._duration import format_duration
+from flowfactor.training.duration import format_duration
 from flowfactor.training.module import FlowModule
 
 

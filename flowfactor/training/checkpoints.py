@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 
 from flowfactor._files import replacing, sync
-from flowfactor.training._folder import BEST, CHECKPOINT, PREVIOUS
+from flowfactor.training.folder import BEST, CHECKPOINT, PREVIOUS
 
 # A checkpoint is a zip archive, and the seal is the archive's comment: PyTorch reads past it, and it cannot get lost.
 _SEAL = "\nflowfactor checkpoint, step {step:012d}, sha256 "

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from flowfactor._checks import choices, did_you_mean
 from flowfactor.errors import require
-from flowfactor.training._folder import run_folder
-from flowfactor.training._settings import SettingError, check_settings, kinds, read, short, unknown_key
-from flowfactor.training._signatures import METHOD_SOURCES, read_model
 from flowfactor.training.datasets import DataConfig
+from flowfactor.training.folder import run_folder
+from flowfactor.training.settings import SettingError, check_settings, kinds, read, short, unknown_key
+from flowfactor.training.signatures import METHOD_SOURCES, read_model
 
 PRESETS = Path(__file__).parent.parent / "configs"
 """Folder of the presets."""
@@ -63,7 +63,7 @@ class TrainConfig:
         >>> TrainConfig(steps=0)
         Traceback (most recent call last):
         ...
-        flowfactor.training._settings.SettingError: train.steps must be above 0, got 0
+        flowfactor.training.settings.SettingError: train.steps must be above 0, got 0
     """
 
     minutes: float | None = None

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from flowfactor.training._settings import check_settings
 from flowfactor.training.own import open_own
+from flowfactor.training.settings import check_settings
 
 if TYPE_CHECKING:
     from flowfactor.data import SequenceDataset

@@ -27,7 +27,7 @@ from flowfactor.metrics import (
     sap,
     vp_score,
 )
-from flowfactor.metrics._draw import draw_elements
+from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_unlabelled
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 from flowfactor.metrics.matched import MatchedModel, infers_k, match_flows, match_spikes

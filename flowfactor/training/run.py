@@ -23,7 +23,19 @@ from flowfactor.data import SequenceDataset
 from flowfactor.models import load_pretrained
 from flowfactor.training._cluster import settle
 from flowfactor.training._collapse import LEAST_STEPS, warn_of_collapse
-from flowfactor.training._folder import (
+from flowfactor.training._logs import quiet
+from flowfactor.training._place import Place
+from flowfactor.training._table import check_table
+from flowfactor.training._trainer import make_trainer
+from flowfactor.training._validation import Validation, hold_out
+from flowfactor.training.building import make_model
+from flowfactor.training.callbacks import GracefulStop
+from flowfactor.training.checkpoints import Checkpoints, newest_checkpoint
+from flowfactor.training.config import Config, load_config
+from flowfactor.training.data import SequenceData
+from flowfactor.training.datasets import data_identity
+from flowfactor.training.evaluation import evaluate
+from flowfactor.training.folder import (
     CONFIG,
     METRICS,
     MODEL,
@@ -36,19 +48,7 @@ from flowfactor.training._folder import (
     remove,
     write_text,
 )
-from flowfactor.training._identity import check_data, fingerprints
-from flowfactor.training._logs import quiet
-from flowfactor.training._model import make_model
-from flowfactor.training._place import Place
-from flowfactor.training._table import check_table
-from flowfactor.training._trainer import make_trainer
-from flowfactor.training._validation import Validation, hold_out
-from flowfactor.training.callbacks import GracefulStop
-from flowfactor.training.checkpoints import Checkpoints, newest_checkpoint
-from flowfactor.training.config import Config, load_config
-from flowfactor.training.data import SequenceData
-from flowfactor.training.datasets import data_identity
-from flowfactor.training.evaluation import evaluate
+from flowfactor.training.identity import check_data, fingerprints
 from flowfactor.training.module import FlowModule
 from flowfactor.training.schedule import Schedule
 

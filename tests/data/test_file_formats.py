@@ -16,11 +16,11 @@ import pytest
 
 from flowfactor._files import read_json
 from flowfactor.data import Shapes3D, read_idx
-from flowfactor.data._formats import load_npy, open_hdf5
-from flowfactor.data.arrayfiles import open_array
-from flowfactor.data.download import download_file
-from flowfactor.data.pictures import read_header
-from flowfactor.data.stores import HDF5Images, pack_member, read_member
+from flowfactor.data.readers.arrayfiles import open_array
+from flowfactor.data.readers.download import download_file
+from flowfactor.data.readers.formats import load_npy, open_hdf5
+from flowfactor.data.readers.image_stores import HDF5Images, pack_member, read_member
+from flowfactor.data.readers.pictures import read_header
 from flowfactor.models._saved import read_config, read_weights
 from flowfactor.training._yaml import read_yaml
 from flowfactor.training.checkpoints import check_seal
@@ -175,7 +175,7 @@ def test_a_download_does_not_replace_a_file_that_is_there(tmp_path: Path) -> Non
 def test_a_png_whose_header_is_cut_short_is_told_by_name(tmp_path: Path) -> None:
     from PIL import Image
 
-    from flowfactor.data.pictures import decode_picture, read_header
+    from flowfactor.data.readers.pictures import decode_picture, read_header
 
     path = tmp_path / "0.png"
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from flowfactor.data import MNIST, Digits, Rotate, mnist
-from flowfactor.data.download import download_file
+from flowfactor.data import MNIST, Digits, Rotate
+from flowfactor.data.readers import mnist
+from flowfactor.data.readers.download import download_file
 
 
 def write_set(

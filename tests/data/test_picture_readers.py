@@ -14,7 +14,7 @@ from PIL import Image
 from reader_checks import check_sequences, check_splits, grid
 
 from flowfactor.data import Falcor3D, Isaac3D, SmallNORB
-from flowfactor.data.norb import read_binary_matrix
+from flowfactor.data.readers.norb import read_binary_matrix
 
 RENDERED = {
     "falcor": (Falcor3D, (2, 3, 3, 2, 2, 2, 2), "train-rec.labels", "Falcor3D_down128"),

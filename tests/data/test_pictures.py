@@ -11,7 +11,7 @@ from film_files import noise, write_pages, write_pictures
 from PIL import Image, ImageOps
 
 from flowfactor.data import Sequences
-from flowfactor.data.pictures import decode_picture
+from flowfactor.data.readers.pictures import decode_picture
 
 SMOOTH = np.add.outer(np.arange(16) * 10, np.arange(24) * 2).astype(np.uint8)
 

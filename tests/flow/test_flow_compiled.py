@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 import flowfactor as ff
-from flowfactor import _compiled
+from flowfactor.solve import compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # the tracer looks at it, and hides that itself
 
@@ -68,7 +68,7 @@ def controls() -> dict[str, ff.Control]:
     return {"one": 1, "index": index, "weights": weights, "schedule": ff.Schedule([(0.0, 0), (0.7, weights)])}
 
 
-@pytest.mark.parametrize("method", [*_compiled.ONE_STEP_METHODS, "explicit_adams", "dopri5", "bosh3"])
+@pytest.mark.parametrize("method", [*compiled.ONE_STEP_METHODS, "explicit_adams", "dopri5", "bosh3"])
 def test_same_paths_and_gradients_by_every_method(method: str, programs: CompileCounter) -> None:
     agree(fields()["free"], ff.Solver(method), "exact", controls()["index"])
     assert programs.frame_count

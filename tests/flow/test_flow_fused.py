@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flowfactor as ff
-from flowfactor import _fused
+from flowfactor.solve import closed_form
 
 D, K = 4, 3
 
@@ -90,8 +90,8 @@ def test_schedules_of_weights(method: str, gradient: str, kind: str, monkeypatch
 
 def test_a_schedule_of_weights_is_one_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[object] = []
-    forward = _fused._Solve.forward
-    monkeypatch.setattr(_fused._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
+    forward = closed_form._Solve.forward
+    monkeypatch.setattr(closed_form._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
     flow = ff.LatentFlow(field("ridge", "logcosh"), ff.Solver("euler", step_size=1.0))
     z, weights = torch.randn(2, 5, D).double(), torch.randn(8, 2, 5, K).double()
     path = flow(z, torch.arange(9.0).double(), ff.Schedule([(float(i), w) for i, w in enumerate(weights)]))
@@ -129,7 +129,7 @@ def same_steps_values_and_gradients(
     for times in ([0.0, 0.7, 1.5], [1.5, 0.7, 0.0]):
         monkeypatch.undo()
         path, found = run(times)
-        monkeypatch.setattr(_fused, "_suits", lambda *_: False)
+        monkeypatch.setattr(closed_form, "_suits", lambda *_: False)
         other, expected = run(times)
         assert (path.stats.nfe, path.stats.accepted) == (other.stats.nfe, other.stats.accepted)
         torch.testing.assert_close(path.z, other.z)
@@ -222,11 +222,11 @@ def _rolled(field: ff.fields.Field, z: Tensor) -> Tensor:
 def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Sequence[Tensor]]) -> None:
     """Holds the written-out way back against autograd."""
     taken: list[object] = []
-    forward = _fused._Solve.forward
-    monkeypatch.setattr(_fused._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
+    forward = closed_form._Solve.forward
+    monkeypatch.setattr(closed_form._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
     found = run()
     assert taken, "the case does not take the written-out way"
-    monkeypatch.setattr(_fused, "_suits", lambda *_: False)
+    monkeypatch.setattr(closed_form, "_suits", lambda *_: False)
     for a, b in zip(found, run(), strict=True):
         torch.testing.assert_close(a, b)
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import flowfactor as ff
-from flowfactor import _fused
+from flowfactor.solve import closed_form
 
 
 class _Peak(TorchDispatchMode):
@@ -122,13 +122,13 @@ def test_a_solve_goes_with_its_path(
     gradient: ff.solver.Gradient, control: int | torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans: list[weakref.ref] = []
-    forward = _fused._Solve.forward
+    forward = closed_form._Solve.forward
 
     def noting(ctx: object, plan: object, *arguments: object) -> object:
         plans.append(weakref.ref(plan))
         return forward(ctx, plan, *arguments)
 
-    monkeypatch.setattr(_fused._Solve, "forward", staticmethod(noting))
+    monkeypatch.setattr(closed_form._Solve, "forward", staticmethod(noting))
     flow = ff.LatentFlow(ff.potentials.MLPPotential(3, 2), ff.Solver("rk4", gradient=gradient))
     gc.disable()  # what a cycle holds would wait for the collector
     try:

@@ -11,7 +11,7 @@ from torch import nn
 
 import flowfactor as ff
 from flowfactor.metrics import composition_error, equivariance_error, log_likelihood, match_flows
-from flowfactor.metrics._draw import draw_elements
+from flowfactor.metrics.draw import draw_elements
 
 
 class Still(nn.Module):

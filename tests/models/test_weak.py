@@ -11,7 +11,7 @@ import torch
 import flowfactor as ff
 from flowfactor import objectives
 from flowfactor.models import BalancedEstimator, GumbelEstimator, balanced_responsibilities
-from flowfactor.models.weak import ESTIMATORS, factor_divergence, truncate
+from flowfactor.models.estimators import ESTIMATORS, factor_divergence, truncate
 
 
 def _model(estimator="balanced", **settings):

@@ -16,9 +16,10 @@ from flowfactor import __version__, data
 from flowfactor.cli import main
 from flowfactor.cli.runs import _spread
 from flowfactor.cli.train import parse_train
+from flowfactor.comparison import ABLATIONS, configure, get_variant
 from flowfactor.models import METHODS, build_vae
-from flowfactor.training import ABLATIONS, Config, configure, get_variant, list_presets, load_config
-from flowfactor.training._model import make_model
+from flowfactor.training import Config, list_presets, load_config
+from flowfactor.training.building import make_model
 
 SHORT = [
     *TINY,

@@ -15,20 +15,11 @@ import pytest
 import yaml
 
 from flowfactor.cli.arguments import parse_train, train_help, train_settings
+from flowfactor.comparison import ABLATIONS, configure, get_variant
 from flowfactor.models import METHODS
-from flowfactor.training import (
-    ABLATIONS,
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    TrainConfig,
-    configure,
-    get_variant,
-    list_presets,
-    load_config,
-)
-from flowfactor.training._settings import describe_kind, kinds, read
-from flowfactor.training._signatures import METHOD_SOURCES, model_settings, of_dataclass, of_source
+from flowfactor.training import Config, DataConfig, EvaluationConfig, TrainConfig, list_presets, load_config
+from flowfactor.training.settings import describe_kind, kinds, read
+from flowfactor.training.signatures import METHOD_SOURCES, model_settings, of_dataclass, of_source
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from small_runs import write_mnist
 
 import flowfactor as ff
 from flowfactor.cli import main
+from flowfactor.comparison.worker import execute
 from flowfactor.data import CombinedImages, CombinedScenes
 from flowfactor.training import Config, DataConfig, load_run, prepare, train
-from flowfactor.training.worker import execute
 
 SMALL_SCENES = {"size": 8, "hues": 3, "scales": 3, "orientations": 2, "supersampling": 1}
 

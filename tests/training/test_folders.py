@@ -12,14 +12,14 @@ import pytest
 from small_runs import TINY
 
 from flowfactor.cli import main
-from flowfactor.training._folder import BusyError, claimed
+from flowfactor.training.folder import BusyError, claimed
 
 pytest.importorskip("fcntl", reason="only Unix keeps processes apart")
 
 HOLD = """
 import sys
 from pathlib import Path
-from flowfactor.training._folder import claimed
+from flowfactor.training.folder import claimed
 with claimed(Path(sys.argv[1])):
     print("claimed", flush=True)
     sys.stdin.read()

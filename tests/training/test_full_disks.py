@@ -20,8 +20,9 @@ from small_runs import TINY, small_run, snapshot
 
 from flowfactor.cli import benchmark, main, runs
 from flowfactor.cli.errors import describe
+from flowfactor.comparison import worker
 from flowfactor.models import build_vae
-from flowfactor.training import DataConfig, FlowModule, run, train, worker
+from flowfactor.training import DataConfig, FlowModule, run, train
 
 SHORT = [
     *(*TINY, "--train.minutes", "null", "--train.steps", "3", "--train.evaluate_limit", "2"),
@@ -175,7 +176,7 @@ def test_a_report_is_printed_before_it_is_written(
     command = [*BENCHMARK, "--output", str(tmp_path)]
     assert main(command) == 0
     capsys.readouterr()
-    monkeypatch.setattr("flowfactor.training.report.owned", full)
+    monkeypatch.setattr("flowfactor.comparison.report.owned", full)
     assert main(["benchmark", "report", str(tmp_path)]) == 74
     assert "# Benchmark: digits" in one_line(capsys, "No space left on device")
 

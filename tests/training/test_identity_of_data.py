@@ -56,7 +56,7 @@ def test_a_benchmark_does_not_take_figures_of_another_data_set_of_its_name(
 
 
 def test_a_worker_does_not_train_on_data_that_changed_after_the_plan(tmp_path: Path) -> None:
-    from flowfactor.training import choose_variants, plan_benchmark
+    from flowfactor.comparison import choose_variants, plan_benchmark
     from flowfactor.training.config import Config
 
     settings = {"data": {"name": "mnist", "root": str(write_mnist(tmp_path / "one")), "steps": 2}}

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from flowfactor.cli import main
-from flowfactor.training import _process
+from flowfactor.training import process
 
 PROGRAM = """
 import resource, torch
-from flowfactor.training._process import keep_freed_memory
+from flowfactor.training.process import keep_freed_memory
 torch.set_num_threads(1)
 def faults():
     x = torch.ones(5_000_000)                                  # 20 MB
@@ -41,7 +41,7 @@ def test_large_tensors_reuse_the_pages_of_those_before() -> None:
 
 FLUSHED = """
 import torch
-from flowfactor.training._process import prepare_process
+from flowfactor.training.process import prepare_process
 prepare_process()
 torch.set_num_threads(2)
 tiny = torch.full((1_000_000,), 2e-38)                             # enough of them for both threads
@@ -78,9 +78,9 @@ def test_the_programs_that_train_ask_for_it(
 
 def test_a_worker_asks_for_it_where_it_is_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(_process, "prepare_process", lambda: asked.append("worker"))
+    monkeypatch.setattr(process, "prepare_process", lambda: asked.append("worker"))
     monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path)])  # where there is nothing to do
-    name = "flowfactor.training.worker"
+    name = "flowfactor.comparison.worker"
     monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(SystemExit):
         runpy.run_module(name, run_name="__main__")

@@ -21,8 +21,8 @@ from flowfactor.models import FlowFactorizedVAE, build_vae
 from flowfactor.training import DataConfig, FlowModule, Schedule, SequenceData, load_run, prepare, train
 from flowfactor.training import module as module_of_training
 from flowfactor.training._diverged import Watch
-from flowfactor.training._folder import own, write_text
 from flowfactor.training.checkpoints import Checkpoints
+from flowfactor.training.folder import own, write_text
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from small_runs import TINY, Snapshot, small_run, snapshot
 
 from flowfactor.cli import main
 from flowfactor.training import FlowModule, _place, prepare, train
-from flowfactor.training._folder import (
+from flowfactor.training.folder import (
     LIST,
     OF_A_BENCHMARKS_RUN,
     OF_A_RUN,

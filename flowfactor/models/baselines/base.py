@@ -12,7 +12,7 @@ from torch.distributions import Categorical
 from flowfactor import objectives
 from flowfactor._checks import check_count
 from flowfactor.control import Control, Schedule, resolve, times, travelled
-from flowfactor.models._base import Autoencoder
+from flowfactor.models.base import Autoencoder
 from flowfactor.models.checks import check_batch_control, check_frames, check_generator
 from flowfactor.priors import StandardNormal
 

@@ -1,0 +1,218 @@
+"""What a benchmark compares: the methods, and ablations of ours by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flowfactor._checks import choices
+from flowfactor.training.config import Config, list_presets, load_config
+from flowfactor.training.signatures import METHOD_SOURCES
+
+if TYPE_CHECKING:
+    from flowfactor.data import SequenceDataset
+
+BENCHMARKS: Mapping[str, str] = {"mnist": "mnist-small", "scenes": "scenes", "digits": "demo"}
+"""Presets by the short names that ``flowfactor benchmark`` takes beside those of the presets themselves."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one row of a benchmark's table is.
+
+    Attributes:
+        name: Its name.
+        method: The method, a name in `flowfactor.models.METHODS`.
+        title: What it is, in a few words.
+        group: What the ablation varies; ``"method"`` for the methods themselves.
+        model: The settings of the model that differ from the preset's.
+        flows: Number of transformations, where it differs from the preset's.
+        steps: Steps T of the sequences, where they differ from the preset's.
+    """
+
+    name: str
+    method: str
+    title: str
+    group: str = "method"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    flows: int | None = None
+    steps: int | None = None
+
+
+_NO_PDE = {"hj_weight": 0.0, "start_weight": 0.0}
+# Under the path bound only the prior of z_0 counts, and a diffusion is then what it starts from. The marginal bound has a
+# prior at every frame. Its determinants are estimated in training, and exact where the bound is measured.
+_MARGINAL = {"objective": "marginal", "solver": {"method": "rk4", "step_size": 1.0}, "divergence": "hutchinson"}
+
+_ALL = (
+    Variant("prior-normal", "ours", "marginal bound, standard normal prior", "prior", {**_MARGINAL, "prior": "normal"}),
+    Variant("prior-mixture", "ours", "marginal bound, mixture of Gaussians", "prior", {**_MARGINAL, "prior": "mixture"}),
+    Variant("prior-vamp", "ours", "marginal bound, VampPrior", "prior", {**_MARGINAL, "prior": "vamp"}),
+    Variant("prior-diffusion", "ours", "marginal bound, diffusing prior", "prior", {**_MARGINAL, "prior": "diffusion"}),
+    Variant("pde-none", "ours", "no equation, no start at rest", "pde", _NO_PDE),
+    Variant("pde-hj", "ours", "the plain Hamilton-Jacobi equation, f = 0", "pde", {"force": None}),
+    Variant(
+        "pde-generalised", "ours", "the generalised Hamilton-Jacobi equation, f learned", "pde",
+        {"force": "negative_square"},
+    ),
+    Variant(
+        "pde-wave", "po-flow", "PoFlow's wave equation, without its Jacobian regularizer", "pde",
+        {"potential": "mlp", "jacobian_weight": 0.0},
+    ),
+    Variant("field-gradient", "ours", "gradient field: curl-free", "field", {"field": "gradient"}),
+    Variant(
+        "field-helmholtz", "ours", "Helmholtz field: gradient and ridge functions without divergence", "field",
+        {"field": "helmholtz"},
+    ),
+    Variant(
+        "field-skew", "ours", "Helmholtz field: gradient and J grad h, canonical J", "field",
+        {"field": "helmholtz", "skew": "canonical"},
+    ),
+    Variant("field-free", "ours", "free velocity field, no equation", "field", {"field": "free", **_NO_PDE}),
+    Variant("k-2", "ours", "K = 2 transformations", "k", flows=2),
+    Variant("k-5", "ours", "K = 5 transformations", "k", flows=5),
+    Variant("t-4", "ours", "T = 4 steps", "t", steps=4),
+    Variant("t-12", "ours", "T = 12 steps", "t", steps=12),
+    Variant("solver-euler", "ours", "unit Euler steps", "solver", {"solver": {"method": "euler", "step_size": 1.0}}),
+    Variant("solver-rk4", "ours", "unit rk4 steps", "solver", {"solver": {"method": "rk4", "step_size": 1.0}}),
+    Variant(
+        "solver-dopri5", "ours", "adaptive dopri5, tolerances 1e-3", "solver",
+        {"solver": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}},
+    ),
+    Variant("objective-path", "ours", "the path bound", "objective", {"objective": "path"}),
+    Variant(
+        "objective-marginal", "ours", "the marginal bound, diffusing prior", "objective",
+        {**_MARGINAL, "prior": "diffusion"},
+    ),
+)  # fmt: skip
+
+ABLATIONS: Mapping[str, Variant] = {variant.name: variant for variant in _ALL}
+"""Ablations of our method by name."""
+
+ABLATION_GROUPS: tuple[str, ...] = tuple(dict.fromkeys(variant.group for variant in _ALL))
+"""What ablations vary."""
+
+_WEAK = ("supervision", "estimator", "tau", "anneal_steps", "factor_encoder")
+_OF_THE_FLOW = (
+    *("field", "potential", "hidden", "activation", "skew", "prior", "solver", "divergence"),
+    *("kl_weight", "hj_weight", "start_weight", "force", "regularize_every"),
+)
+_PAPER_FLOWS = ("scaling", "rotation", "colouring", "perspective", "rotation+hue")
+
+
+def get_variant(name: str) -> Variant:
+    """Gives a method or an ablation by its name.
+
+    Args:
+        name: One of `flowfactor.models.METHODS` or of `ABLATIONS`.
+
+    Returns:
+        The variant.
+
+    Raises:
+        ValueError: If there is no such name.
+
+    Example:
+        >>> get_variant("field-gradient").model
+        {'field': 'gradient'}
+        >>> get_variant("vae").title
+        'VAE of single frames'
+    """
+    if name in ABLATIONS:
+        return ABLATIONS[name]
+    if name in METHOD_SOURCES:
+        from flowfactor.models import METHODS
+
+        return Variant(name, name, METHODS[name].title)
+    raise ValueError(f"unknown method {name!r}{choices(name, [*METHOD_SOURCES, *ABLATIONS])}")
+
+
+def choose_variants(methods: Sequence[str] | None = None, groups: Sequence[str] | None = None) -> list[Variant]:
+    """Gives what is to be compared.
+
+    Args:
+        methods: Names of methods and ablations; None for all methods, or, where ablations are asked for, ours alone.
+        groups: Which `ABLATION_GROUPS` to add; empty for all of them, None for none.
+
+    Returns:
+        The variants, each once.
+
+    Raises:
+        ValueError: If a name or a group is unknown.
+
+    Example:
+        >>> [variant.name for variant in choose_variants(groups=["field"])]
+        ['ours', 'field-gradient', 'field-helmholtz', 'field-skew', 'field-free']
+    """
+    names = list(methods or (METHOD_SOURCES if groups is None else ("ours",)))
+    for group in ABLATION_GROUPS if groups is not None and not groups else groups or ():
+        if group not in ABLATION_GROUPS:
+            raise ValueError(f"unknown ablation {group!r}{choices(group, ABLATION_GROUPS)}")
+        names += [variant.name for variant in _ALL if variant.group == group]
+    return [get_variant(name) for name in dict.fromkeys(names)]
+
+
+def configure(base: Config, variant: Variant, seed: int) -> Config:
+    """Gives the settings of one run of a benchmark: those of the preset, with what makes the variant.
+
+    All methods share the data, the optimiser and the sizes of encoder and decoder. Methods that are built like ours
+    also take the preset's settings of the flow. What a method needs beside them comes from the presets of the same data
+    that are named after it: ``<data>-weak`` and ``<data>-sparse``.
+
+    Args:
+        base: The preset's settings.
+        variant: The variant.
+        seed: The seed.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If the data set has not so many transformations, or its sequences cannot have such a length.
+    """
+    from flowfactor.models.methods import SHARED_OPTIONS, get_method
+
+    method = get_method(variant.method)
+    model = {name: value for name, value in base.model.items() if name not in _WEAK}
+    stratified = base.train.stratified
+    if method.build is not get_method(base.method).build:
+        also = _OF_THE_FLOW if variant.method == "sta" else ()
+        model = {name: value for name, value in model.items() if name in (*SHARED_OPTIONS, *also)}
+    model = {name: value for name, value in model.items() if name not in method.fixed or value == method.fixed[name]}
+    if method.labels == "inferred":
+        own = _companion(base, "weak" if variant.method == "ours-weak" else "sparse")
+        own_model = base.model if own is None else own.model
+        needed = _WEAK[1:] if variant.method == "ours-weak" else tuple(set(own_model) - set(base.model) - set(_WEAK))
+        model |= {name: own_model[name] for name in needed if name in own_model}
+        stratified = False  # batches of equal shares, sorted by k, would tell what these methods have to find
+    data = base.as_dict()["data"]
+    if variant.steps is not None:
+        data["steps"] = variant.steps
+    if variant.flows is not None:
+        data["flows"] = _names_of_flows(base, variant.flows)
+    if (variant.steps or variant.flows) and base.data.name == "sequences":
+        raise ValueError(f"{variant.name} changes the sequences, which are recorded: leave it out")
+    values = base.as_dict() | {
+        "method": variant.method,
+        "seed": seed,
+        "data": data,
+        "model": model | dict(variant.model),
+    }
+    values["train"]["stratified"] = stratified
+    return Config.from_dict(values)
+
+
+def _companion(base: Config, kind: str) -> Config | None:
+    """The preset of the same data that shows the settings of a method, if there is one."""
+    name = f"{base.data.name.removesuffix('-combined')}-{kind}"
+    return load_config(name) if name in list_presets() else None
+
+
+def _names_of_flows(base: Config, count: int) -> list[str]:
+    test: SequenceDataset = base.data.dataset("test")
+    known = getattr(test, "factor_names", _PAPER_FLOWS)
+    names = list(dict.fromkeys([*test.flow_names, *known]))
+    if len(names) < count:
+        raise ValueError(f"{base.data.name} has {len(names)} transformations, not {count}: {', '.join(names)}")
+    return names[:count]

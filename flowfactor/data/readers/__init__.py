@@ -1,0 +1,1 @@
+"""Readers of files: published data sets, and anyone's own sequences."""

@@ -1,0 +1,39 @@
+"""K networks in one: their tensors ``[K, ...]``, how they begin, and what they are called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from flowfactor.networks.batching import Stack
+
+
+def own_tensors(module: nn.Module) -> Stack:
+    """What a module's own parameters are to its formulas, by name; parametrized and pruned ones included."""
+    names = [name.removesuffix("_orig") for name, _ in module.named_parameters(recurse=False)]
+    if is_parametrized(module):
+        names += list(module.parametrizations)  # type: ignore[arg-type]
+    return {name: getattr(module, name) for name in names}
+
+
+def uniform(
+    shape: Sequence[int], fan_in: int, gain: float = 1.0, generator: torch.Generator | None = None
+) -> nn.Parameter:
+    """A parameter drawn uniformly with variance ``gain^2 / fan_in`` (LeCun et al. 1998)."""
+    bound = gain * math.sqrt(3.0 / fan_in)
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))
+
+
+def check_sizes(name: str, sizes: Sequence[int], count: int | None = None) -> tuple[int, ...]:
+    """Checks a tuple of positive layer sizes; raises ValueError otherwise."""
+    sizes = tuple(sizes)
+    whole = all(isinstance(s, Integral) and not isinstance(s, bool) and s >= 1 for s in sizes)
+    if not whole or (count is not None and len(sizes) != count):
+        wanted = "positive integers" if count is None else f"{count} positive integers"
+        raise ValueError(f"{name} must be {wanted}, got {sizes}")
+    return tuple(int(s) for s in sizes)

@@ -1,0 +1,249 @@
+"""Solves of closed-form fields whose way back is a closed form too: no autograd graph in any of the gradient modes.
+
+Forward, torchdiffeq's steps run without autograd (`flowfactor.solve.forward`) and the field's tape records the accepted
+stages. Running costs and log-determinants are quadratures: nothing depends on them, so they are evaluated for many stages
+at once.
+
+Backward, ``direct`` and ``checkpoint`` take the discrete adjoint of the very steps that were taken
+(`flowfactor.solve.discrete_adjoint`): the gradient of the computed solution, as backpropagation through the solver gives
+it. ``direct`` has every stage still on the tape; ``checkpoint`` has a state here and there and takes the steps between
+them again. ``adjoint`` solves the continuous adjoint equation (`flowfactor.solve.continuous_adjoint`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from flowfactor._functorch import is_plain
+from flowfactor.control import ResolvedControl
+from flowfactor.fields._sum_adjoint import FieldTape
+from flowfactor.fields._weighted_adjoint import WeightedTape
+from flowfactor.networks.batching import Rows
+from flowfactor.path import SolveStats
+from flowfactor.solve.continuous_adjoint import solve_adjoint
+from flowfactor.solve.discrete_adjoint import go_back, rates_of
+from flowfactor.solve.forward import Block, GaveUpError, March, Plan
+from flowfactor.solve.odeint import check_fixed_steps, integrate
+from flowfactor.solve.problem import Packing, Segment
+from flowfactor.solve.runge_kutta import Tableau, tableau
+from flowfactor.solver import Solver
+
+if TYPE_CHECKING:
+    from flowfactor.latent_flow import LatentFlow
+
+
+def solve_segments(
+    flow: LatentFlow, segments: Sequence[Segment], acting: Sequence[ResolvedControl], y: Tensor, packing: Packing,
+    want: frozenset[str], probe: Tensor | None, stats: SolveStats,
+) -> Tensor | None:  # fmt: skip
+    """Solves all stretches of a schedule of weights at once by closed forms both ways.
+
+    The solver has to be one of fixed steps whose stages all lie before the step's end, where the next weights may begin.
+
+    Args:
+        flow: The flow.
+        segments: The stretches.
+        acting: Their controls.
+        y: Packed state at the start, ``[*batch, S]``.
+        packing: How it is packed.
+        want: What the costs need of ``value`` and ``time``.
+        probe: Hutchinson's probe ``[*batch, D]``.
+        stats: Counted into.
+
+    Returns:
+        Packed states ``[T, *batch, S]`` at the times that are wanted; None where stretches have to be solved one by one.
+    """
+    weights = [one.weights for one in acting if one.weights is not None]
+    if len(weights) < max(2, len(segments)) or flow.solver.adaptive or flow.solver.gradient == "adjoint":
+        return None
+    table = tableau(flow.solver.method)
+    if table is None or table.c.max() >= 1:
+        return None
+    times = torch.cat([segments[0].times, *(segment.times[1:] for segment in segments[1:])])
+    wanted, begin = [], 0
+    for segment in segments:
+        wanted += range(begin + segment.first, begin + segment.last)
+        begin += len(segment.times) - 1
+    # A time at which one stretch ends and the next begins is wanted by one of them.
+    whole = Segment(segments[0].control, times, 0, len(times))
+    starts = [float(segment.times[0]) for segment in segments]
+    ys = solve_segment(flow, whole, acting[0], y, packing, want, probe, stats, (starts, torch.stack(weights)))
+    return None if ys is None else ys[wanted]
+
+
+def solve_segment(
+    flow: LatentFlow, segment: Segment, acting: ResolvedControl, y: Tensor, packing: Packing, want: frozenset[str],
+    probe: Tensor | None, stats: SolveStats, pieces: tuple[list[float], Tensor] | None = None,
+) -> Tensor | None:  # fmt: skip
+    """Solves a stretch by closed forms both ways.
+
+    Args:
+        flow: The flow.
+        segment: The stretch.
+        acting: Its control.
+        y: Packed state at its start, ``[*batch, S]``.
+        packing: How it is packed.
+        want: What the costs need of ``value`` and ``time``.
+        probe: Hutchinson's probe ``[*batch, D]``.
+        stats: Counted into.
+        pieces: Times from which weights act, and the weights ``[P, *batch, K]``, in place of ``acting``.
+
+    Returns:
+        Packed states ``[T, *batch, S]``; None where the general solver has to do it, or explain why it cannot be done.
+    """
+    if not _suits(flow.solver, y, segment.times, packing):
+        return None
+    table = tableau(flow.solver.method)
+    if table is None:
+        return None
+    if pieces is None and acting.weights is not None:
+        pieces = [float(segment.times[0])], acting.weights.unsqueeze(0)
+    if pieces is not None and _evaluations(flow.solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS:
+        return None
+    rows = Rows.of(acting, y.shape[:-1], flow.num_flows)
+    if rows is None:
+        return None
+    along = None if probe is None else rows.arrange(probe)
+    divergence = flow.divergence if packing.log_det else None
+    tape: FieldTape | WeightedTape | None
+    if pieces is None:
+        tape = flow.field.tape(rows, want, divergence, along)
+    else:
+        every = Rows(y.shape[:-1], list(range(flow.num_flows)))
+        spread = None if along is None else along.expand(flow.num_flows, *along.shape[1:])
+        single = flow.field.tape(every, want, divergence, spread)
+        starts, weights = pieces
+        weights = weights.reshape(len(starts), -1, flow.num_flows)
+        tape = None if single is None else WeightedTape(single, weights, starts)
+    if tape is None:
+        return None
+    check_fixed_steps(flow.solver, segment.times)
+    modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
+    # Costs may share a force, whose gradient must count once.
+    others = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
+    block = rows.arrange(y)
+    z0, start = block[..., : flow.dim], block[..., flow.dim :].detach()
+
+    def again(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        rhs = packing.rhs(tape.rebind(tensors[len(others) :]))
+        both = torch.cat([z, start], -1)
+        ys = integrate(
+            replace(flow.solver, gradient=gradient),
+            rhs,
+            both,
+            segment.times,
+            steered=packing.steered,
+            stats=SolveStats(),
+        )
+        return ys[..., : flow.dim], (ys[..., flow.dim :] - start).movedim(-1, 0)
+
+    plan = Plan(
+        tape, table, flow.solver, segment.times.tolist(), packing.log_det, start, packing.costs,
+        want | ({"laplacian"} if packing.log_det else frozenset()), along, rows.shares(),
+        SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(), again,
+    )  # fmt: skip
+    try:
+        zs, integrals = _Solve.apply(plan, len(others), z0, *others, *tape.inputs)
+    except GaveUpError:
+        return None
+    stats.add(plan.stats)
+    zs = rows.restore(zs, 1)
+    if not plan.quadratures:
+        return zs
+    return torch.cat([zs, rows.restore(integrals.movedim(0, -1), 1) + y[..., flow.dim :]], -1)
+
+
+def _suits(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> bool:
+    """Whether a solve is of the kind whose way back is written out: plain tensors, plain settings, known costs."""
+    return (
+        not solver.options
+        and not solver.compile
+        and not t.requires_grad
+        and y.dtype in (torch.float32, torch.float64)
+        and all(getattr(cost, "many_stages", False) for cost in packing.costs.values())
+        and not torch.is_autocast_enabled(y.device.type)
+        and is_plain()  # neither torch.func's transforms nor forward derivatives reach through the way back
+    )
+
+
+_FEWEST_UNDER_WEIGHTS = 3  # below, what a solve by closed forms costs beside its stages is not made good
+
+
+def _evaluations(solver: Solver, t: Tensor, table: Tableau) -> float:
+    """How often a solve of fixed steps evaluates the field."""
+    return math.inf if solver.adaptive else (len(solver.grid(t)) - 1) * table.size
+
+
+_STEPS_AT_ONCE = 8  # steps whose record is held at a time where memory must not grow with their number
+
+
+class _Solve(torch.autograd.Function):
+    """A solve with its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, others: int, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        needed = plan.differentiable and any(ctx.needs_input_grad)
+        keep = needed and plan.solver.gradient == "direct"
+        z = z0.detach().contiguous()
+        integrals = z.new_zeros(plan.quadratures, len(plan.times), *z.shape[:-1])
+        later = integrals[plan.steered :]  # those that no step waits for
+        ctx.kept = None
+
+        def done(block: Block) -> None:
+            if not march.record:
+                return
+            plan.tape.take(block.stage_times)
+            rates = rates_of(plan, block.stage_times, log_det=plan.log_det and not plan.steered, graph=keep)
+            if keep:
+                ctx.kept = rates
+            if len(later):
+                weights = torch.tensor(block.weights(plan.table, len(plan.times)), dtype=z.dtype, device=z.device)
+                for total, rate in zip(later, [*rates.log_det, *rates.costs], strict=True):
+                    total += torch.einsum("ts,ksn->tkn", weights, rate.detach())
+
+        march = March(plan, z, keep or len(later) > 0, None if keep else _STEPS_AT_ONCE, done)
+        march.run(z)
+        del march.done  # which knows of the march: a cycle would keep the whole record until it is collected
+        if march.log_det is not None:
+            integrals[0] = march.log_det
+        ctx.plan, ctx.others = plan, others
+        ctx.blocks = march.blocks if plan.solver.gradient != "adjoint" else []
+        # The states of an adjoint solve are its outputs; saved as such, they make no cycle.
+        ctx.save_for_backward(z0, *tensors, *([march.ys] if plan.solver.gradient == "adjoint" else []))
+        return march.ys, integrals
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        plan: Plan = ctx.plan
+        saved = list(ctx.saved_tensors)
+        ys = saved.pop() if plan.solver.gradient == "adjoint" else None
+        z0, *tensors = saved
+        if torch.is_grad_enabled():
+            return None, None, *_by_autograd(plan, "direct", [z0, *tensors], grads)
+        others, bars = tensors[: ctx.others], (grads[0], grads[1])
+        if ys is None:
+            start_bar, other_bars, own = go_back(plan, ctx.blocks, ctx.kept, bars, others)
+            return None, None, start_bar, *other_bars, *own
+        try:
+            start_bar, other_bars, own = solve_adjoint(plan, ys, bars, others)
+        except GaveUpError:  # the general solver tries too, and explains why it cannot be done
+            return None, None, *_by_autograd(plan, "adjoint", [z0, *tensors], grads)
+        return None, None, start_bar, *other_bars, *own
+
+
+def _by_autograd(plan: Plan, gradient: str, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of `inputs` by the general solver, of which there are gradients again."""
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Inputs may depend on one another. As views of their own, none has a share in another's gradient.
+        inputs = [x.view_as(x) for x in inputs]
+        wanted = [x for x in inputs if x.requires_grad]
+        outputs = plan.again(gradient, *inputs)
+        found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create, allow_unused=True))
+    return [next(found) if x.requires_grad else None for x in inputs]
