@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers
+    from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers, testing
     from flowfactor.control import Schedule
     from flowfactor.errors import FlowSolveError
     from flowfactor.latent_flow import LatentFlow
@@ -35,6 +35,7 @@ __all__ = [
     "potentials",
     "priors",
     "regularizers",
+    "testing",
 ]
 
 # Nothing is imported before it is asked for: the command line tells of its help and of mistakes without PyTorch.
@@ -49,7 +50,7 @@ _HOMES = {
 }
 _MODULES = {
     *("comparison", "data", "encoders", "fields", "metrics", "models", "plot", "potentials", "priors", "regularizers"),
-    *("networks", "solve", "training"),
+    *("networks", "solve", "testing", "training"),
     *("control", "errors", "latent_flow", "objectives", "path", "solver", "transforms"),
 }
 
