@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from constructors import DEVICE, DTYPE
 
 torch.set_num_threads(1)
 
@@ -16,6 +17,19 @@ torch.set_num_threads(1)
 def _seed() -> None:
     """Every test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _precision(request: pytest.FixtureRequest, _seed: None) -> Iterator[None]:
+    """Contract tests make their parts and numbers in the precision and on the device that the environment names."""
+    if request.node.get_closest_marker("contract") is None:
+        yield
+        return
+    torch.set_default_dtype(DTYPE)
+    torch.set_default_device(DEVICE if DEVICE.type != "cpu" else None)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ class Contract:
         self.without = frozenset([without] if isinstance(without, str) else without)
         if unknown := sorted(self.without - PROMISES.keys()):
             raise ValueError(f"without names {', '.join(unknown)}; a part can be excused from {', '.join(PROMISES)}")
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator("cpu").manual_seed(0)
 
     def keeps(self, promise: str) -> bool:
         """Whether the part has to keep a promise."""
@@ -130,15 +130,15 @@ class Contract:
 
     def randn(self, *shape: int, like: Tensor) -> Tensor:
         """Draws normal numbers, of the dtype and on the device of another tensor."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(like)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu").to(like)
 
     def rand(self, *shape: int, like: Tensor) -> Tensor:
         """Draws numbers from [0, 1)."""
-        return torch.rand(shape, generator=self.generator, dtype=torch.float64).to(like)
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu").to(like)
 
     def controls(self, batch: tuple[int, ...], flows: int, like: Tensor) -> Iterator[tuple[str, Control]]:
         """One control of every kind, and what it is called."""
-        index = torch.randint(flows, batch, generator=self.generator).to(like.device)
+        index = torch.randint(flows, batch, generator=self.generator, device="cpu").to(like.device)
         weights = self.randn(*batch, flows, like=like)
         yield "an int", flows - 1
         yield "an index", index

@@ -159,7 +159,7 @@ def check_decoder(d: nn.Module, latent_dim: int | None = None, *, without: Itera
         declared = tuple(getattr(d, "event_shape", frame))
         contract.require("frames have the event_shape", frame == declared, list(frame), list(declared))
         contract.tensor("the mean frame", mean, (*z.shape[:-1], *frame), z)
-        x = torch.rand(frame, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(z)
+        x = Contract(d).rand(*frame, like=z)
         log_p = p.log_prob(x.expand(p.batch_shape + p.event_shape))
         contract.tensor("log_prob", log_p, z.shape[:-1], z)
         return [mean, log_p]
