@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from constructors import DEVICE, DTYPE
+from constructors import DEVICE, DTYPE, setting
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 torch.set_num_threads(1)
+
+# The same cases in every run, whatever the machine's pace; `make test-all` draws more of them.
+_STEADY = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+for _name, _count in (("few", 15), ("many", 100)):
+    settings.register_profile(_name, max_examples=_count, **_STEADY)
+settings.load_profile(setting("FLOWFACTOR_TEST_CASES", {"few": "few", "many": "many"}))
+_home = tempfile.TemporaryDirectory(prefix="hypothesis")  # what it notes is not left in the tree
+set_hypothesis_home_dir(_home.name)
 
 
 @pytest.fixture(autouse=True)
