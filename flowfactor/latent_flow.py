@@ -13,6 +13,7 @@ from flowfactor.control import Control, Schedule, control_shape, resolve, times
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.networks.controlled import check_state
+from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.path import FlowPath, SolveStats
 from flowfactor.potentials.base import Potential, rademacher_like
 from flowfactor.solve.closed_form import solve_segment, solve_segments
@@ -158,12 +159,13 @@ class LatentFlow(nn.Module):
         packing = Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
         y, outputs = packing.start(z0), []
         program = program_of(self.field) if self.solver.compile else None
-        whole = solve_segments(self, segments, resolved, y, packing, want, probe, stats)
-        if whole is not None:
+        how = self.field, self.solver, self.divergence
+        whole = solve_segments(*how, segments, resolved, y, packing, want, probe, stats)
+        if not isinstance(whole, NoClosedForm):
             return packing.path(whole, t.to(z0.dtype), stats)
         for segment, acting in zip(segments, resolved, strict=True):
-            ys = solve_segment(self, segment, acting, y, packing, want, probe, stats)
-            if ys is None:
+            ys = solve_segment(*how, segment, acting, y, packing, want, probe, stats)
+            if isinstance(ys, NoClosedForm):
                 kind = self.divergence if log_det else None
                 bound = self.field.bind(acting, batch, want=want, divergence=kind, probe=probe)
                 rhs, times = packing.rhs(bound), segment.times

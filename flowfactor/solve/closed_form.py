@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ from flowfactor._functorch import is_plain
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._sum_adjoint import FieldTape
 from flowfactor.fields._weighted_adjoint import WeightedTape
+from flowfactor.fields.base import Divergence, Field
 from flowfactor.networks.batching import Rows
+from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.path import SolveStats
 from flowfactor.solve.continuous_adjoint import solve_adjoint
 from flowfactor.solve.discrete_adjoint import go_back, rates_of
@@ -34,20 +36,19 @@ from flowfactor.solve.problem import Packing, Segment
 from flowfactor.solve.runge_kutta import Tableau, tableau
 from flowfactor.solver import Solver
 
-if TYPE_CHECKING:
-    from flowfactor.latent_flow import LatentFlow
-
 
 def solve_segments(
-    flow: LatentFlow, segments: Sequence[Segment], acting: Sequence[ResolvedControl], y: Tensor, packing: Packing,
-    want: frozenset[str], probe: Tensor | None, stats: SolveStats,
-) -> Tensor | None:  # fmt: skip
+    field: Field, solver: Solver, divergence: Divergence, segments: Sequence[Segment], acting: Sequence[ResolvedControl],
+    y: Tensor, packing: Packing, want: frozenset[str], probe: Tensor | None, stats: SolveStats,
+) -> Tensor | NoClosedForm:  # fmt: skip
     """Solves all stretches of a schedule of weights at once by closed forms both ways.
 
     The solver has to be one of fixed steps whose stages all lie before the step's end, where the next weights may begin.
 
     Args:
-        flow: The flow.
+        field: The field.
+        solver: How to solve.
+        divergence: How to take the divergence, where the log-determinant is wanted.
         segments: The stretches.
         acting: Their controls.
         y: Packed state at the start, ``[*batch, S]``.
@@ -57,14 +58,14 @@ def solve_segments(
         stats: Counted into.
 
     Returns:
-        Packed states ``[T, *batch, S]`` at the times that are wanted; None where stretches have to be solved one by one.
+        Packed states ``[T, *batch, S]`` at the times that are wanted, or why the stretches have to be solved one by one.
     """
     weights = [one.weights for one in acting if one.weights is not None]
-    if len(weights) < max(2, len(segments)) or flow.solver.adaptive or flow.solver.gradient == "adjoint":
-        return None
-    table = tableau(flow.solver.method)
+    if len(weights) < max(2, len(segments)) or solver.adaptive or solver.gradient == "adjoint":
+        return _ONE_BY_ONE
+    table = tableau(solver.method)
     if table is None or table.c.max() >= 1:
-        return None
+        return _ONE_BY_ONE
     times = torch.cat([segments[0].times, *(segment.times[1:] for segment in segments[1:])])
     wanted, begin = [], 0
     for segment in segments:
@@ -73,18 +74,22 @@ def solve_segments(
     # A time at which one stretch ends and the next begins is wanted by one of them.
     whole = Segment(segments[0].control, times, 0, len(times))
     starts = [float(segment.times[0]) for segment in segments]
-    ys = solve_segment(flow, whole, acting[0], y, packing, want, probe, stats, (starts, torch.stack(weights)))
-    return None if ys is None else ys[wanted]
+    pieces = starts, torch.stack(weights)
+    ys = solve_segment(field, solver, divergence, whole, acting[0], y, packing, want, probe, stats, pieces)
+    return ys if isinstance(ys, NoClosedForm) else ys[wanted]
 
 
 def solve_segment(
-    flow: LatentFlow, segment: Segment, acting: ResolvedControl, y: Tensor, packing: Packing, want: frozenset[str],
-    probe: Tensor | None, stats: SolveStats, pieces: tuple[list[float], Tensor] | None = None,
-) -> Tensor | None:  # fmt: skip
+    field: Field, solver: Solver, divergence: Divergence, segment: Segment, acting: ResolvedControl, y: Tensor,
+    packing: Packing, want: frozenset[str], probe: Tensor | None, stats: SolveStats,
+    pieces: tuple[list[float], Tensor] | None = None,
+) -> Tensor | NoClosedForm:  # fmt: skip
     """Solves a stretch by closed forms both ways.
 
     Args:
-        flow: The flow.
+        field: The field.
+        solver: How to solve.
+        divergence: How to take the divergence, where the log-determinant is wanted.
         segment: The stretch.
         acting: Its control.
         y: Packed state at its start, ``[*batch, S]``.
@@ -95,83 +100,89 @@ def solve_segment(
         pieces: Times from which weights act, and the weights ``[P, *batch, K]``, in place of ``acting``.
 
     Returns:
-        Packed states ``[T, *batch, S]``; None where the general solver has to do it, or explain why it cannot be done.
+        Packed states ``[T, *batch, S]``; or why the general engine has to do it (or explain why it cannot be done).
     """
-    if not _suits(flow.solver, y, segment.times, packing):
-        return None
-    table = tableau(flow.solver.method)
+    table = tableau(solver.method)
+    refusal = _unsuited(solver, y, segment.times, packing)
+    if refusal is not None:
+        return refusal
     if table is None:
-        return None
+        return NoClosedForm(f"the method {solver.method} has no closed-form adjoint")
     if pieces is None and acting.weights is not None:
         pieces = [float(segment.times[0])], acting.weights.unsqueeze(0)
-    if pieces is not None and _evaluations(flow.solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS:
-        return None
-    rows = Rows.of(acting, y.shape[:-1], flow.num_flows)
+    if pieces is not None and _evaluations(solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS:
+        return NoClosedForm("a superposition over so few steps is solved faster by autograd")
+    rows = Rows.of(acting, y.shape[:-1], field.num_flows)
     if rows is None:
-        return None
+        return NoClosedForm("the flows of the batch differ too much in size to be stacked")
     along = None if probe is None else rows.arrange(probe)
-    divergence = flow.divergence if packing.log_det else None
+    kind = divergence if packing.log_det else None
     tape: FieldTape | WeightedTape | None
     if pieces is None:
-        tape = flow.field.tape(rows, want, divergence, along)
+        tape = field.tape(rows, want, kind, along)
     else:
-        every = Rows(y.shape[:-1], list(range(flow.num_flows)))
-        spread = None if along is None else along.expand(flow.num_flows, *along.shape[1:])
-        single = flow.field.tape(every, want, divergence, spread)
+        every = Rows(y.shape[:-1], list(range(field.num_flows)))
+        spread = None if along is None else along.expand(field.num_flows, *along.shape[1:])
+        single = field.tape(every, want, kind, spread)
         starts, weights = pieces
-        weights = weights.reshape(len(starts), -1, flow.num_flows)
+        weights = weights.reshape(len(starts), -1, field.num_flows)
         tape = None if single is None else WeightedTape(single, weights, starts)
     if tape is None:
-        return None
-    check_fixed_steps(flow.solver, segment.times)
+        return NoClosedForm(f"{type(field).__name__} has no closed-form adjoint")
+    check_fixed_steps(solver, segment.times)
     modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
     # Costs may share a force, whose gradient must count once.
     others = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
     block = rows.arrange(y)
-    z0, start = block[..., : flow.dim], block[..., flow.dim :].detach()
+    z0, start = block[..., : field.dim], block[..., field.dim :].detach()
 
     def again(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         rhs = packing.rhs(tape.rebind(tensors[len(others) :]))
         both = torch.cat([z, start], -1)
         ys = integrate(
-            replace(flow.solver, gradient=gradient),
+            replace(solver, gradient=gradient),
             rhs,
             both,
             segment.times,
             steered=packing.steered,
             stats=SolveStats(),
         )
-        return ys[..., : flow.dim], (ys[..., flow.dim :] - start).movedim(-1, 0)
+        return ys[..., : field.dim], (ys[..., field.dim :] - start).movedim(-1, 0)
 
     plan = Plan(
-        tape, table, flow.solver, segment.times.tolist(), packing.log_det, start, packing.costs,
+        tape, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs,
         want | ({"laplacian"} if packing.log_det else frozenset()), along, rows.shares(),
         SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(), again,
     )  # fmt: skip
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *tape.inputs)
     except GaveUpError:
-        return None
+        return NoClosedForm("the solve failed in closed form; the general engine says why")
     stats.add(plan.stats)
     zs = rows.restore(zs, 1)
     if not plan.quadratures:
         return zs
-    return torch.cat([zs, rows.restore(integrals.movedim(0, -1), 1) + y[..., flow.dim :]], -1)
+    return torch.cat([zs, rows.restore(integrals.movedim(0, -1), 1) + y[..., field.dim :]], -1)
 
 
-def _suits(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> bool:
-    """Whether a solve is of the kind whose way back is written out: plain tensors, plain settings, known costs."""
-    return (
-        not solver.options
-        and not solver.compile
-        and not t.requires_grad
-        and y.dtype in (torch.float32, torch.float64)
-        and all(getattr(cost, "many_stages", False) for cost in packing.costs.values())
-        and not torch.is_autocast_enabled(y.device.type)
-        and is_plain()  # neither torch.func's transforms nor forward derivatives reach through the way back
-    )
+def _unsuited(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> NoClosedForm | None:
+    """Why a solve is not of the kind whose adjoint is written out: plain tensors, plain settings, known costs."""
+    unknown = [name for name, cost in packing.costs.items() if not getattr(cost, "many_stages", False)]
+    if unknown:
+        return NoClosedForm(f"cost {unknown[0]!r} does not promise many_stages = True")
+    reasons = {
+        "the solver has options of torchdiffeq's": bool(solver.options),
+        "the solver compiles": solver.compile,
+        "the times ask for their gradient": t.requires_grad,
+        f"states are {y.dtype}, neither float32 nor float64": y.dtype not in (torch.float32, torch.float64),
+        "autocast is on": torch.is_autocast_enabled(y.device.type),
+        # Neither torch.func's transforms nor forward derivatives reach through the closed-form adjoint.
+        "it runs inside a transform of torch.func or forward-mode differentiation": not is_plain(),
+    }
+    return next((NoClosedForm(reason) for reason, holds in reasons.items() if holds), None)
 
 
+_ONE_BY_ONE = NoClosedForm("the stretches are solved one by one")
 _FEWEST_UNDER_WEIGHTS = 3  # below, what a solve by closed forms costs beside its stages is not made good
 
 

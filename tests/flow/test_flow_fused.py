@@ -129,7 +129,7 @@ def same_steps_values_and_gradients(
     for times in ([0.0, 0.7, 1.5], [1.5, 0.7, 0.0]):
         monkeypatch.undo()
         path, found = run(times)
-        monkeypatch.setattr(closed_form, "_suits", lambda *_: False)
+        monkeypatch.setattr(closed_form, "_unsuited", lambda *_: closed_form.NoClosedForm("switched off"))
         other, expected = run(times)
         assert (path.stats.nfe, path.stats.accepted) == (other.stats.nfe, other.stats.accepted)
         torch.testing.assert_close(path.z, other.z)
@@ -226,7 +226,7 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Sequence[Tensor
     monkeypatch.setattr(closed_form._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
     found = run()
     assert taken, "the case does not take the written-out way"
-    monkeypatch.setattr(closed_form, "_suits", lambda *_: False)
+    monkeypatch.setattr(closed_form, "_unsuited", lambda *_: closed_form.NoClosedForm("switched off"))
     for a, b in zip(found, run(), strict=True):
         torch.testing.assert_close(a, b)
 
