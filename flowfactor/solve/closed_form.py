@@ -31,7 +31,8 @@ from flowfactor.path import SolveStats
 from flowfactor.solve.continuous_adjoint import solve_adjoint
 from flowfactor.solve.discrete_adjoint import go_back, rates_of
 from flowfactor.solve.forward import Block, GaveUpError, March, Plan
-from flowfactor.solve.odeint import check_fixed_steps, integrate
+from flowfactor.solve.general import integrate
+from flowfactor.solve.odeint import check_fixed_steps
 from flowfactor.solve.problem import Packing, Segment
 from flowfactor.solve.runge_kutta import Tableau, tableau
 from flowfactor.solver import Solver
@@ -157,7 +158,7 @@ def solve_segment(
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *tape.inputs)
     except GaveUpError:
-        return NoClosedForm("the solve failed in closed form; the general engine says why")
+        return FAILED
     stats.add(plan.stats)
     zs = rows.restore(zs, 1)
     if not plan.quadratures:
@@ -182,6 +183,7 @@ def _unsuited(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> NoClose
     return next((NoClosedForm(reason) for reason, holds in reasons.items() if holds), None)
 
 
+FAILED = NoClosedForm("its steps failed in closed form")
 _ONE_BY_ONE = NoClosedForm("the stretches are solved one by one")
 _FEWEST_UNDER_WEIGHTS = 3  # below, what a solve by closed forms costs beside its stages is not made good
 

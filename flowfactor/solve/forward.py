@@ -15,7 +15,7 @@ from flowfactor.fields._sum_adjoint import FieldTape, Found
 from flowfactor.fields._weighted_adjoint import WeightedTape
 from flowfactor.fields.base import Evaluation
 from flowfactor.path import SolveStats
-from flowfactor.solve.dynamics import LOOK_EVERY
+from flowfactor.solve.dynamics import CHECK_EVERY
 from flowfactor.solve.runge_kutta import StepControl, Steps, Tableau
 from flowfactor.solver import Solver
 
@@ -261,7 +261,7 @@ class March:
 
     def _limit(self, attempts: int, t: float, dt: float, end: float) -> int:
         limit = self.solver.max_steps
-        hopeless = attempts % LOOK_EVERY == LOOK_EVERY - 1 and abs(end - t) > (limit - attempts) * abs(dt)
+        hopeless = attempts % CHECK_EVERY == CHECK_EVERY - 1 and abs(end - t) > (limit - attempts) * abs(dt)
         if attempts >= limit or t + dt == t or hopeless:
             raise GaveUpError
         return attempts + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +91,18 @@ class Packing:
         integrals = [x.squeeze(-1) for x in rest]
         log_det = integrals.pop(0) if self.log_det else None
         return FlowPath(t, z, log_det, dict(zip(self.costs, integrals, strict=True)), stats)
+
+
+def needs_of(costs: Mapping[str, Cost]) -> frozenset[str]:
+    """What running costs ask of an evaluation beside the velocity."""
+    return frozenset(need for cost in costs.values() for need in getattr(cost, "needs", ()))
+
+
+def resting(z0: Tensor, t: Tensor, log_det: bool, costs: Mapping[str, Cost], stats: SolveStats) -> FlowPath:
+    """The path of an empty batch, or of one time only: nothing moves."""
+    z = z0.expand(len(t), *z0.shape).clone()
+    zero = (0 * z).sum(-1)  # with a graph, as along any path; a sum of large states would be infinite
+    return FlowPath(t.to(z0.dtype), z, zero if log_det else None, {name: zero.clone() for name in costs}, stats)
 
 
 def _checked_rate(name: str, rate: object, batch: torch.Size) -> Tensor:
