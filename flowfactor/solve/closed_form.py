@@ -111,7 +111,8 @@ def solve_segment(
         return NoClosedForm(f"the method {solver.method} has no closed-form adjoint")
     if pieces is None and acting.weights is not None:
         pieces = [float(segment.times[0])], acting.weights.unsqueeze(0)
-    if pieces is not None and _evaluations(solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS:
+    few = pieces is not None and _evaluations(solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS
+    if few and solver.engine != "closed form":
         return NoClosedForm("a superposition over so few steps is solved faster by autograd")
     rows = Rows.of(acting, y.shape[:-1], field.num_flows)
     if rows is None:
