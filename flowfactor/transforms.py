@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
-from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from flowfactor._functorch import is_wrapped
@@ -23,40 +22,23 @@ from flowfactor.solver import Solver
 class Flow(Protocol):
     """What a `FlowTransform` needs of a flow, such as a `LatentFlow`."""
 
-    @property
-    def field(self) -> Field:
-        """What is followed."""
-        ...
+    field: Field
+    solver: Solver
+    divergence: Divergence
 
-    @property
-    def solver(self) -> Solver:
-        """How."""
-        ...
-
-    @property
-    def divergence(self) -> Divergence:
-        """How divergences are taken."""
-        ...
-
-    def __call__(
-        self, z0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, log_det: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> FlowPath:  # fmt: skip
+    def __call__(self, z0: Tensor, t: Any, control: Control, *, log_det: bool, generator: Any) -> FlowPath:
         """Follows it from ``z0`` at ``t[0]``."""
         ...
 
-    def inverse(
-        self, z1: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, log_det: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> FlowPath:  # fmt: skip
+    def inverse(self, z1: Tensor, t: Any, control: Control, *, log_det: bool, generator: Any) -> FlowPath:
         """Follows it back from ``z1`` at ``t[-1]``."""
         ...
 
-    def parameters(self) -> Iterator[Parameter]:
+    def parameters(self) -> Iterable[Tensor]:
         """Tensors on which a path depends."""
         ...
 
-    def buffers(self) -> Iterator[Tensor]:
+    def buffers(self) -> Iterable[Tensor]:
         """Others."""
         ...
 
@@ -219,7 +201,7 @@ def one_time(name: str, t: float | Tensor) -> float | Tensor:
 
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:
-    """Tells a tensor from another, and from itself before it was changed."""
+    """Differs between tensors, and between a tensor before and after it was changed."""
     return id(tensor), 0 if is_wrapped(tensor) else tensor.data_ptr(), tensor._version, tensor.requires_grad
 
 

@@ -66,14 +66,9 @@ def _step_times(dynamics: Dynamics, t: Tensor) -> list[float]:
 
 
 def _pull_back(
-    dynamics: Dynamics,
-    steered: int,
-    y: Tensor,
-    times: Tensor,
-    captured: Sequence[Tensor],
-    cotangent: Tensor,
+    dynamics: Dynamics, steered: int, y: Tensor, times: Tensor, captured: Sequence[Tensor], cotangent: Tensor,
     totals: list[Tensor | None],
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Pulls a cotangent back over the steps that end at ``times[1:]``, holding the graph of a few steps at a time."""
     steps = len(times) - 1
     if steps > _STEPS_AT_ONCE:
@@ -110,15 +105,8 @@ def _replay(dynamics: Dynamics, steered: int, y: Tensor, times: Tensor) -> Tenso
     step_options = dict(solver.options) | {"norm": _accept}
     for a, b in zip(times[:-1], times[1:], strict=True):
         step_options |= {"first_step": abs(float(b - a)) * 2, "step_t": b.reshape(1)}
-        y = _odeint(
-            dynamics,
-            y,
-            torch.stack([a, b]),
-            rtol=solver.rtol,
-            atol=solver.atol,
-            method=solver.method,
-            options=step_options,
-        )[1]
+        tolerances = {"rtol": solver.rtol, "atol": solver.atol}
+        y = _odeint(dynamics, y, torch.stack([a, b]), method=solver.method, options=step_options, **tolerances)[1]
     return y
 
 

@@ -19,24 +19,14 @@ _odeint: Any = torchdiffeq.odeint  # its annotations do not say that tensors com
 
 
 def call_torchdiffeq(
-    dynamics: Dynamics,
-    y0: Tensor,
-    t: Tensor,
-    steered: int,
-    *,
-    captured: tuple[Tensor, ...] | None = None,
-    first_step: float | None = None,
-) -> Tensor:
+    dynamics: Dynamics, y0: Tensor, t: Tensor, steered: int, *,
+    captured: tuple[Tensor, ...] | None = None, first_step: float | None = None,
+) -> Tensor:  # fmt: skip
     """Calls torchdiffeq once and turns its failures into FlowSolveError."""
     solver = dynamics.solver
-    options = _options(solver, t, steered, first_step)
-    arguments: dict[str, Any] = {
-        "rtol": solver.rtol,
-        "atol": solver.atol,
-        "method": solver.method,
-        "options": options,
-    }
-    solve: Any = torchdiffeq.odeint
+    arguments: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol, "method": solver.method}
+    arguments["options"] = _options(solver, t, steered, first_step)
+    solve: Any = _odeint
     if captured is not None:
         solve = torchdiffeq.odeint_adjoint
         arguments |= {"adjoint_params": captured, "adjoint_options": _adjoint_options(solver, t, steered)}

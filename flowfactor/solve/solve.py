@@ -21,17 +21,9 @@ from flowfactor.solver import Solver
 
 
 def solve(
-    field: Field,
-    solver: Solver,
-    divergence: Divergence,
-    z0: Tensor,
-    t: Tensor,
-    control: Control = 0,
-    *,
-    log_det: bool = False,
-    costs: Mapping[str, Cost] | None = None,
-    generator: torch.Generator | None = None,
-) -> FlowPath:
+    field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *, log_det: bool,
+    costs: Mapping[str, Cost], generator: torch.Generator | None,
+) -> FlowPath:  # fmt: skip
     """Follows a field from ``z0`` at ``t[0]`` through all times; its arguments are those of `LatentFlow`, checked.
 
     Args:
@@ -52,16 +44,16 @@ def solve(
         ValueError: If the control does not fit, or the closed form is demanded of a solve that has none.
         FlowSolveError: If the solve fails.
     """
-    batch, named = z0.shape[:-1], dict(costs or {})
+    batch = z0.shape[:-1]
     segments = segments_of(control, t)
     acting = [resolve(s.control, batch, field.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
     stats = SolveStats(method=solver.method)
     if z0.numel() == 0 or len(t) == 1:
-        return resting(z0, t, log_det, named, stats)
-    needs = needs_of(named)
+        return resting(z0, t, log_det, costs, stats)
+    needs = needs_of(costs)
     probed = "probe" in needs or (log_det and divergence == "hutchinson")
     probe = rademacher_like(z0, generator) if probed else None
-    packing = Packing(field.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
+    packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if bool(t[-1] > t[0]) else -1.0)
     task = _Task(field, solver, divergence, packing, needs & {"value", "time"}, probe, stats)
     return packing.path(task.states(segments, acting, packing.start(z0)), t.to(z0.dtype), stats)
 

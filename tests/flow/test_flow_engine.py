@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 import flowfactor as ff
+from flowfactor.solve import solve as engine
+from flowfactor.solve.closed_form import FAILED
 from flowfactor.solve.runge_kutta import tableau
 
 D, K = 3, 2
@@ -162,11 +164,21 @@ def test_what_fails_in_closed_form_is_explained_by_the_general_engine() -> None:
     broken, messages = potential(), set()
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
-    for engine in engines:
+    for which in engines:
         with pytest.raises(ff.FlowSolveError) as caught:
-            follow(ff.Solver("rk4", engine=engine), broken)
+            follow(ff.Solver("rk4", engine=which), broken)
         messages.add(str(caught.value))
     assert len(messages) == 1
+
+
+def test_what_fails_in_closed_form_alone_is_solved_by_the_general_engine_unless_that_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "solve_segment", lambda *_: FAILED)
+    stats = follow().stats
+    assert (stats.engine, stats.reason) == ("general", FAILED.reason)
+    with pytest.raises(ValueError, match=FAILED.reason):
+        follow(ff.Solver("rk4", engine="closed form"))
 
 
 @pytest.mark.parametrize(
