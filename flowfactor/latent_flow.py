@@ -118,7 +118,9 @@ class LatentFlow(nn.Module):
                 are integrated along the path and do not steer the step size. A cost with the attribute
                 ``many_stages = True`` promises two things, for which closed-form solves reward it with speed: it takes
                 evaluations of several stages at once (``[K, S, n, D]`` in place of ``[*batch, D]``), and what it
-                captures are parameters of its own (it is a module) or nothing.
+                captures are parameters of its own (it is a module) or nothing. By its attribute ``needs``, a tuple, a cost
+                asks for what is not computed otherwise: ``"value"`` and ``"time"`` of the potential, a ``"potential"`` at
+                all, the ``"probe"`` of the solve.
             generator: Source of Hutchinson's probe.
 
         Returns:
@@ -126,7 +128,8 @@ class LatentFlow(nn.Module):
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
-            ValueError: If an argument has the wrong shape, is NaN, or names a flow that does not exist.
+            ValueError: If an argument has the wrong shape, is NaN, or names a flow that does not exist, or a cost needs
+                what no solve provides.
             FlowSolveError: If the solve fails.
         """
         t = self._checked(z0, t, control)

@@ -56,7 +56,7 @@ class SolveStats:
         """Notes which engine solved a stretch, and why it was the general one."""
         if engine:
             self.engine = engine if self.engine in ("", engine) else "mixed"
-        if reason and reason not in self.reason.split("; "):
+        if reason not in self.reason:
             self.reason = f"{self.reason}; {reason}" if self.reason else reason
 
 

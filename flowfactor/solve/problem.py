@@ -8,11 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowfactor._checks import choices
 from flowfactor.control import Control, PieceControl, Schedule
 from flowfactor.fields.base import BoundField, Evaluation
 from flowfactor.path import FlowPath, SolveStats
 
 Cost = Callable[[Evaluation], Tensor]
+NEEDS = ("potential", "value", "time", "probe")  # what a cost may ask for by its attribute `needs`
+
+
+def needs_of(costs: Mapping[str, Cost]) -> frozenset[str]:
+    """What the costs of a solve ask for by their attribute `needs`; a name that nobody knows is refused."""
+    found: set[str] = set()
+    for name, cost in costs.items():
+        needs = getattr(cost, "needs", ())
+        if not isinstance(needs, (tuple, list, set, frozenset)) or not all(isinstance(need, str) for need in needs):
+            raise TypeError(f"cost {name!r}: needs must be a tuple of names such as ('value', 'time'), got {needs!r}")
+        for need in needs:
+            if need not in NEEDS:
+                raise ValueError(f"cost {name!r} needs {need!r}, which no solve provides{choices(need, NEEDS)}")
+        found.update(needs)
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
@@ -91,11 +107,6 @@ class Packing:
         integrals = [x.squeeze(-1) for x in rest]
         log_det = integrals.pop(0) if self.log_det else None
         return FlowPath(t, z, log_det, dict(zip(self.costs, integrals, strict=True)), stats)
-
-
-def needs_of(costs: Mapping[str, Cost]) -> frozenset[str]:
-    """What running costs ask of an evaluation beside the velocity."""
-    return frozenset(need for cost in costs.values() for need in getattr(cost, "needs", ()))
 
 
 def resting(z0: Tensor, t: Tensor, log_det: bool, costs: Mapping[str, Cost], stats: SolveStats) -> FlowPath:

@@ -44,13 +44,12 @@ def solve(
         ValueError: If the control does not fit, or the closed form is demanded of a solve that has none.
         FlowSolveError: If the solve fails.
     """
-    batch = z0.shape[:-1]
+    batch, needs = z0.shape[:-1], needs_of(costs)
     segments = segments_of(control, t)
     acting = [resolve(s.control, batch, field.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
     stats = SolveStats(method=solver.method)
     if z0.numel() == 0 or len(t) == 1:
         return resting(z0, t, log_det, costs, stats)
-    needs = needs_of(costs)
     probed = "probe" in needs or (log_det and divergence == "hutchinson")
     probe = rademacher_like(z0, generator) if probed else None
     packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if bool(t[-1] > t[0]) else -1.0)

@@ -40,6 +40,29 @@ class Own(ff.potentials.Potential):
         return -0.5 * z.square().sum(-1)
 
 
+class Still(ff.fields.Field):
+    """A field of the user's own."""
+
+    def flow_velocity(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+        return torch.zeros_like(z)
+
+
+class Renamed(ff.potentials.MLPPotential):
+    """Nothing is overridden."""
+
+
+class RenamedCost(ff.regularizers.TransportCost):
+    """Nothing is overridden."""
+
+
+class Doubled(ff.potentials.MLPPotential):
+    """The evaluation is overridden: a closed form would be wrong of it."""
+
+    def bind(self, *arguments: Any, **rest: Any) -> Any:
+        bound = super().bind(*arguments, **rest)
+        return lambda z, t: type(d := bound(z, t))(**{k: v if v is None else 2 * v for k, v in vars(d).items()})
+
+
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4"])
 def test_a_solve_in_closed_form_says_so_and_needs_no_reason(method: str, gradient: ff.solver.Gradient) -> None:
@@ -53,8 +76,13 @@ REASONS: dict[str, tuple[Callable[[], ff.FlowPath], str]] = {
     "asked for": (lambda: follow(ff.Solver("rk4", engine="general")), 'Solver(engine="general")'),
     "a potential of one's own": (lambda: follow(field=Own(D, K)), "Own"),
     "a field of one's own": (
-        lambda: follow(field=ff.fields.from_module([torch.nn.Identity()] * K, D), control=0),
-        "Field",
+        lambda: follow(field=Still(D, K)),
+        "Still",
+    ),
+    "an overridden evaluation": (lambda: follow(field=Doubled(D, K)), "Doubled overrides bind of"),
+    "a force": (
+        lambda: follow(costs={"hj": ff.regularizers.HamiltonJacobi(lambda z, t: -z.square().sum(-1))}),
+        "cost 'hj' (or its force) does not promise many_stages",
     ),
     "a cost": (lambda: follow(costs={"mine": lambda e: e.z.sum(-1)}), "cost 'mine' does not promise many_stages"),
     "options": (lambda: follow(ff.Solver("euler", options={"perturb": True})), "options"),
@@ -62,7 +90,7 @@ REASONS: dict[str, tuple[Callable[[], ff.FlowPath], str]] = {
     "gradients of times": (lambda: follow(t=torch.tensor([0.0, 1.0], requires_grad=True)), "times"),
     "few samples of a flow": (
         lambda: follow(z=Z.repeat(9, 1), control=torch.tensor([1] + [0] * 35)),
-        "differ too much",
+        "different numbers of samples",
     ),
     "few steps under weights": (lambda: follow(ff.Solver("euler"), t=[0.0, 1.0], control=WEIGHTS), "few steps"),
     "half precision": (lambda: follow(z=Z.bfloat16(), field=potential().bfloat16()), "bfloat16"),
@@ -75,6 +103,30 @@ def test_the_general_engine_says_why_it_ran(case: str) -> None:
     stats = run().stats
     assert stats.engine == "general"
     assert word in stats.reason
+
+
+def test_subclasses_that_override_nothing_and_parametrizations_take_the_closed_form() -> None:
+    parametrized = potential()
+    torch.nn.utils.parametrizations.weight_norm(parametrized, "w1")
+    for field in (Renamed(D, K), parametrized):
+        stats = follow(field=field, costs={"cost": RenamedCost()}).stats
+        assert (stats.engine, stats.reason) == ("closed form", "")
+
+
+def test_a_force_may_promise_to_take_many_stages() -> None:
+    class Promised(torch.nn.Module):
+        many_stages = True
+
+        def forward(self, z: Tensor, t: Tensor) -> Tensor:
+            return -z.square().sum(-1)
+
+    made = potential()
+    runs = [
+        follow(field=made, costs={"hj": ff.regularizers.HamiltonJacobi(force)})
+        for force in (Promised(), lambda z, t: -z.square().sum(-1))
+    ]
+    assert [path.stats.engine for path in runs] == ["closed form", "general"]
+    torch.testing.assert_close(runs[0].costs["hj"], runs[1].costs["hj"])
 
 
 def test_autocast_is_a_reason() -> None:
@@ -105,7 +157,7 @@ def test_stretches_may_be_solved_by_different_engines() -> None:
     steps = ff.Solver("euler", step_size=0.5)
     one = ff.Schedule([(0.0, 1), (1.0, torch.tensor([1, 0, 0, 0]))])
     path = follow(steps, t=[0.0, 1.0, 2.0], control=one, z=Z)
-    assert path.stats.engine == "mixed" and "differ too much" in path.stats.reason
+    assert path.stats.engine == "mixed" and "different numbers of samples" in path.stats.reason
     again = follow(steps, t=[0.0, 1.0, 2.0], control=ff.Schedule([(0.0, 1), (1.0, INDEX)]))
     assert (again.stats.engine, again.stats.reason) == ("closed form", "")
 
