@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from flowfactor.errors import FlowSolveError
     from flowfactor.latent_flow import LatentFlow
     from flowfactor.path import FlowPath, SolveStats
+    from flowfactor.registry import (
+        register_encoder,
+        register_estimator,
+        register_field,
+        register_objective,
+        register_potential,
+        register_prior,
+    )
     from flowfactor.solver import Solver
     from flowfactor.transforms import FlowTransform
 
@@ -34,6 +42,12 @@ __all__ = [
     "plot",
     "potentials",
     "priors",
+    "register_encoder",
+    "register_estimator",
+    "register_field",
+    "register_objective",
+    "register_potential",
+    "register_prior",
     "regularizers",
 ]
 
@@ -46,11 +60,12 @@ _HOMES = {
     "Schedule": "control",
     "SolveStats": "path",
     "Solver": "solver",
+    **{name: "registry" for name in __all__ if name.startswith("register_")},
 }
 _MODULES = {
     *("comparison", "data", "encoders", "fields", "metrics", "models", "plot", "potentials", "priors", "regularizers"),
     *("networks", "solve", "training"),
-    *("control", "errors", "latent_flow", "objectives", "path", "solver", "transforms"),
+    *("control", "errors", "latent_flow", "objectives", "path", "registry", "solver", "transforms"),
 }
 
 

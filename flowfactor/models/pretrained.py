@@ -7,13 +7,14 @@ import json
 import operator
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from flowfactor._config import describe, plain_name, rebuild, solver_config, uncompiled
+from flowfactor._config import describe, plain_name, read, rebuild, uncompiled
 from flowfactor._files import replacing
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
@@ -31,7 +32,6 @@ from flowfactor.models._saved import (
     read_config,
     read_weights,
 )
-from flowfactor.priors import Prior
 from flowfactor.priors import build as build_prior
 from flowfactor.solver import Solver
 
@@ -182,10 +182,7 @@ def _write_part(part: Any) -> Any:
         return "none"
     part = uncompiled(part)
     if isinstance(part, LatentFlow):
-        field, solver = describe(part.field), solver_config(part.solver)
-        return {"field": field, "solver": solver, "divergence": part.divergence}
-    if isinstance(part, Prior):
-        return part.config if type(part).__module__.startswith("flowfactor.priors") else None
+        return {"field": describe(part.field), "solver": asdict(part.solver), "divergence": part.divergence}
     return describe(part)
 
 
@@ -215,7 +212,7 @@ def _read_part(name: str, written: Any, parts: dict[str, Any]) -> Any:
         field: Any = rebuild(written["field"])
         return LatentFlow(field, Solver(**written["solver"]), written["divergence"])
     if name == "prior":
-        return build_prior(written, parts["encoder"])
+        return build_prior(read(written), parts["encoder"])
     return rebuild(written)
 
 

@@ -63,6 +63,8 @@ class Potential(Controlled):
         tensor([-4.])
     """
 
+    kind_of_part = "potential"
+
     def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
         """The potential of one flow: the one method that a subclass has to give.
 
