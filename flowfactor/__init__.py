@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers
+    from flowfactor._datasets import register_dataset
+    from flowfactor._methods import register_method
     from flowfactor.control import Schedule
     from flowfactor.errors import FlowSolveError
     from flowfactor.latent_flow import LatentFlow
@@ -42,9 +44,11 @@ __all__ = [
     "plot",
     "potentials",
     "priors",
+    "register_dataset",
     "register_encoder",
     "register_estimator",
     "register_field",
+    "register_method",
     "register_objective",
     "register_potential",
     "register_prior",
@@ -61,6 +65,8 @@ _HOMES = {
     "SolveStats": "path",
     "Solver": "solver",
     **{name: "registry" for name in __all__ if name.startswith("register_")},
+    "register_dataset": "_datasets",
+    "register_method": "_methods",
 }
 _MODULES = {
     *("comparison", "data", "encoders", "fields", "metrics", "models", "plot", "potentials", "priors", "regularizers"),

@@ -72,7 +72,7 @@ def register(kind: str, name: str, thing: T, taken: Mapping[str, Any] | tuple[st
 
     Raises:
         TypeError: If the name is no string.
-        ValueError: If it is no such name, or another thing has it. (A class may be defined again, as in a notebook.)
+        ValueError: If it is no such name, or another thing has it. (It may be defined again, as in a notebook.)
     """
     if not isinstance(name, str):
         raise TypeError(f'a {kind} is registered by its name, a string, got {name!r}: @register_{kind}("my-{kind}")')
@@ -241,4 +241,4 @@ def _decorator(kind: str, name: str) -> Callable[[type[T]], type[T]]:
 
 
 def _place(thing: Any) -> Any:
-    return (thing.__module__, thing.__qualname__) if isinstance(thing, type) else id(thing)
+    return (thing.__module__, thing.__qualname__) if hasattr(thing, "__qualname__") else id(thing)

@@ -19,7 +19,7 @@ from flowfactor.models.estimators import (
     GumbelEstimator,
 )
 from flowfactor.models.flow_vae import FlowFactorizedVAE
-from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained
+from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained, register_method
 from flowfactor.models.responsibilities import balanced_responsibilities
 from flowfactor.models.sparse import SparseTransformationVAE
 from flowfactor.models.terms import Terms
@@ -48,4 +48,5 @@ __all__ = [
     "build_vae",
     "get_method",
     "load_pretrained",
+    "register_method",
 ]

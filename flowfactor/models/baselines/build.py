@@ -43,6 +43,7 @@ def build_baseline(
     likelihood: str | Mapping[str, Any] = "bernoulli",
     potential: str = "paper",
     frames_per_step: int | None = None,
+    num_frames: int | None = None,
     generator: torch.Generator | None = None,
     **settings: Any,
 ) -> Baseline:
@@ -60,6 +61,7 @@ def build_baseline(
         potential: ``"paper"`` (as the papers have it) or ``"mlp"``, for those that have potentials.
         frames_per_step: How many frames of a sequence to decode in a training step; the class's default where None.
             PoFlow decodes two whatever this says.
+        num_frames: T+1, the number of frames of a sequence, for those that depend on it.
         generator: Source of the potentials' initial weights.
         **settings: Passed on to the model's class.
 
@@ -85,6 +87,10 @@ def build_baseline(
         raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
     if frames_per_step is not None and "frames_per_step" in known:
         settings["frames_per_step"] = frames_per_step
+    if num_frames is not None and "num_frames" in known:
+        settings["num_frames"] = num_frames
+    if num_frames is not None and num_frames > 1 and "max_steps" in known:
+        settings.setdefault("max_steps", num_frames - 1)
     made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
     parts: dict[str, Any] = {"encoder": made_encoder, "decoder": made_decoder}
     if kind is TopographicVAE:
