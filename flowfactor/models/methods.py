@@ -11,8 +11,7 @@ from typing import Any, Literal
 from flowfactor._checks import choices
 from flowfactor.models._saved import CONFIG, read_config
 from flowfactor.models.baselines import BASELINES, build_baseline
-from flowfactor.models.build import build_vae
-from flowfactor.models.build_sparse import build_sparse_vae
+from flowfactor.models.build import build_sparse_vae, build_vae
 from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.models.sparse import SparseTransformationVAE
 

@@ -25,7 +25,7 @@ _KNOWN = {
 _NO_SETTINGS = ("self", "name", "generator")
 
 _VAE = ("models/build.py:build_vae", "models/flow_vae.py:FlowFactorizedVAE")
-_SPARSE = ("models/build_sparse.py:build_sparse_vae", "models/sparse.py:SparseTransformationVAE")
+_SPARSE = ("models/build.py:build_sparse_vae", "models/sparse.py:SparseTransformationVAE")
 
 
 def _baseline(place: str) -> tuple[str, str]:
