@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flowfactor.registry import Recorded, make, name_of, registered
+from flowfactor.registry import Recorded, UnknownPartError, make, name_of, registered
 
 T = TypeVar("T", bound="Named")
 
@@ -142,7 +142,7 @@ def _class_of(name: str) -> type[Any]:
     if colon and own in registered(kind):
         return registered(kind)[own]
     if colon:
-        raise ValueError(
+        raise UnknownPartError(
             f"a model file names the {kind} {own!r}, which is not registered here: import the module that has "
             f"@flowfactor.register_{kind}({own!r}) before its class"
         )

@@ -125,7 +125,7 @@ _ALL = (
     Method(
         "sta", "sparse transformation analysis, unsupervised", "Song et al., TPAMI 2025", "inferred", True,
         shares=(*SHARED_OPTIONS, *_OF_THE_FLOW), companion="sparse",
-        **_ours("models/build_sparse.py:build_sparse_vae", "models/sparse.py:SparseTransformationVAE"),
+        **_ours("models/build.py:build_sparse_vae", "models/sparse.py:SparseTransformationVAE"),
     ),
     Method(
         "free", "control: a free velocity field, no PDE", "Chen et al., NeurIPS 2018", "given", True,

@@ -20,6 +20,11 @@ from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 
+
+class UnknownPartError(ValueError):
+    """A name that no part has, or none that is registered here."""
+
+
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "potential": ("mlp", "resnet", "convex", "paper"),
     "field": ("helmholtz", "gradient", "free"),
@@ -180,14 +185,15 @@ def make(kind: str, given: str | Mapping[str, Any], **known: Any) -> Any:
         The part.
 
     Raises:
-        ValueError: If no such part is registered, or it has no such option.
+        UnknownPartError: If there is no part of that name.
+        ValueError: If it has no such option.
     """
     name, options = split(kind, given)
     classes = {**_OWN.get(kind, {}), **registered(kind)}
     if name not in classes:
         names = (*BUILT_IN[kind], *registered(kind))
         own = f" (one of your own is registered first, by @flowfactor.register_{kind}({name!r}))"
-        raise ValueError(
+        raise UnknownPartError(
             f"unknown {kind} {name!r}: {kind} must be one of {', '.join(map(repr, names))}"
             + own * (f"register_{kind}" in globals())
         )
