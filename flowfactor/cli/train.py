@@ -67,7 +67,8 @@ def ended(result: dict[str, Any], folder: Path) -> int:
     if rank_zero_only.rank != 0:
         return 0  # it would be ended by another code of theirs
     if not result["finished"]:
-        say(f"interrupted after {result['steps']:,} steps. Go on: {resume_command(folder)}")
+        imports = result["config"].get("imports", ())
+        say(f"interrupted after {result['steps']:,} steps. Go on: {resume_command(folder, imports)}")
         return INTERRUPTED
     # Short runs log nothing.
     names = [name for name in (RESULT, CONFIG, METRICS, CHECKPOINT) if (folder / name).is_file()]

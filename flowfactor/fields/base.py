@@ -68,6 +68,8 @@ class Field(Controlled):
         True
     """
 
+    kind_of_part = "field"
+
     #: Whether `Evaluation.value`, ``gradient`` and ``time`` can be had.
     has_potential: bool = False
 

@@ -118,7 +118,7 @@ def log_likelihood(
             whole = model.log_likelihood(batch["frames"], batch["t"], control, samples, generator=generator)
             bounds[k].append(whole / batch["frames"].shape[1])
     likelihood = getattr(getattr(model.decoder, "likelihood", None), "name", "custom")
-    made = replace(_result(bounds, samples, likelihood, model.objective), limit=limit, seed=seed)
+    made = replace(_result(bounds, samples, likelihood, str(model.objective)), limit=limit, seed=seed)
     return made if labelled else replace(made, by_flow=[])
 
 

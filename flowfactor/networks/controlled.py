@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor._checks import check_count
-from flowfactor._config import Recorded
 from flowfactor.control import Control, ResolvedControl, resolve_at, times
+from flowfactor.registry import Recorded
 
 
 class Controlled(Recorded, nn.Module):

@@ -65,6 +65,7 @@ class Potential(Controlled):
     """
 
     one_method = "flow_potential"
+    kind_of_part = "potential"
 
     def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
         """The potential of one flow: the one method that a subclass has to give.

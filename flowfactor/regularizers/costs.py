@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowfactor._config import Recorded
 from flowfactor.fields.base import Evaluation
 from flowfactor.networks.overrides import overridden
+from flowfactor.registry import Recorded
 
 Force = Callable[[Tensor, Tensor], Tensor]
 
@@ -58,7 +58,7 @@ class NegativeSquare(Recorded, nn.Module):
         return -self.second(torch.tanh(self.first(torch.cat([z, time], -1)))).squeeze(-1).square()
 
 
-class HamiltonJacobi(nn.Module):
+class HamiltonJacobi(Recorded, nn.Module):
     r"""The squared Hamilton-Jacobi residual $r^2$ with $r = \partial_t u + \tfrac12|\nabla u|^2 - f$, per sample.
 
     Paths of a potential that solves the equation with $f = 0$ are straight and of constant speed: they are dynamic
@@ -103,7 +103,7 @@ class HamiltonJacobi(nn.Module):
         return self.residual(evaluation).square()
 
 
-class TransportCost(nn.Module):
+class TransportCost(Recorded, nn.Module):
     r"""The kinetic energy $\tfrac12 |v|^2$, whose integral is the action (Benamou and Brenier 2000).
 
     For a gradient field it is $\tfrac12|\nabla u|^2$.
@@ -126,7 +126,7 @@ class TransportCost(nn.Module):
         return 0.5 * evaluation.velocity.square().sum(-1)
 
 
-class JacobianNorm(nn.Module):
+class JacobianNorm(Recorded, nn.Module):
     r"""The squared Frobenius norm $|\partial v/\partial z|_F^2$, which keeps a flow easy to solve.
 
     Estimated without bias by $|\epsilon^\top \partial v/\partial z|^2$ with the solve's Rademacher probe (Finlay et al.,
