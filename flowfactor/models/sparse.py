@@ -207,26 +207,6 @@ class SparseTransformationVAE(FlowModel):
         """
         return sparse_schedule(weights, t)
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
-        """Transforms images along the latent flows, from the mean of their posterior.
-
-        Args:
-            x0: Images at ``t[0]``, ``[B, C, H, W]``.
-            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
-            control: Which flow acts: an int or one index per image (that flow at its typical strength), weights
-                ``[B, K]`` (under double control also ``[B, 2K]``, those of the gradient part first), or a `Schedule`.
-
-        Returns:
-            Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
-
-        Raises:
-            TypeError: If an argument has the wrong type.
-            ValueError: If an argument does not fit.
-            FlowSolveError: If the solve fails.
-        """
-        flow = self._flow_for(control)
-        return self.decode(flow(self.encode(x0).mean, t, control).z).movedim(0, x0.ndim - 3)
-
     def forward(self, frames: Tensor, t: Tensor, k: Any = None, *, generator: torch.Generator | None = None) -> Terms:
         """The terms of the objective on a batch of sequences.
 
