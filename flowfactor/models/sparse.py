@@ -95,6 +95,7 @@ class SparseTransformationVAE(FlowModel):
 
     objective = "path"
     supervision = "none"
+    _parts = (*FlowModel._parts, "pair_encoder", "weights_prior")
     _settings = (
         "kl_weight", "factor_weight", "hj_weight", "start_weight", "frames_per_step", "regularize_every",
         "temperature", "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
@@ -346,13 +347,3 @@ class SparseTransformationVAE(FlowModel):
             log_ratio = objectives.path_log_ratio(q, self.prior, path, 0)
             weights.append(log_p - log_ratio - q_g.log_prob(drawn) + self.weights_prior.log_prob(drawn))
         return objectives.log_mean_exp(weights)
-
-    def config(self) -> dict[str, Any]:
-        """How the model was made, as JSON values; parts of the user's own appear as None."""
-        written = super().config()
-        written["settings"]["weights_prior"] = self.weights_prior.config
-        if type(self.pair_encoder) is PairEncoder:
-            written["settings"]["pair_encoder"] = self.pair_encoder.config
-        else:
-            written["parts"]["pair_encoder"] = None
-        return written
