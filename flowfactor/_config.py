@@ -76,8 +76,7 @@ def describe(part: Any, by_type: bool = False) -> dict[str, Any] | None:
     name = name_of(type(part)) if by_name else type_name(type(part))
     if name is None or not hasattr(part, "_arguments"):
         return None
-    foreign = not type(part).__module__.startswith("flowfactor.")
-    written = {key: _value(value, foreign) for key, value in _arguments(part).items()}
+    written = {key: _value(value, _is_foreign(part)) for key, value in _arguments(part).items()}
     if _holds_custom(written):
         return None
     return {"name": name, **written} if by_name else {"type": name, "arguments": written}
@@ -162,11 +161,12 @@ def _arguments(part: Recorded) -> dict[str, Any]:
     args, kwargs = part._arguments
     signature = inspect.signature(type(part).__init__)
     bound = signature.bind(part, *args, **kwargs)
-    if isinstance(part, Configured):
+    if isinstance(part, Configured) or _is_foreign(part):
         bound.apply_defaults()
     arguments: dict[str, Any] = {}
+    unwritten = getattr(part, "unwritten", Recorded.unwritten)
     for parameter in list(signature.parameters.values())[1:]:
-        if parameter.name not in bound.arguments or parameter.name in part.unwritten:
+        if parameter.name not in bound.arguments or parameter.name in unwritten:
             continue
         value = bound.arguments[parameter.name]
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -176,6 +176,10 @@ def _arguments(part: Recorded) -> dict[str, Any]:
         elif value:
             arguments["*"] = value
     return arguments | getattr(part, "_filled_in", {})
+
+
+def _is_foreign(part: object) -> bool:
+    return not type(part).__module__.startswith("flowfactor.")
 
 
 def _holds_custom(value: Any) -> bool:

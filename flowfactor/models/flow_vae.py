@@ -133,25 +133,6 @@ class FlowFactorizedVAE(FlowModel):
         """``"weak"`` where q(k|x) can be inferred, else ``"full"``: k has to be given."""
         return "full" if self.factor_encoder is None else "weak"
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
-        """Transforms images along the latent flows, from the mean of their posterior.
-
-        Args:
-            x0: Images at ``t[0]``, ``[B, C, H, W]``.
-            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
-            control: Which flow acts: an int, one index per image, weights ``[B, K]`` to superpose, or a `Schedule`.
-
-        Returns:
-            Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
-
-        Raises:
-            TypeError: If an argument has the wrong type.
-            ValueError: If an argument does not fit.
-            FlowSolveError: If the solve fails.
-        """
-        path = self.flow(self.encode(x0).mean, t, control)
-        return self.decode(path.z).movedim(0, x0.ndim - 3)
-
     def infer_factor(self, frames: Tensor) -> Categorical:
         """The posterior q(k|x_0..x_T) over which flow acts.
 
