@@ -10,11 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers
+    from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers, testing
+    from flowfactor._datasets import register_dataset
+    from flowfactor._methods import register_method
     from flowfactor.control import Schedule
     from flowfactor.errors import FlowSolveError
     from flowfactor.latent_flow import LatentFlow
     from flowfactor.path import FlowPath, SolveStats
+    from flowfactor.registry import (
+        register_encoder,
+        register_estimator,
+        register_field,
+        register_objective,
+        register_potential,
+        register_prior,
+    )
     from flowfactor.solver import Solver
     from flowfactor.transforms import FlowTransform
 
@@ -34,7 +44,16 @@ __all__ = [
     "plot",
     "potentials",
     "priors",
+    "register_dataset",
+    "register_encoder",
+    "register_estimator",
+    "register_field",
+    "register_method",
+    "register_objective",
+    "register_potential",
+    "register_prior",
     "regularizers",
+    "testing",
 ]
 
 # Nothing is imported before it is asked for: the command line tells of its help and of mistakes without PyTorch.
@@ -46,11 +65,14 @@ _HOMES = {
     "Schedule": "control",
     "SolveStats": "path",
     "Solver": "solver",
+    **{name: "registry" for name in __all__ if name.startswith("register_")},
+    "register_dataset": "_datasets",
+    "register_method": "_methods",
 }
 _MODULES = {
     *("comparison", "data", "encoders", "fields", "metrics", "models", "plot", "potentials", "priors", "regularizers"),
-    *("networks", "solve", "training"),
-    *("control", "errors", "latent_flow", "objectives", "path", "solver", "transforms"),
+    *("networks", "solve", "testing", "training"),
+    *("control", "errors", "latent_flow", "objectives", "path", "registry", "solver", "transforms"),
 }
 
 

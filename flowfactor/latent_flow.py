@@ -9,16 +9,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
 from flowfactor._functorch import is_batched
-from flowfactor.control import Control, Schedule, control_shape, resolve, times
+from flowfactor.control import Control, Schedule, control_shape, times
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.networks.controlled import check_state
-from flowfactor.path import FlowPath, SolveStats
-from flowfactor.potentials.base import Potential, rademacher_like
-from flowfactor.solve.closed_form import solve_segment, solve_segments
-from flowfactor.solve.compiled import program_of
-from flowfactor.solve.odeint import integrate
-from flowfactor.solve.problem import Cost, Packing, segments_of
+from flowfactor.path import FlowPath
+from flowfactor.potentials.base import Potential
+from flowfactor.solve.problem import Cost
+from flowfactor.solve.solve import solve
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform
 
@@ -120,7 +118,9 @@ class LatentFlow(nn.Module):
                 are integrated along the path and do not steer the step size. A cost with the attribute
                 ``many_stages = True`` promises two things, for which closed-form solves reward it with speed: it takes
                 evaluations of several stages at once (``[K, S, n, D]`` in place of ``[*batch, D]``), and what it
-                captures are parameters of its own (it is a module) or nothing.
+                captures are parameters of its own (it is a module) or nothing. By its attribute ``needs``, a tuple, a cost
+                asks for what is not computed otherwise: ``"value"`` and ``"time"`` of the potential, a ``"potential"`` at
+                all, the ``"probe"`` of the solve.
             generator: Source of Hutchinson's probe.
 
         Returns:
@@ -128,7 +128,8 @@ class LatentFlow(nn.Module):
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
-            ValueError: If an argument has the wrong shape, is NaN, or names a flow that does not exist.
+            ValueError: If an argument has the wrong shape, is NaN, or names a flow that does not exist, or a cost needs
+                what no solve provides.
             FlowSolveError: If the solve fails.
         """
         t = self._checked(z0, t, control)
@@ -142,35 +143,9 @@ class LatentFlow(nn.Module):
                 raise TypeError(f"cost {name!r} must be a callable of an Evaluation, got {type(cost).__name__}")
             if "potential" in getattr(cost, "needs", ()) and not self.field.has_potential:
                 raise TypeError(f"cost {name!r} needs a potential, and {type(self.field).__name__} has none")
-        batch = z0.shape[:-1]
-        segments = segments_of(control, t)
-        resolved = [resolve(s.control, batch, self.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
-        stats = SolveStats(method=self.solver.method)
-        if z0.numel() == 0 or len(t) == 1:
-            return _resting(z0, t, log_det, named, stats)
-
-        needs_probe = (log_det and self.divergence == "hutchinson") or any(
-            "probe" in getattr(c, "needs", ()) for c in named.values()
+        return solve(
+            self.field, self.solver, self.divergence, z0, t, control, log_det=log_det, costs=named, generator=generator
         )
-        probe = rademacher_like(z0, generator) if needs_probe else None
-        needs = {need for cost in named.values() for need in getattr(cost, "needs", ())}
-        want = frozenset(needs & {"value", "time"})
-        packing = Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
-        y, outputs = packing.start(z0), []
-        program = program_of(self.field) if self.solver.compile else None
-        whole = solve_segments(self, segments, resolved, y, packing, want, probe, stats)
-        if whole is not None:
-            return packing.path(whole, t.to(z0.dtype), stats)
-        for segment, acting in zip(segments, resolved, strict=True):
-            ys = solve_segment(self, segment, acting, y, packing, want, probe, stats)
-            if ys is None:
-                kind = self.divergence if log_det else None
-                bound = self.field.bind(acting, batch, want=want, divergence=kind, probe=probe)
-                rhs, times = packing.rhs(bound), segment.times
-                ys = integrate(self.solver, rhs, y, times, steered=packing.steered, stats=stats, program=program)
-            outputs.append(ys[segment.first : segment.last])
-            y = ys[-1]
-        return packing.path(torch.cat(outputs) if len(outputs) > 1 else outputs[0], t.to(z0.dtype), stats)
 
     def inverse(
         self,
@@ -186,18 +161,18 @@ class LatentFlow(nn.Module):
 
         Args:
             z1: States at ``t[-1]``, ``[*batch, D]``.
-            t: Times in frames, as for the way forward.
+            t: Times in frames, as for `forward`.
             control: Which flow acts.
             log_det: Whether to carry the log-determinant, here of z_t with respect to z1.
-            costs: Running costs, as for the way forward.
+            costs: Running costs, as for `forward`.
             generator: Source of Hutchinson's probe.
 
         Returns:
             The path over ``t`` reversed: ``path.z[-1]`` is the state at ``t[0]``.
 
         Raises:
-            TypeError: As the way forward.
-            ValueError: As the way forward.
+            TypeError: As `forward`.
+            ValueError: As `forward`.
             FlowSolveError: If the solve fails.
         """
         reverse = times(t, z1) if isinstance(z1, Tensor) else torch.as_tensor(t)
@@ -321,10 +296,3 @@ class LatentFlow(nn.Module):
                 f"t must be strictly increasing or strictly decreasing, without repeats; got {now.tolist()}"
             )
         return t
-
-
-def _resting(z0: Tensor, t: Tensor, log_det: bool, costs: dict[str, Cost], stats: SolveStats) -> FlowPath:
-    """The path of an empty batch, or of one time only: nothing moves."""
-    z = z0.expand(len(t), *z0.shape).clone()
-    zero = (0 * z).sum(-1)  # with a graph, as along any path; a sum of large states would be infinite
-    return FlowPath(t.to(z0.dtype), z, zero if log_det else None, {name: zero.clone() for name in costs}, stats)

@@ -1,27 +1,186 @@
 r"""Training objectives: lower bounds of log-likelihoods, each true and each named.
 
-``path``: the flow is the generative transition, $z_t = \phi_t(z_0)$, so that a sequence has one latent $z_0$:
+`PathBound`: the flow is the generative transition, $z_t = \phi_t(z_0)$, so that a sequence has one latent $z_0$:
 $$\ln p(x_{0..T}|k) \ge E_{q(z_0|x_0)} \sum_t \ln p(x_t|z_t) - KL[q(z_0|x_0) \,|\, p(z_0)] .$$
-``marginal``: every frame has a latent of its own, with the prior path $p_t$ (the ELBO of Song et al. 2023, eq. 9, with
+`MarginalBound`: every frame has a latent of its own, with the prior path $p_t$ (the ELBO of Song et al. 2023, eq. 9, with
 exact densities and the divergence's right sign):
 $$\sum_t \ln p_t(x_t|k) \ge \sum_t E_{q_t}\bigl[\ln p(x_t|z_t) - \ln q_t(z_t) + \ln p_t(z_t)\bigr], \qquad
   \ln q_t(z_t) = \ln q_0(z_0) - \int_0^t \nabla\cdot v\,ds .$$
+Settings name them ``"path"`` and ``"marginal"``. An `Objective` of one's own is a class of one method.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
+from flowfactor._config import Named
 from flowfactor.control import Control, Schedule
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior
+from flowfactor.registry import BUILT_IN, declare
 
-OBJECTIVES = ("path", "marginal")
+OBJECTIVES = BUILT_IN["objective"]
+
+
+class NoImportanceWeightsError(ValueError):
+    """An objective has no importance weights, so that nothing tightens its bound.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> class Mine(ff.objectives.Objective): ...
+        >>> model = ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8), objective=Mine())
+        >>> model.log_likelihood(torch.rand(2, 3, 1, 8, 8), torch.arange(3), 0)
+        Traceback (most recent call last):
+        ...
+        flowfactor.objectives.NoImportanceWeightsError: the objective Mine has no importance weights, ...
+    """
+
+
+class Objective(Named):
+    r"""Base of the bounds that a `flowfactor.models.FlowFactorizedVAE` is trained by.
+
+    The model draws $z_0$ from $q(z_0|x_0)$, carries it along a flow, and maximises $E \sum_t \ln p(x_t|z_t)$ less a
+    divergence of the latents from the prior. That divergence makes the bound: a subclass gives it by `divergence`, and may
+    give the other methods too. Constructor arguments are remembered; `flowfactor.register_objective` gives it a name.
+
+    Attributes:
+        log_det: Whether `divergence` looks at the path's log-determinants, which a solve has to be asked for.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> class Tempered(ff.objectives.Objective):
+        ...     def __init__(self, power: float = 0.5) -> None:
+        ...         self.power = power
+        ...     def divergence(self, start, prior, path, t, control):
+        ...         return self.power * (start - prior.at(0.0, control).log_prob(path.z[0]))
+        >>> model = ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8), objective=Tempered(0.1))
+        >>> model(torch.rand(6, 5, 1, 8, 8), torch.arange(5), 0).kl.shape
+        torch.Size([])
+    """
+
+    kind_of_part = "objective"
+    log_det: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        pass
+
+    def begin(self, q: Distribution, prior: Prior, z0: Tensor, control: Control) -> Tensor:
+        """What all flows of a sequence share, worked out once: ln q(z_0|x_0) of the draw, unless a subclass says otherwise.
+
+        Args:
+            q: Posterior of z_0, batch ``[B]``.
+            prior: Prior path.
+            z0: The draw ``[B, D]``.
+            control: Which flow acts; an int where all are tried.
+
+        Returns:
+            A number of each sequence ``[B]``.
+        """
+        return q.log_prob(z0)
+
+    def divergence(self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
+        """The divergence of a path's latents from the prior: the one method that a subclass has to give.
+
+        Args:
+            start: What `begin` gave, of the sequence that each path belongs to, ``[N]``.
+            prior: Prior path.
+            path: The paths, ``z [T+1, N, D]``; with their log-determinants if `log_det` says so.
+            t: Times ``[T+1]``, in frames.
+            control: Which flow acts on each path.
+
+        Returns:
+            Divergences ``[N]``, or estimates of them, in nats.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define divergence(start, prior, path, t, control) -> [N]"
+        )
+
+    def log_weights(
+        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control
+    ) -> Tensor:
+        """Logarithms of importance weights p(x, z) / q(z), by which more samples tighten the bound.
+
+        Args:
+            log_p: ln p(x_t|z_t) of each frame and path, ``[T+1, S, B]``.
+            q: Posterior of z_0, batch ``[B]``.
+            prior: Prior path.
+            path: S paths of each sequence, ``z [T+1, S, B, D]``.
+            t: Times ``[T+1]``.
+            control: Which flow acts.
+
+        Returns:
+            Log-weights ``[S, F, B]`` of the F parts of a sequence that are bounded apart; their bounds are added.
+
+        Raises:
+            NoImportanceWeightsError: If the objective has none.
+        """
+        raise NoImportanceWeightsError(
+            f"the objective {self} has no importance weights, so that there is no log_likelihood under it: give "
+            f"{type(self).__name__} the method log_weights(log_p, q, prior, path, t, control) -> [S, F, B]"
+        )
+
+    def __str__(self) -> str:
+        return self.config["name"]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same bound; a name stands for one of that name."""
+        return self.config == other.config if isinstance(other, Objective) else str(self) == other
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+class PathBound(Objective):
+    r"""The bound of a sequence with one latent $z_0$: its divergence is $KL[q(z_0|x_0) \,|\, p(z_0)]$.
+
+    Example:
+        >>> PathBound() == "path", PathBound().log_det
+        (True, False)
+    """
+
+    def begin(self, q: Distribution, prior: Prior, z0: Tensor, control: Control) -> Tensor:
+        """The divergence at the start, ``[B]``."""
+        return start_divergence(q, prior, z0, control)
+
+    def divergence(self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
+        """The divergence at the start, ``[N]``: a flow is deterministic and adds none."""
+        return start
+
+    def log_weights(
+        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control
+    ) -> Tensor:
+        """Log-weights of whole sequences, ``[S, 1, B]``."""
+        return (log_p.sum(0) - path_log_ratio(q, prior, path, control)).unsqueeze(1)
+
+
+class MarginalBound(Objective):
+    r"""The sum of bounds of single frames, with a latent each: the divergence is $\sum_t E[\ln q_t(z_t) - \ln p_t(z_t)]$.
+
+    Example:
+        >>> MarginalBound() == "marginal", MarginalBound().log_det
+        (True, True)
+    """
+
+    log_det = True
+
+    def divergence(self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
+        """The sum of `marginal_log_ratio` over frames, ``[N]``."""
+        return marginal_log_ratio(start, prior, path, t, control).sum(0)
+
+    def log_weights(
+        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control
+    ) -> Tensor:
+        """Log-weights of every frame, ``[S, T+1, B]``."""
+        return (log_p - marginal_log_ratio(q, prior, path, t, control)).movedim(1, 0)
+
+
+declare("objective", path=PathBound, marginal=MarginalBound)
 
 
 def draw(q: Distribution, samples: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:

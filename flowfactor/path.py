@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from torch import Tensor
+
+Engine: TypeAlias = Literal["", "closed form", "general", "mixed"]
 
 
 @dataclass
 class SolveStats:
-    """How a solve went.
+    """How a solve went. Two are equal where they took the same work by the same method, whichever engine ran.
 
     Attributes:
-        nfe: Evaluations of the field on the way forward.
-        nfe_backward: Evaluations on the way back (adjoint and checkpoint), counted as backward passes run.
+        nfe: Evaluations of the field, forward.
+        nfe_backward: Evaluations in backward passes (adjoint and checkpoint), counted as these run.
         accepted: Accepted steps.
         rejected: Rejected steps.
         method: The solver's method.
+        engine: What ran: ``"closed form"`` (steps and adjoint written out), ``"general"`` (torchdiffeq and autograd),
+            ``"mixed"`` where both ran, each on some stretches of a schedule; empty where there was nothing to solve.
+        reason: Why the general engine ran where it did; empty where it did not.
+        reason_backward: Why a backward pass of a solve in closed form ran on the general engine, written when it does;
+            empty where none did.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> flow = ff.LatentFlow(ff.potentials.MLPPotential(dim=2), ff.Solver("rk4"))
+        >>> flow(torch.zeros(3, 2), [0.0, 1.0]).stats.engine
+        'closed form'
+        >>> speed = lambda evaluation: evaluation.velocity.norm(dim=-1)
+        >>> stats = flow(torch.zeros(3, 2), [0.0, 1.0], costs={"speed": speed}).stats
+        >>> stats.engine, stats.reason
+        ('general', "cost 'speed' does not promise many_stages = True")
     """
 
     nfe: int = 0
@@ -24,11 +42,22 @@ class SolveStats:
     accepted: int = 0
     rejected: int = 0
     method: str = ""
+    engine: Engine = field(default="", compare=False)
+    reason: str = field(default="", compare=False)
+    reason_backward: str = field(default="", compare=False)
 
     def add(self, other: SolveStats) -> None:
         """Counts what another solve took."""
         for name in ("nfe", "nfe_backward", "accepted", "rejected"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.ran(other.engine, other.reason)
+
+    def ran(self, engine: Engine, reason: str = "") -> None:
+        """Notes which engine solved a stretch, and why it was the general one."""
+        if engine:
+            self.engine = engine if self.engine in ("", engine) else "mixed"
+        if reason not in self.reason:
+            self.reason = f"{self.reason}; {reason}" if self.reason else reason
 
 
 @dataclass(frozen=True)
@@ -41,7 +70,7 @@ class FlowPath:
         log_det: $\ln |\det \partial z_t / \partial z_{t_0}|$, ``[T, *batch]``; None where it was not asked for.
         costs: Running costs by name, each integrated from ``t[0]`` to ``t[i]`` along the path, ``[T, *batch]``. They
             are path integrals over elapsed time: positive costs add up in either direction of time.
-        stats: Evaluations and steps.
+        stats: Evaluations and steps, and which engine took them.
 
     Example:
         >>> import torch, flowfactor as ff

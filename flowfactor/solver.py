@@ -1,4 +1,4 @@
-"""How a flow is solved: the method, its tolerances, and how gradients come back."""
+"""How a flow is solved: the method, its tolerances, the engine, and how gradients are found."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from torch import Tensor
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
+CLOSED_FORM_METHODS = ("dopri5", "dopri8", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4")
 MULTISTEP_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
 SCIPY_METHOD = "scipy_solver"
 METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS, SCIPY_METHOD)
 
 Gradient: TypeAlias = Literal["direct", "adjoint", "checkpoint"]
+EngineChoice: TypeAlias = Literal["auto", "general", "closed form"]
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Settings of an ODE solve by torchdiffeq.
+    """Settings of an ODE solve by the methods of torchdiffeq.
 
     Args:
         method: ``dopri5`` (default), ``dopri8``, ``bosh3``, ``fehlberg2`` or ``adaptive_heun`` choose their steps by
@@ -29,10 +31,10 @@ class Solver:
             (no gradients but by the adjoint; choose SciPy's own method by ``options={"solver": "LSODA"}``).
         rtol: Relative tolerance of a step.
         atol: Absolute tolerance of a step.
-        gradient: How gradients come back. ``"direct"`` backpropagates through the solver's operations; ``"adjoint"``
+        gradient: How gradients are found. ``"direct"`` backpropagates through the solver's operations; ``"adjoint"``
             solves the continuous adjoint equation backwards in time, with memory that does not grow with the steps and
             gradients correct to the tolerance (Chen et al., NeurIPS 2018, algorithm 1); ``"checkpoint"`` keeps at most
-            one state an output and takes the steps between them again on the way back, with direct's gradient.
+            one state an output and replays the steps between them in the backward pass, with direct's gradient.
         norm: ``"sample"``: the step error is the worst sample's root mean square, so that a sample's accuracy does not
             depend on what it is batched with. ``"batch"``: the root mean square over the whole batch.
         step_size: Longest step of the fixed-step methods, in frames; None takes one step from each output time to the
@@ -45,6 +47,11 @@ class Solver:
             potentials and fields of your own, whose derivatives come from automatic differentiation; those built in have
             closed forms, which it replaces. The first solve waits for the compiler, later processes for its cache. Goes
             with ``gradient="direct"``; gradients of gradients, and ``backward(retain_graph=True)``, cannot be had.
+        engine: What takes the steps. ``"auto"``: closed forms of the field's derivatives and of the solve's adjoint,
+            without an autograd graph, where the field and the running costs have them; else the general engine,
+            torchdiffeq and autograd. Both take the same steps with the same result, up to rounding; `SolveStats.engine`
+            and `SolveStats.reason` say which one ran and why. ``"general"``: the general engine always. ``"closed form"``:
+            a solve that would leave the closed form is refused with the reason.
 
     Raises:
         ValueError: If a setting is unknown or out of range.
@@ -64,6 +71,7 @@ class Solver:
     max_steps: int = 100_000
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     compile: bool = False
+    engine: EngineChoice = "auto"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -92,8 +100,21 @@ class Solver:
                 f'compile=True goes with gradient="direct" and a method of torch: the backward pass of a compiled program '
                 f"consumes what other modes keep; got gradient={self.gradient!r} and method={self.method!r}"
             )
+        if self.engine not in ("auto", "general", "closed form"):
+            raise ValueError(f'engine must be "auto", "general" or "closed form", got {self.engine!r}')
+        if self.engine == "closed form":
+            self._check_closed_form()
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise ValueError(f"max_steps must be a positive integer, got {self.max_steps!r}")
+
+    def _check_closed_form(self) -> None:
+        if self.method not in CLOSED_FORM_METHODS:
+            raise ValueError(
+                f'engine="closed form" goes with {", ".join(CLOSED_FORM_METHODS)}; got method={self.method!r}'
+            )
+        if self.compile or self.options:
+            which = "compile=True" if self.compile else f"options={self.options!r}"
+            raise ValueError(f'engine="closed form" does not go with {which}, which only the general engine can follow')
 
     @property
     def adaptive(self) -> bool:

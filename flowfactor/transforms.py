@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +13,34 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from flowfactor._functorch import is_wrapped
 from flowfactor.control import Control
+from flowfactor.fields.base import Divergence, Field
+from flowfactor.path import FlowPath
 from flowfactor.potentials.base import rademacher_like
+from flowfactor.solver import Solver
 
-if TYPE_CHECKING:
-    from flowfactor.latent_flow import LatentFlow
+
+class Flow(Protocol):
+    """What a `FlowTransform` needs of a flow, such as a `LatentFlow`."""
+
+    field: Field
+    solver: Solver
+    divergence: Divergence
+
+    def __call__(self, z0: Tensor, t: Any, control: Control, *, log_det: bool, generator: Any) -> FlowPath:
+        """Follows it from ``z0`` at ``t[0]``."""
+        ...
+
+    def inverse(self, z1: Tensor, t: Any, control: Control, *, log_det: bool, generator: Any) -> FlowPath:
+        """Follows it back from ``z1`` at ``t[-1]``."""
+        ...
+
+    def parameters(self) -> Iterable[Tensor]:
+        """Tensors on which a path depends."""
+        ...
+
+    def buffers(self) -> Iterable[Tensor]:
+        """Others."""
+        ...
 
 
 class FlowTransform(Transform):
@@ -55,7 +80,7 @@ class FlowTransform(Transform):
 
     def __init__(
         self,
-        flow: LatentFlow,
+        flow: Flow,
         t0: float | Tensor,
         t1: float | Tensor,
         control: Control = 0,
@@ -105,7 +130,7 @@ class FlowTransform(Transform):
         return torch.stack([torch.as_tensor(t, dtype=dtype, device=z.device).reshape(()) for t in (self.t0, self.t1)])
 
     def _follow(self, z: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
-        """States at the other end, and the log-determinant of the way from ``t0`` to ``t1``."""
+        """States at the other end, and the log-determinant of the map from ``t0`` to ``t1``."""
         self._solved = None  # so that its graph does not outlive the start of another
         if self.is_identity:
             return self._rest(z, back)
@@ -125,7 +150,7 @@ class FlowTransform(Transform):
         t0, t1 = self._times(z)
         span = (t1 - t0).to(z.dtype)
         probe = rademacher_like(z, self.generator) if self.flow.divergence == "hutchinson" else None
-        velocity = self.flow.velocity(z, self._ends[0], self.control)
+        velocity = self.flow.field(z, self._ends[0], self.control)
         divergence = self.flow.field.divergence(z, self._ends[0], self.control, self.flow.divergence, probe)
         return z + (-span if back else span) * velocity, span * divergence
 
@@ -176,7 +201,7 @@ def one_time(name: str, t: float | Tensor) -> float | Tensor:
 
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:
-    """Tells a tensor from another, and from itself before it was changed."""
+    """Differs between tensors, and between a tensor before and after it was changed."""
     return id(tensor), 0 if is_wrapped(tensor) else tensor.data_ptr(), tensor._version, tensor.requires_grad
 
 

@@ -116,8 +116,7 @@ def _evaluate() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=_path, help="JSON file to write (default: RUN_DIR/evaluation.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument("--root", help="folder of the data, where it has moved")
-    parser.add_argument("--other-data", action="store_true", help="take data other than the run's on purpose")
+    _of_a_run(parser)
     return parser
 
 
@@ -130,9 +129,16 @@ def _traverse() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=3, help="how many test images (default: 3)")
     parser.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
     parser.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")
+    _of_a_run(parser)
+    return parser
+
+
+def _of_a_run(parser: argparse.ArgumentParser) -> None:
+    """Adds what all commands on a run take."""
     parser.add_argument("--root", help="folder of the data, where it has moved")
     parser.add_argument("--other-data", action="store_true", help="take data other than the run's on purpose")
-    return parser
+    text = "module of yours that the run was made with, which is run: a name or a .py file; may be given again"
+    parser.add_argument("--import", dest="imports", metavar="MODULE", action="append", default=[], help=text)
 
 
 def _of_its_own() -> NoReturn:

@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from flowfactor._methods import METHODS
+from flowfactor._plugins import import_modules
 from flowfactor.cli.errors import fail
+from flowfactor.registry import registered
 from flowfactor.training.config import (
     Config,
     DataConfig,
     TrainConfig,
+    imports_of,
     list_presets,
     load_config,
     located,
@@ -21,7 +25,7 @@ from flowfactor.training.config import (
 )
 from flowfactor.training.folder import run_folder
 from flowfactor.training.settings import SettingError, kinds, read_text, unknown_key
-from flowfactor.training.signatures import METHOD_SOURCES, Setting, model_settings, of_dataclass
+from flowfactor.training.signatures import Setting, data_settings, model_settings, of_dataclass
 
 _TRAIN = """Train a model by a preset or by your own YAML file.
 
@@ -31,6 +35,7 @@ examples:
   flowfactor train mnist-small --train.minutes 5 --model.field gradient --output runs/gradient
   flowfactor train demo --method beta-vae --model.beta 8 --output runs/beta
   flowfactor train runs/gradient/config.yaml --resume
+  flowfactor train demo --import mymethod.py --method mine
 
 Any key can be overridden, in the order given; values are written as in YAML. Ctrl-C ends the training after the current step
 and saves it."""
@@ -40,6 +45,10 @@ _FLAGS = {
     "resume": "go on from the checkpoint in the output folder",
     "overwrite": "begin anew in a folder that holds a run, which goes when the new one has its first checkpoint",
 }
+_IMPORT = "import"
+IMPORT_HELP = (
+    "module of yours to run first, which registers methods, data or parts: a name or a .py file; may be given again"
+)
 _OF_THE_DATA = ("image_shape", "num_flows", "num_frames")
 
 
@@ -52,16 +61,17 @@ def train_settings(method: str) -> dict[str, list[Setting]]:
     Returns:
         The settings.
     """
-    top = [setting for setting in of_dataclass(Config) if setting.name not in (*_SECTIONS, "model")]
+    top = [setting for setting in of_dataclass(Config) if setting.name not in (*_SECTIONS, "model", "imports")]
     sections = {name: of_dataclass(kind) for name, kind in _SECTIONS.items()}
     return {"": top, **sections, "model": list(model_settings(method).values())}
 
 
-def train_help(method: str) -> str:
+def train_help(method: str, data: str = DataConfig.name) -> str:
     """Writes the help of ``flowfactor train``: every key, with its type and meaning.
 
     Args:
         method: The method, whose model's settings are shown.
+        data: The data set whose options are shown.
 
     Returns:
         The help.
@@ -76,13 +86,15 @@ def train_help(method: str) -> str:
     options = parser.add_argument_group("options")
     options.add_argument("-h", "--help", action="store_true", help="show this help and exit")
     options.add_argument("--config", metavar="FILE", help="further YAML file, which overrides what stands before it")
+    options.add_argument(f"--{_IMPORT}", metavar="MODULE", help=IMPORT_HELP)
     for name, text in _FLAGS.items():
         options.add_argument(f"--{name}", action="store_true", help=text)
-    for section, settings in train_settings(method).items():
-        title = (
-            f"model, of the method {method} (add --method NAME for those of another)" if section == "model" else section
-        )
-        group = parser.add_argument_group(title) if section else options
+    titles = {
+        "model": f"model, of the method {method} (add --method NAME for those of another)",
+        "data.options": f"data.options, of the data set {data} (add --data.name NAME for those of another)",
+    }
+    for section, settings in (train_settings(method) | {"data.options": list(data_settings(data).values())}).items():
+        group = parser.add_argument_group(titles.get(section, section)) if section else options
         for setting in settings:
             key = f"{section}.{setting.name}".strip(".")
             group.add_argument(
@@ -113,7 +125,8 @@ def _help(section: str, setting: Setting) -> str:
         default = "null"
     else:
         default = str(list(setting.default) if isinstance(setting.default, tuple) else setting.default)
-    names = f" {', '.join(METHOD_SOURCES)}." if setting.name == "method" else ""
+    own = METHODS if setting.name == "method" else registered(setting.name) if section == "model" else ()
+    names = f" {'' if setting.name == 'method' else 'Registered: '}{', '.join(own)}." if own else ""
     return f"{setting.help}{names} (default: {default})".strip()
 
 
@@ -138,10 +151,10 @@ def parse_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:
     arguments = list(arguments)
     try:
         if "-h" in arguments or "--help" in arguments:
-            print(train_help(_method_to_help(arguments)), end="")
+            print(train_help(*_to_help(arguments)), end="")
             raise SystemExit(0)
         return read_train(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         fail("train", error)
 
 
@@ -159,30 +172,53 @@ def read_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:
         FileNotFoundError: If there is no such file.
         ImportError: If PyYAML is not installed.
     """
-    if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"begin with a preset ({', '.join(list_presets())}) or the path of a YAML file")
-    path = preset_path(arguments[0])
-    base = load_config(path)  # the settings of a run mean the folder that they lie in
-    given = _given(arguments[1:])
+    path, given = _begun(arguments)
+    imports = _imported(path, given)
+    base = Config() if path is None else load_config(path)  # the settings of a run mean the folder that they lie in
     method = _method(base.method, given)
     values = (base if method == base.method else base.with_method(method)).as_dict()
+    values["imports"] = imports
     flags = {name for name, _ in given} & set(_FLAGS)
     try:
         for key, text in given:
             if key == "config":
                 _merge(values, method, preset_path(text))
-            elif key not in _FLAGS:
+            elif key not in (*_FLAGS, _IMPORT):
                 _assign(values, method, key, text)
         config = Config.from_dict(values)
     except SettingError as error:
         raise ValueError(f"--{error}") from error
-    folder = run_folder(path)
-    if "resume" in flags and folder is not None and Path(config.output).expanduser().resolve() != folder.resolve():
+    folder = None if path is None else run_folder(path)
+    if (
+        path is not None
+        and "resume" in flags
+        and folder is not None
+        and Path(config.output).expanduser().resolve() != folder.resolve()
+    ):
         raise ValueError(
             f"{path} belongs to the run in {folder}, and the output is {config.output}: leave --output out to go on with "
             f"that run, or give {Path(config.output) / path.name} to go on with the other one"
         )
     return config, "resume" in flags, "overwrite" in flags
+
+
+def _begun(arguments: Sequence[str]) -> tuple[Path | None, list[tuple[str, str]]]:
+    """The file that the settings begin with, None where options alone name the data, and the options."""
+    begun = bool(arguments) and not arguments[0].startswith("-")
+    given = _given(arguments[begun:])
+    if not begun and "data.name" not in dict(given):
+        raise ValueError(
+            f"begin with a preset ({', '.join(list_presets())}) or the path of a YAML file, or name the data by --data.name"
+        )
+    return preset_path(arguments[0]) if begun else None, given
+
+
+def _imported(path: Path | None, given: Sequence[tuple[str, str]]) -> list[str]:
+    """Imports what files and options ask for; gives what is to be kept of that."""
+    files = [] if path is None else [path]
+    files += [preset_path(text) for key, text in given if key == "config"]
+    asked = [entry for file in files for entry in imports_of(file)]
+    return import_modules([*asked, *(text for key, text in given if key == _IMPORT)])
 
 
 def _given(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -217,11 +253,15 @@ def _method(method: str, given: Sequence[tuple[str, str]]) -> str:
     return Config(method=method).method  # tells now where there is none of that name
 
 
-def _method_to_help(arguments: Sequence[str]) -> str:
+def _to_help(arguments: Sequence[str]) -> tuple[str, str]:
+    """The method and the data set that the help is of."""
     wanted = [argument for argument in arguments if argument not in ("-h", "--help")]
     named = wanted[:1] if wanted and not wanted[0].startswith("-") else []
-    method = load_config(named[0]).method if named else "ours"
-    return _method(method, _given(wanted[len(named) :]))
+    path, given = preset_path(named[0]) if named else None, _given(wanted[len(named) :])
+    _imported(path, given)
+    base = Config() if path is None else load_config(path)
+    data = [text for key, text in given if key == "data.name"]
+    return _method(base.method, given), DataConfig(name=data[-1] if data else base.data.name).name
 
 
 def _merge(values: dict[str, Any], method: str, path: Path) -> None:
@@ -229,6 +269,7 @@ def _merge(values: dict[str, Any], method: str, path: Path) -> None:
     more, lines = read_file(path)
     with located(path, lines):
         Config.from_dict({"method": method, **more})
+    more.pop("imports", None)  # they are imported, and kept beside the others
     for name, value in more.items():
         values[name] = {**values[name], **value} if isinstance(values.get(name), dict) else value
 
@@ -238,7 +279,7 @@ def _assign(values: dict[str, Any], method: str, key: str, text: str) -> None:
     section, _, rest = key.partition(".")
     known = {name: {entry.name: entry.kind for entry in entries} for name, entries in train_settings(method).items()}
     every = [f"{part}.{name}".strip(".") for part, names in known.items() for name in names]
-    if not rest and section in kinds(Config):
+    if not rest and section in kinds(Config) and section != "imports":
         if section in (*_SECTIONS, "model"):
             values[section] |= read_text(key, dict[str, Any], text)
         else:
@@ -246,7 +287,7 @@ def _assign(values: dict[str, Any], method: str, key: str, text: str) -> None:
         return
     name, *inner = rest.split(".")
     if name not in known.get(section, {}) or not section:
-        raise unknown_key(key, [*every, "config", *_FLAGS])
+        raise unknown_key(key, [*every, "config", _IMPORT, *_FLAGS])
     if not inner:
         values[section][name] = read_text(key, known[section][name], text)
         return

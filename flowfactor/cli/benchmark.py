@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from flowfactor._checks import did_you_mean
-from flowfactor.cli.arguments import read_train, train_settings
+from flowfactor._methods import METHODS
+from flowfactor._plugins import import_modules
+from flowfactor.cli.arguments import IMPORT_HELP, read_train, train_settings
 from flowfactor.cli.errors import INTERRUPTED, USER_ERRORS, fail, say
 from flowfactor.comparison.variants import ABLATION_GROUPS, ABLATIONS, BENCHMARKS, choose_variants
 from flowfactor.training.config import list_presets, preset_path
 from flowfactor.training.process import prepare_process
-from flowfactor.training.signatures import METHOD_SOURCES, of_source
+from flowfactor.training.signatures import of_source
 
 _OVERRIDDEN = ("data", "model", "train")
 _EVALUATION = "training/evaluation.py:EvaluationConfig"
@@ -25,6 +27,7 @@ examples:
   flowfactor benchmark digits --methods ours free vae --steps 500
   flowfactor benchmark mnist --seeds 0 1 2 --minutes 5 --workers 2 --data.root ~/mnist
   flowfactor benchmark scenes --ablations field pde --minutes 5 --workers 2
+  flowfactor benchmark digits --import mymethod.py --methods ours mine --steps 500
   flowfactor benchmark report runs/benchmark-mnist
 
 Begun anew, it goes on where it was: finished runs are kept and interrupted trainings resumed. Any key of the preset's
@@ -47,8 +50,9 @@ def benchmark_parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help=f"methods ({', '.join(METHOD_SOURCES)}) and ablations ({', '.join(ABLATIONS)}); all methods by default",
+        help=f"methods ({', '.join(METHODS)}) and ablations ({', '.join(ABLATIONS)}); all methods by default",
     )
+    _add_import(parser)
     parser.add_argument(
         "--ablations",
         nargs="*",
@@ -67,6 +71,10 @@ def benchmark_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--import", dest="imports", metavar="MODULE", action="append", default=[], help=IMPORT_HELP)
+
+
 def run_benchmark(arguments: Sequence[str]) -> int:
     """Runs a benchmark, or reports on one.
 
@@ -76,6 +84,12 @@ def run_benchmark(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0, 1 where runs failed, 74 where a file cannot be written, or 130 after an interruption.
     """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_import(first)
+    try:
+        import_modules(first.parse_known_args(arguments)[0].imports)  # before the help, which lists methods
+    except USER_ERRORS as error:
+        fail("benchmark", error)
     parsed, overrides = benchmark_parser().parse_known_args(arguments)
     try:
         if parsed.data == "report":
@@ -110,6 +124,7 @@ def _planned(parsed: argparse.Namespace, overrides: list[str], command: str) -> 
             raise ValueError(f"{budget} is the same for all runs: give --{budget.removeprefix('--train.')}")
     if parsed.data not in BENCHMARKS:
         preset_path(parsed.data, BENCHMARKS)
+    overrides += [word for entry in parsed.imports for word in ("--import", entry)]
     base, _, _ = read_train([BENCHMARKS.get(parsed.data, parsed.data), *overrides])
     variants = choose_variants(parsed.methods, parsed.ablations)
     prepare_process()  # without workers, the runs are this process's own

@@ -238,7 +238,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, Config]:
     """Loads the model of a run, and its settings."""
     from flowfactor.training import load_run
 
-    model, config = load_run(arguments.run_dir)
+    model, config = load_run(arguments.run_dir, imports=arguments.imports)
     if arguments.root is not None:
         config.data.root = arguments.root
     return model, config

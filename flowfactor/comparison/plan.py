@@ -157,7 +157,13 @@ class Benchmark:
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         with (run.folder / LOG).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "flowfactor.comparison.worker", str(run.folder)],
+                [
+                    sys.executable,
+                    "-m",
+                    "flowfactor.comparison.worker",
+                    str(run.folder),
+                    *run.settings["config"].get("imports", ()),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -329,10 +335,11 @@ def _check_data(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: all but the command, the titles, where the data lie, and what they are (`_check_data`)."""
+    """What makes a run this run: all but the command, titles, where code and data lie, and what data are (`_check_data`)."""
     plain = json.loads(json.dumps(settings))
     for name in ("command", "title", "data"):
         plain.pop(name, None)
+    plain["config"].pop("imports", None)
     plain["config"]["data"] = data_identity(plain["config"]["data"])
     return plain
 

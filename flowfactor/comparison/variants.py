@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flowfactor._checks import choices
+from flowfactor._datasets import DATASETS
+from flowfactor._methods import METHODS
+from flowfactor._plugins import load_plugins
 from flowfactor.training.config import Config, list_presets, load_config
-from flowfactor.training.signatures import METHOD_SOURCES
+from flowfactor.training.signatures import model_settings
 
 if TYPE_CHECKING:
     from flowfactor.data import SequenceDataset
@@ -94,10 +97,8 @@ ABLATION_GROUPS: tuple[str, ...] = tuple(dict.fromkeys(variant.group for variant
 """What ablations vary."""
 
 _WEAK = ("supervision", "estimator", "tau", "anneal_steps", "factor_encoder")
-_OF_THE_FLOW = (
-    *("field", "potential", "hidden", "activation", "skew", "prior", "solver", "divergence"),
-    *("kl_weight", "hj_weight", "start_weight", "force", "regularize_every"),
-)
+"""Settings of a preset that a method with given labels has no use for."""
+
 _PAPER_FLOWS = ("scaling", "rotation", "colouring", "perspective", "rotation+hue")
 
 
@@ -121,11 +122,13 @@ def get_variant(name: str) -> Variant:
     """
     if name in ABLATIONS:
         return ABLATIONS[name]
-    if name in METHOD_SOURCES:
-        from flowfactor.models import METHODS
-
+    if name not in METHODS:
+        load_plugins()
+    if name in METHODS:
         return Variant(name, name, METHODS[name].title)
-    raise ValueError(f"unknown method {name!r}{choices(name, [*METHOD_SOURCES, *ABLATIONS])}")
+    raise ValueError(
+        f"unknown method {name!r}{choices(name, [*METHODS, *ABLATIONS])}; one of your own comes by --import"
+    )
 
 
 def choose_variants(methods: Sequence[str] | None = None, groups: Sequence[str] | None = None) -> list[Variant]:
@@ -145,7 +148,7 @@ def choose_variants(methods: Sequence[str] | None = None, groups: Sequence[str] 
         >>> [variant.name for variant in choose_variants(groups=["field"])]
         ['ours', 'field-gradient', 'field-helmholtz', 'field-skew', 'field-free']
     """
-    names = list(methods or (METHOD_SOURCES if groups is None else ("ours",)))
+    names = list(methods or (METHODS if groups is None else ("ours",)))
     for group in ABLATION_GROUPS if groups is not None and not groups else groups or ():
         if group not in ABLATION_GROUPS:
             raise ValueError(f"unknown ablation {group!r}{choices(group, ABLATION_GROUPS)}")
@@ -171,39 +174,40 @@ def configure(base: Config, variant: Variant, seed: int) -> Config:
     Raises:
         ValueError: If the data set has not so many transformations, or its sequences cannot have such a length.
     """
-    from flowfactor.models.methods import SHARED_OPTIONS, get_method
-
-    method = get_method(variant.method)
-    model = {name: value for name, value in base.model.items() if name not in _WEAK}
-    stratified = base.train.stratified
-    if method.build is not get_method(base.method).build:
-        also = _OF_THE_FLOW if variant.method == "sta" else ()
-        model = {name: value for name, value in model.items() if name in (*SHARED_OPTIONS, *also)}
-    model = {name: value for name, value in model.items() if name not in method.fixed or value == method.fixed[name]}
-    if method.labels == "inferred":
-        own = _companion(base, "weak" if variant.method == "ours-weak" else "sparse")
-        own_model = base.model if own is None else own.model
-        needed = _WEAK[1:] if variant.method == "ours-weak" else tuple(set(own_model) - set(base.model) - set(_WEAK))
-        model |= {name: own_model[name] for name in needed if name in own_model}
-        stratified = False  # batches of equal shares, sorted by k, would tell what these methods have to find
+    method, before = METHODS[variant.method], METHODS[base.method]
+    known = set(model_settings(variant.method)) - set(method.fixed)
+    inferred = method.labels == "inferred"
+    plain = {name: value for name, value in base.model.items() if name not in _WEAK}
+    if method.settings_from == before.settings_from:
+        model = base.model if inferred else plain
+    else:
+        model = {name: value for name, value in plain.items() if name in method.shares}
+    model = {
+        name: v for name, v in model.items() if name in known or (name in method.fixed and v == method.fixed[name])
+    }
+    own = _companion(base, method.companion)
+    if own is not None:
+        model |= {name: value for name, value in own.model.items() if name in known and name not in plain}
+    asked = (("steps", variant.steps), ("flows", variant.flows))
+    if any(value and name not in DATASETS[base.data.name].takes for name, value in asked):
+        raise ValueError(f"{variant.name} changes the sequences, which are recorded: leave it out")
     data = base.as_dict()["data"]
     if variant.steps is not None:
         data["steps"] = variant.steps
     if variant.flows is not None:
         data["flows"] = _names_of_flows(base, variant.flows)
-    if (variant.steps or variant.flows) and base.data.name == "sequences":
-        raise ValueError(f"{variant.name} changes the sequences, which are recorded: leave it out")
     values = base.as_dict() | {
         "method": variant.method,
         "seed": seed,
         "data": data,
         "model": model | dict(variant.model),
     }
-    values["train"]["stratified"] = stratified
+    if inferred:  # batches of equal shares, sorted by k, would tell what these methods have to find
+        values["train"]["stratified"] = False
     return Config.from_dict(values)
 
 
-def _companion(base: Config, kind: str) -> Config | None:
+def _companion(base: Config, kind: str | None) -> Config | None:
     """The preset of the same data that shows the settings of a method, if there is one."""
     name = f"{base.data.name.removesuffix('-combined')}-{kind}"
     return load_config(name) if name in list_presets() else None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from flowfactor._files import read_json
+from flowfactor._plugins import import_modules, load_plugins
 from flowfactor.training.config import Config
 from flowfactor.training.evaluation import EvaluationConfig, measure
 from flowfactor.training.folder import (
@@ -61,6 +62,7 @@ def _configured(folder: Path, settings: dict[str, Any]) -> tuple[Config, Evaluat
     try:
         if not isinstance(settings.get("data", {}), dict):
             raise ValueError("data must be a mapping")
+        load_plugins()
         config = Config.from_dict(settings["config"] | {"output": str(folder)})
         return config, EvaluationConfig(**settings["evaluate"])
     except (LookupError, TypeError, ValueError) as error:
@@ -156,16 +158,17 @@ def machine() -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Executes the run in the folder that is the one argument; an error is written down, and ends it with code 1.
+    """Executes the run in a folder; an error is written down, and ends it with code 1.
 
     Args:
-        arguments: The arguments; the program's own where None.
+        arguments: The folder, and modules of the user's to import first; the program's own arguments where None.
 
     Returns:
         The exit code: 0, 1 after an error, 75 where another process is at it, 130 after an interruption.
     """
-    (folder,) = sys.argv[1:] if arguments is None else arguments
+    folder, *imports = sys.argv[1:] if arguments is None else arguments
     try:
+        import_modules(imports)
         return INTERRUPTED if execute(folder) is None else 0
     except BusyError as error:  # whose folder it is
         print(error, file=sys.stderr)

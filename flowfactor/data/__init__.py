@@ -6,6 +6,7 @@ epochs and resumable loaders; see `SequenceDataset`.
 
 from __future__ import annotations
 
+from flowfactor._datasets import register_dataset
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.colours import colour, hue_to_rgb, shift_hue
 from flowfactor.data.combined import COMBINED_MODES, CombinedImages, CombinedScenes, CombinedSequences, weights_schedule
@@ -69,6 +70,7 @@ __all__ = [
     "hue_to_rgb",
     "paper_transforms",
     "read_idx",
+    "register_dataset",
     "render_scenes",
     "shift_hue",
     "weights_schedule",

@@ -107,7 +107,7 @@ def cast_poses(poses: Tensor, size: int, supersampling: int = 3) -> Tensor:
     """
     if poses.shape[-1] == 3:
         poses = torch.cat([poses, torch.tensor(VIEW_DEFAULTS[1:]).to(poses).expand(len(poses), -1)], -1)
-    shades = torch.empty(len(poses), 3, size, size)
+    shades = torch.empty(len(poses), 3, size, size, dtype=torch.float32)
     cameras, which_camera = poses[:, [2, 5, 6]].unique(dim=0, return_inverse=True)
     lamps, which_lamp = poses[:, 3:5].unique(dim=0, return_inverse=True)
     with _one_thread():

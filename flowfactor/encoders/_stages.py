@@ -53,22 +53,10 @@ class Plan:
         """Shape (C, H, W) of a frame."""
         return (self.channels, *self.image)
 
-    def config(self, latent_dim: int) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        return {
-            "latent_dim": latent_dim,
-            "channels": self.channels,
-            "image_size": list(self.image),
-            "widths": list(self.widths),
-            "strides": list(self.strides),
-            "hidden": list(self.hidden),
-            "kernel_size": self.kernel,
-            "patch_size": self.patch,
-            "residual": self.residual,
-            "local": self.local,
-            "activation": self.activation,
-            "architecture": self.architecture,
-        }
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What constructors leave open or take in several forms, as it was decided."""
+        return {"image_size": self.image, "widths": self.widths, "strides": self.strides}
 
 
 def _image(image_size: int | Sequence[int]) -> tuple[int, int]:

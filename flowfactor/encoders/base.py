@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from flowfactor._checks import check_count
+from flowfactor._config import Configured
 from flowfactor.encoders.likelihoods import Event, Likelihood
 
 # The KL of a posterior holds -ln std, so its gradient is 1/std: the floor bounds both.
@@ -141,7 +141,7 @@ def flatten_batch(x: Tensor, event: tuple[int, ...], what: str, module: nn.Modul
     return x.reshape(math.prod(x.shape[: x.dim() - len(event)]), *event)
 
 
-class GaussianEncoder(nn.Module):
+class GaussianEncoder(Configured, nn.Module):
     r"""Base of the encoders: q(z|x) = N(mean(x), diag(std(x)^2)) from features that a subclass computes.
 
     The standard deviation is softplus(head) + 0.0001, about 1 for an untrained encoder. Softplus grows linearly, where
@@ -151,7 +151,7 @@ class GaussianEncoder(nn.Module):
         latent_dim: D.
         event: Shape of one input, for example (C, H, W).
         features: Width of what `features` returns.
-        config: The constructor arguments of the subclass, as JSON values.
+        config: Has no effect any more: arguments of constructors are remembered by themselves.
 
     Example:
         >>> from flowfactor.encoders import MLPEncoder
@@ -160,18 +160,16 @@ class GaussianEncoder(nn.Module):
         (True, 4)
     """
 
-    def __init__(self, latent_dim: int, event: tuple[int, ...], features: int, config: dict[str, Any]) -> None:
+    kind_of_part = "encoder"
+
+    def __init__(
+        self, latent_dim: int, event: tuple[int, ...], features: int, config: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.latent_dim = check_count("latent_dim", latent_dim)
         self.event_shape = event
-        self._config = config
         self.mean_head = nn.Linear(features, latent_dim)
         self.std_head = nn.Linear(features, latent_dim)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values: ``type(encoder)(**encoder.config)`` rebuilds the architecture."""
-        return copy.deepcopy(self._config)
 
     def features(self, x: Tensor) -> Tensor:
         """Features of a flat batch.
@@ -204,14 +202,14 @@ class GaussianEncoder(nn.Module):
         return Event(Normal(mean, std), 1)
 
 
-class Decoder(nn.Module):
+class Decoder(Configured, nn.Module):
     """Base of the decoders: p(x|z), a likelihood over raw outputs that a subclass computes.
 
     Args:
         latent_dim: D.
         event: Shape of one output, for example (C, H, W).
         likelihood: A likelihood, its name or its config; `Bernoulli` where None.
-        config: The other constructor arguments of the subclass, as JSON values.
+        config: Has no effect any more, as in `GaussianEncoder`.
 
     Raises:
         TypeError: If latent_dim is not an integer or likelihood is none of these.
@@ -224,23 +222,20 @@ class Decoder(nn.Module):
         (True, 'gaussian')
     """
 
+    kind_of_part = "encoder"
+
     def __init__(
         self,
         latent_dim: int,
         event: tuple[int, ...],
         likelihood: Likelihood | str | Mapping[str, Any] | None,
-        config: dict[str, Any],
+        config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = check_count("latent_dim", latent_dim)
         self.event_shape = event
         self.likelihood = Likelihood.build(likelihood)
-        self._config = config
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values: ``type(decoder)(**decoder.config)`` rebuilds the architecture."""
-        return {**copy.deepcopy(self._config), "likelihood": self.likelihood.config}
+        self._fill_in(likelihood=self.likelihood)
 
     def outputs(self, z: Tensor) -> Tensor:
         """Raw outputs of a flat batch, before the likelihood.

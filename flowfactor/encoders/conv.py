@@ -79,7 +79,8 @@ class ConvEncoder(GaussianEncoder):
         plan = make_plan(channels, image_size, widths, strides, hidden, *shape, activation, architecture)
         build = paper_encoder if architecture == "paper" else patches_encoder
         body, features = build(plan, activation_layer(activation))
-        super().__init__(latent_dim, plan.event, features, plan.config(latent_dim))
+        super().__init__(latent_dim, plan.event, features)
+        self._fill_in(**plan.chosen)
         self.body = body
 
     @classmethod
@@ -181,8 +182,8 @@ class ConvDecoder(Decoder):
         plan = make_plan(channels, image_size, widths, strides, hidden, *shape, activation, architecture)
         if upsample not in UPSAMPLES:
             raise ValueError(f"unknown upsample {upsample!r}: choose one of {', '.join(map(repr, UPSAMPLES))}")
-        config = {**plan.config(latent_dim), "upsample": upsample, "initial_mean": initial_mean}
-        super().__init__(latent_dim, plan.event, likelihood, config)
+        super().__init__(latent_dim, plan.event, likelihood)
+        self._fill_in(**plan.chosen)
         layer = activation_layer(activation)
         if architecture == "paper":
             self.body = paper_decoder(plan, latent_dim, layer)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -12,13 +10,14 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from flowfactor._checks import check_count
+from flowfactor._config import Configured
 from flowfactor.encoders._stages import KERNEL, PATCH, make_plan, maps_patches, patches_encoder
 from flowfactor.encoders.base import activation_layer, flatten_batch
 
 _WIDTH = 32
 
 
-class FactorEncoder(nn.Module):
+class FactorEncoder(Configured, nn.Module):
     r"""Posterior q(k|x_0..x_T) over which of K transformations acts in a sequence, by convolutions.
 
     As in Song et al. (NeurIPS 2023, section 3.3) it sees all frames at once, stacked as channels. Beside the first
@@ -52,6 +51,8 @@ class FactorEncoder(nn.Module):
         torch.Size([16, 3])
     """
 
+    kind_of_part = "encoder"
+
     def __init__(
         self,
         num_flows: int,
@@ -82,29 +83,12 @@ class FactorEncoder(nn.Module):
         if widths is None:  # to tell K transformations apart takes less than to rebuild a frame
             plan = make_plan(stacked, image_size, (_WIDTH,) * len(plan.widths), *shape)
         self.event_shape = (num_frames, channels, *plan.image)
-        self._config = {
-            "num_flows": num_flows,
-            "num_frames": num_frames,
-            "channels": channels,
-            "image_size": list(plan.image),
-            "widths": list(plan.widths),
-            "hidden": list(plan.hidden),
-            "strides": list(plan.strides),
-            "kernel_size": kernel_size,
-            "patch_size": patch_size,
-            "activation": activation,
-            "looks": looks,
-        }
+        self._fill_in(**plan.chosen)
         self._looks = (
             range(num_frames) if looks is None else [round(i * (num_frames - 1) / (looks - 1)) for i in range(looks)]
         )
         self.body, features = patches_encoder(plan, activation_layer(activation))
         self.head = nn.Linear(features, num_flows)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values: ``FactorEncoder(**encoder.config)`` rebuilds the architecture."""
-        return copy.deepcopy(self._config)
 
     def forward(self, frames: Tensor) -> Categorical:
         """Posterior q(k|x_0..x_T).

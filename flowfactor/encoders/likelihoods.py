@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
+from flowfactor._config import Named, named
+from flowfactor.registry import declare
+
 # A learned scale on noiseless pixels (a black background) is driven to 0, where the density is unbounded and the
 # gradient 1/scale explodes. A quarter of an 8-bit grey level is finer than any pixel can tell.
 MIN_SCALE = 1e-3
@@ -89,10 +92,10 @@ def _check_unit(value: Tensor) -> None:
             )
 
 
-class Likelihood(nn.Module):
+class Likelihood(Named, nn.Module):
     """Base of the likelihoods: turns a decoder's raw outputs into a distribution over frames.
 
-    A subclass sets `name` and implements `mean`, `forward` and `config`.
+    A subclass sets `name` and implements `mean` and `forward`.
 
     Attributes:
         name: Short name for metrics and files, for example ``"bernoulli"``.
@@ -102,6 +105,7 @@ class Likelihood(nn.Module):
         'gaussian'
     """
 
+    kind_of_part = "likelihood"
     name: ClassVar[str]
 
     def mean(self, raw: Tensor) -> Tensor:
@@ -141,11 +145,6 @@ class Likelihood(nn.Module):
         """
         raise NotImplementedError
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments and name, as JSON values: ``Likelihood.build(config)`` rebuilds the module."""
-        raise NotImplementedError
-
     @staticmethod
     def build(likelihood: Likelihood | str | Mapping[str, Any] | None) -> Likelihood:
         """Gives a likelihood from what a user or a config file names.
@@ -164,23 +163,7 @@ class Likelihood(nn.Module):
             >>> Likelihood.build({"name": "gaussian", "scale": 0.1}).scale.item()
             0.1...
         """
-        if isinstance(likelihood, Likelihood):
-            return likelihood
-        if likelihood is None:
-            return Bernoulli()
-        if isinstance(likelihood, str):
-            likelihood = {"name": likelihood}
-        if not isinstance(likelihood, Mapping):
-            raise TypeError(
-                "likelihood must be Bernoulli(), Gaussian(...), a name or a config mapping, "
-                f"got {type(likelihood).__name__}"
-            )
-        options = dict(likelihood)
-        name = options.pop("name", None)
-        kinds: dict[str, type[Likelihood]] = {kind.name: kind for kind in (Bernoulli, Gaussian)}
-        if name not in kinds:
-            raise ValueError(f"unknown likelihood {name!r}: choose one of {', '.join(map(repr, kinds))}")
-        return kinds[name](**options)
+        return named(Likelihood, "bernoulli" if likelihood is None else likelihood)
 
 
 class Bernoulli(Likelihood):
@@ -211,11 +194,6 @@ class Bernoulli(Likelihood):
     def forward(self, raw: Tensor, event_dims: int = 3) -> Distribution:
         """Distribution over frames [*event] from logits [*batch, *event]; log_prob takes values in [0, 1]."""
         return _BernoulliEvent(_UnitBernoulli(logits=raw, validate_args=False), event_dims, validate_args=False)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments and name, as JSON values."""
-        return {"name": self.name}
 
 
 class Gaussian(Likelihood):
@@ -278,7 +256,5 @@ class Gaussian(Likelihood):
         scale = self.scale.to(mean.dtype) if self.learned else mean.new_full((), self._scale)
         return Event(Normal(mean, scale.expand_as(mean), validate_args=False), event_dims, validate_args=False)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments and name, as JSON values."""
-        return {"name": self.name, "scale": self._scale, "learned": self.learned, "bounded": self.bounded}
+
+declare("likelihood", bernoulli=Bernoulli, gaussian=Gaussian)

@@ -50,13 +50,7 @@ class MLPEncoder(GaussianEncoder):
         event = _event("in_features", in_features)
         hidden = sizes("hidden", hidden)
         widths = (math.prod(event), *hidden)
-        config = {
-            "in_features": int(in_features) if isinstance(in_features, (int, np.integer)) else list(event),
-            "latent_dim": latent_dim,
-            "hidden": list(hidden),
-            "activation": activation,
-        }
-        super().__init__(latent_dim, event, widths[-1], config)
+        super().__init__(latent_dim, event, widths[-1])
         self.body = dense(widths, activation_layer(activation))
 
     def features(self, x: Tensor) -> Tensor:
@@ -100,14 +94,7 @@ class MLPDecoder(Decoder):
     ) -> None:
         event = _event("out_features", out_features)
         hidden = sizes("hidden", hidden)
-        config = {
-            "latent_dim": latent_dim,
-            "out_features": int(out_features) if isinstance(out_features, (int, np.integer)) else list(event),
-            "hidden": list(hidden),
-            "activation": activation,
-            "initial_mean": initial_mean,
-        }
-        super().__init__(latent_dim, event, likelihood, config)
+        super().__init__(latent_dim, event, likelihood)
         widths = (latent_dim, *hidden)
         last = nn.Linear(widths[-1], math.prod(event))
         self._start_at(last.bias, initial_mean)

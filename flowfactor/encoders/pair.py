@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from torch.distributions import Laplace, LogNormal
 from torch.nn import functional as F
 
 from flowfactor._checks import check_count
+from flowfactor._config import Configured
 from flowfactor.encoders._stages import KERNEL, PATCH, WIDTH, make_plan, maps_patches, patches_encoder
 from flowfactor.encoders.base import activation_layer, check_input
 from flowfactor.encoders.sparse_weights import SLABS, SlabName, SparseWeights
@@ -24,7 +23,7 @@ MAX_LOGIT = 8.0
 _WIDTH, _MIN_WIDTH, _MAX_WIDTH = 0.1, 0.01, 1.0
 
 
-class PairEncoder(nn.Module):
+class PairEncoder(Configured, nn.Module):
     r"""Posterior $q(g_s|x_s, x_{s+1})$ of the weights of K flows, from each pair of neighbouring frames.
 
     A frame and its change to the next pass through the convolutions of `ConvEncoder`; two linear heads give each flow a
@@ -60,6 +59,8 @@ class PairEncoder(nn.Module):
         (torch.Size([6, 4, 3]), torch.Size([6, 4, 3, 1]))
     """
 
+    kind_of_part = "encoder"
+
     def __init__(
         self,
         num_flows: int,
@@ -90,21 +91,12 @@ class PairEncoder(nn.Module):
             plan = replace(plan, widths=(WIDTH // 2,) * len(plan.widths))
         self.body, features = patches_encoder(plan, activation_layer(activation))
         self.event_shape = (channels, *plan.image)
-        self._config = plan.config(0) | {
-            "num_flows": num_flows, "channels": channels, "controls": self.controls, "slab": slab
-        }  # fmt: skip
-        for name in ("latent_dim", "architecture"):
-            self._config.pop(name, None)
+        self._fill_in(**plan.chosen)
         self.spike_head = nn.Linear(features, num_flows)
         self.slab_head = nn.Linear(features, num_flows * self.controls * 2)
         # Strengths mean nothing before the flows do: they start at 1 for all, and the spikes decide first.
         nn.init.zeros_(self.slab_head.weight)
         nn.init.zeros_(self.slab_head.bias)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values: ``PairEncoder(**encoder.config)`` rebuilds the architecture."""
-        return copy.deepcopy(self._config)
 
     def forward(self, frames: Tensor) -> SparseWeights:
         """The posterior of the weights over each interval between neighbouring frames.

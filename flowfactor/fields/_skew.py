@@ -44,9 +44,16 @@ class SkewForms(nn.Module):
         J = J.index_put((torch.arange(self.num_flows, device=J.device).unsqueeze(-1), i, j), self.upper)
         return J - J.mT
 
+    def matrices(self, like: Tensor) -> Tensor:
+        """The matrices ``[K, D, D]``, of the dtype and device of ``like``, the canonical ones too."""
+        forms = self()
+        if forms is not None:
+            return forms
+        return canonical(torch.eye(self.dim, dtype=like.dtype, device=like.device)).mT.expand(self.num_flows, -1, -1)
+
 
 def canonical(gradient: Tensor) -> Tensor:
-    """Turns ``(g_1, g_2)`` into ``(g_2, -g_1)``, the two halves of the coordinates; an odd last one rests."""
+    """Maps ``(g_1, g_2)`` to ``(g_2, -g_1)``, the two halves of the coordinates; an odd last one rests."""
     half = gradient.shape[-1] // 2
     first, second, rest = gradient.split([half, half, gradient.shape[-1] - 2 * half], -1)
     return torch.cat([second, -first, torch.zeros_like(rest)], -1)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from flowfactor.control import Control, ResolvedControl
 from flowfactor.networks import autodiff
-from flowfactor.networks.batching import Rows, layout_of, run
+from flowfactor.networks.batching import Layout, layout_of, run
 from flowfactor.networks.controlled import Controlled
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm, StageAdjoint
 
 Divergence: TypeAlias = Literal["exact", "hutchinson"]
 
@@ -67,11 +68,18 @@ class Field(Controlled):
         True
     """
 
+    kind_of_part = "field"
+
     #: Whether `Evaluation.value`, ``gradient`` and ``time`` can be had.
     has_potential: bool = False
 
+    one_method = "flow_velocity"
+
     def flow_velocity(self, z: Tensor, t: Tensor, k: int) -> Tensor:
         """The velocity of one flow: the one method that a subclass has to give.
+
+        A subclass of a field with closed forms may give it too, and call the original by ``super()``; the divergence then
+        comes from automatic differentiation.
 
         Args:
             z: States ``[*batch, D]``.
@@ -81,7 +89,10 @@ class Field(Controlled):
         Returns:
             v_k(z, t), shape ``[*batch, D]``.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define flow_velocity(z, t, k) -> [*batch, D]")
+        bind = self._bind_in_closed_form()
+        if bind is None:
+            raise NotImplementedError(f"{type(self).__name__} must define flow_velocity(z, t, k) -> [*batch, D]")
+        return bind(self, ResolvedControl(k), z.shape[:-1])(z, t).velocity
 
     def forward(self, z: Tensor, t: float | Tensor, control: Control = 0) -> Tensor:
         """Evaluates the velocity v_c(z, t) = sum_k c_k v_k(z, t).
@@ -133,19 +144,21 @@ class Field(Controlled):
         assert result is not None
         return result
 
-    def tape(self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None) -> Any:
-        """Binds the field for a solve with a closed-form way back; None where it has none.
+    def stage_adjoint(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> StageAdjoint | NoClosedForm:
+        """Binds the field for one solve in closed form (see `flowfactor.networks.stage_adjoint`).
 
         Args:
-            rows: Which samples follow which flow.
-            want: Which of ``value``, ``gradient`` and ``time`` are wanted beside the velocity.
+            layout: Which samples follow which flow; they lie as one block.
+            want: Which of ``value`` and ``time`` are wanted beside the velocity and the gradient.
             divergence: How to take the divergence; None for none.
-            probe: Hutchinson's probe, arranged in rows.
+            probe: Hutchinson's probe, laid out as a block.
 
         Returns:
-            The tape (`flowfactor.fields._sum_adjoint.FieldTape`), or None.
+            The adjoint, or why there is none.
         """
-        return None
+        return _nothing_for(self)
 
     def bind(
         self,
@@ -171,7 +184,7 @@ class Field(Controlled):
         layout = layout_of(control, batch_shape, self.num_flows, stacked=False)
         single = control.weights is None and not isinstance(control.index, Tensor)
         estimate = probe if divergence == "hutchinson" else None
-        probes = [None] * len(layout.modules()) if estimate is None else layout.scatter(estimate)
+        probes = [None] * len(layout.flows) if estimate is None else layout.scatter(estimate)
 
         def function(k: int, probe: Tensor | None) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
             def velocity(z: Tensor, t: Tensor) -> Tensor:
@@ -187,9 +200,9 @@ class Field(Controlled):
 
         if single:
             # One flow for all: the user's code sees the batch in the shape and order it was given.
-            alone = function(layout.index, estimate)
+            alone = function(layout.flows[0], estimate)
             return self._finish(lambda z, t: alone(z, t), probe)
-        functions = [function(k, e) for k, e in zip(layout.modules(), probes, strict=True)]
+        functions = [function(k, e) for k, e in zip(layout.flows, probes, strict=True)]
         ndims = {"velocity": 1, "divergence": 0}
         return self._finish(lambda z, t: run(layout, functions, z, t, ndims), probe)
 
@@ -208,9 +221,9 @@ class DivergenceFreeField(Field):
         """Binds the velocity alone: a function of ``z`` and ``t``."""
         raise NotImplementedError
 
-    def stream(self, rows: Rows) -> Any:
-        """What a `FieldTape` is made of, for a solve with a closed-form way back; None where there is none."""
-        return None
+    def closed_form(self, layout: Layout) -> ClosedForm | NoClosedForm:
+        """What solves in closed form are made of (see `flowfactor.networks.stage_adjoint`), or why there is nothing."""
+        return _nothing_for(self)
 
     def bind(
         self,
@@ -229,6 +242,10 @@ class DivergenceFreeField(Field):
             return Evaluation(z, t, velocity(z, t), zero, probe=probe, velocity_at=lambda z: velocity(z, t))
 
         return evaluate
+
+
+def _nothing_for(field: Field) -> NoClosedForm:
+    return NoClosedForm(f"{type(field).__name__} has no closed-form adjoint; its solves are differentiated by autograd")
 
 
 def _checked_velocity(v: object, z: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.control import ResolvedControl
-from flowfactor.fields._sum_adjoint import FieldTape
 from flowfactor.fields.base import BoundField, Divergence, Field
 from flowfactor.networks.activations import activation_named
-from flowfactor.networks.batching import Rows, Stack, layout_of, run
+from flowfactor.networks.batching import Layout, Stack, layout_of, run
+from flowfactor.networks.overrides import features_changed, overridden
 from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.networks.stage_adjoint import NoClosedForm, StageAdjoint
 from flowfactor.networks.time import TimeFeatures
-from flowfactor.networks.velocity_adjoint import FreeTape
-from flowfactor.potentials.base import PotentialTape
+from flowfactor.networks.velocity_adjoint import VelocityAdjoint
 from flowfactor.potentials.module import list_of_modules
 
 
@@ -91,22 +91,19 @@ class FreeField(Field):
         functions = [self._bind_stack(s, divergence, e) for s, e in zip(stacks, probes, strict=True)]
         return self._finish(lambda z, t: run(layout, functions, z, t, {"velocity": 1, "divergence": 0}), probe)
 
-    def tape(
-        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> FieldTape | None:
-        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
-        if type(self) is not FreeField:  # a subclass may mean something else
-            return None
-        stack = rows.select(own_tensors(self), self.num_flows)
-        estimate = probe if divergence == "hutchinson" else None
-
-        def rebind(p: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-            bound = self._bind_stack(p, divergence, estimate)
-            names = {"velocity": "gradient", "divergence": "laplacian"}
-            return lambda z, t: {names[name]: value for name, value in bound(z, t).items()}
-
-        part = PotentialTape(lambda p, *_: FreeTape(p, self.features, divergence, estimate), stack, None, rebind)
-        return FieldTape(None, [(part, None)], divergent=divergence is not None)
+    def stage_adjoint(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> StageAdjoint | NoClosedForm:
+        """See `Field.stage_adjoint`."""
+        refusal = overridden(self, FreeField, ("flow_velocity", "bind", "_bind_stack", "_finish"))
+        refusal = refusal or features_changed(self)
+        if refusal is not None:
+            return refusal
+        stack = layout.select(own_tensors(self))[0]
+        return VelocityAdjoint(
+            stack, lambda p: self._bind_stack(p, divergence, probe), self.features, divergence,
+            probe if divergence == "hutchinson" else None,
+        )  # fmt: skip
 
     def _bind_stack(
         self, p: Stack, divergence: Divergence | None, probe: Tensor | None

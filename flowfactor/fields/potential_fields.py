@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._skew import SkewForms, canonical
-from flowfactor.fields._sum_adjoint import FieldTape, Form
 from flowfactor.fields.base import BoundField, Divergence, DivergenceFreeField, Evaluation, Field
 from flowfactor.fields.solenoidal import SolenoidalField
-from flowfactor.networks.batching import Rows, layout_of
-from flowfactor.potentials.base import Potential, PotentialTape
+from flowfactor.networks.batching import Layout, layout_of
+from flowfactor.networks.overrides import overridden
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm, StageAdjoint
+from flowfactor.networks.sum_adjoint import SumAdjoint, sum_of
+from flowfactor.potentials.base import Potential
 
 
 class GradientField(Field):
@@ -60,13 +62,21 @@ class GradientField(Field):
 
         return evaluate
 
-    def tape(
-        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> FieldTape | None:
-        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
-        wanted = want | ({"laplacian"} if divergence else frozenset())
-        potential = self.potential.tape(rows, wanted, divergence, probe if divergence == "hutchinson" else None)
-        return None if potential is None or type(self) is not GradientField else FieldTape(potential)
+    def closed_form(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> ClosedForm | NoClosedForm:
+        """The closed form of u (see `Potential.closed_form`), or why there is none."""
+        refusal = overridden(self, GradientField, ("flow_velocity", "bind"))
+        wanted = want | {"laplacian"} if divergence else want
+        estimate = probe if divergence == "hutchinson" else None
+        return refusal or self.potential.closed_form(layout, wanted, divergence, estimate)
+
+    def stage_adjoint(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> StageAdjoint | NoClosedForm:
+        """See `Field.stage_adjoint`."""
+        form = self.closed_form(layout, want, divergence, probe)
+        return form if isinstance(form, NoClosedForm) else form.build(form.stack)
 
 
 class SkewGradientField(DivergenceFreeField):
@@ -115,26 +125,27 @@ class SkewGradientField(DivergenceFreeField):
         layout = layout_of(control, batch_shape, self.num_flows)
         forms = [stack["J"] for stack in layout.select({"J": stacked})]
 
-        def turned(z: Tensor, t: Tensor) -> Tensor:
+        def rotated(z: Tensor, t: Tensor) -> Tensor:
             gradients = layout.scatter(_gradient(bound, z, t))
             return layout.gather([g @ J.mT for g, J in zip(gradients, forms, strict=True)], 1)
 
-        return turned
+        return rotated
 
-    def stream(self, rows: Rows) -> tuple[PotentialTape, Form] | None:
-        """The tape of h with J, for a solve with a closed-form way back; None where there is none."""
-        potential = self.potential.tape(rows, frozenset(), None, None) if type(self) is SkewGradientField else None
-        if potential is None:
-            return None
-        forms = self.forms()
-        return potential, "canonical" if forms is None else rows.select({"J": forms}, self.num_flows)["J"]
+    def closed_form(self, layout: Layout) -> ClosedForm | NoClosedForm:
+        """See `DivergenceFreeField.closed_form`."""
+        refusal = overridden(self, SkewGradientField, ("flow_velocity", "bind", "bind_velocity"))
+        form = refusal or self.potential.closed_form(layout, frozenset(), None, None)
+        if isinstance(form, NoClosedForm):
+            return form
+        skew = self.forms.matrices(next(iter(form.stack.values())))
+        return replace(form, stack={**form.stack, "skew": layout.select({"skew": skew})[0]["skew"]})
 
-    def tape(
-        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> FieldTape | None:
-        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
-        stream = self.stream(rows)
-        return None if stream is None else FieldTape(None, [stream])
+    def stage_adjoint(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> StageAdjoint | NoClosedForm:
+        """See `Field.stage_adjoint`."""
+        form = self.closed_form(layout)
+        return form if isinstance(form, NoClosedForm) else SumAdjoint([form.build(form.stack)], has_potential=False)
 
 
 class HelmholtzField(Field):
@@ -212,11 +223,11 @@ class HelmholtzField(Field):
     ) -> BoundField:  # fmt: skip
         """Binds the field with a control of its own for the gradient part and for the divergence-free one."""
         gradient = self.irrotational.bind(gradient_control, batch_shape, want=want, divergence=divergence, probe=probe)
-        turns = [part.bind_velocity(stream_control, batch_shape) for part in self.solenoidal]  # type: ignore[operator]
+        streams = [part.bind_velocity(stream_control, batch_shape) for part in self.solenoidal]  # type: ignore[operator]
 
         def velocity(first: Tensor, z: Tensor, t: Tensor) -> Tensor:
-            for turn in turns:
-                first = first + turn(z, t)
+            for stream in streams:
+                first = first + stream(z, t)
             return first
 
         def evaluate(z: Tensor, t: Tensor) -> Evaluation:
@@ -229,21 +240,17 @@ class HelmholtzField(Field):
 
         return evaluate
 
-    def tape(
-        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> FieldTape | None:
-        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
-        first = self.irrotational.tape(rows, want, divergence, probe) if type(self) is HelmholtzField else None
-        if first is None:
-            return None
-        streams: list[tuple[PotentialTape, Form]] = []
-        for part in self.solenoidal:
-            known = type(part) in (SkewGradientField, SolenoidalField)  # a subclass may mean something else
-            stream = part.stream(rows) if known else None  # type: ignore[operator]
-            if stream is None:
-                return None
-            streams.append(stream)
-        return FieldTape(first.parts[0], streams)
+    def stage_adjoint(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> StageAdjoint | NoClosedForm:
+        """See `Field.stage_adjoint`."""
+        refusal = overridden(self, HelmholtzField, ("flow_velocity", "bind", "bind_parts"))
+        if refusal is not None:
+            return refusal
+        parts = [self.irrotational.closed_form(layout, want, divergence, probe)]
+        parts += [part.closed_form(layout) for part in self.solenoidal]  # type: ignore[operator]
+        refusal = next((part for part in parts if isinstance(part, NoClosedForm)), None)
+        return refusal or sum_of([part for part in parts if isinstance(part, ClosedForm)])
 
 
 def sum_weighted(velocities: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.control import ResolvedControl
-from flowfactor.fields._sum_adjoint import FieldTape
 from flowfactor.fields.base import Divergence, DivergenceFreeField
 from flowfactor.networks.activations import activation_named
-from flowfactor.networks.batching import Rows, Stack, layout_of, run
-from flowfactor.networks.ridge_adjoint import RidgeTape
+from flowfactor.networks.batching import Layout, Stack, layout_of, run
+from flowfactor.networks.overrides import features_changed, overridden
+from flowfactor.networks.ridge_adjoint import RidgeAdjoint
 from flowfactor.networks.stacked import own_tensors, uniform
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm, StageAdjoint
 from flowfactor.networks.time import TimeFeatures
-from flowfactor.potentials.base import PotentialTape
 
 
 class SolenoidalField(DivergenceFreeField):
@@ -83,29 +83,32 @@ class SolenoidalField(DivergenceFreeField):
         functions = [self._bind_stack(stack) for stack in layout.select(self._stack())]
         return lambda z, t: run(layout, functions, z, t, {"velocity": 1})["velocity"]
 
-    def stream(self, rows: Rows) -> tuple[PotentialTape, None]:
-        """What a `FieldTape` is made of, for a solve with a closed-form way back."""
-        stack = rows.select(self._stack(), self.num_flows)
+    def closed_form(self, layout: Layout) -> ClosedForm | NoClosedForm:
+        """See `DivergenceFreeField.closed_form`."""
+        methods = ("flow_velocity", "bind", "bind_velocity", "_bind_stack", "_stack")
+        refusal = overridden(self, SolenoidalField, methods) or features_changed(self)
+        if refusal is not None:
+            return refusal
 
-        def rebind(p: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        def bind(p: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
             bound = self._bind_stack(p)
-            return lambda z, t: {"gradient": bound(z, t)["velocity"]}
+            return lambda z, t: {**bound(z, t), "divergence": torch.zeros_like(z[..., 0])}
 
-        return PotentialTape(lambda stack, *turns: RidgeTape(stack, self.features), stack, None, rebind), None
+        return ClosedForm(layout.select(self._stack())[0], lambda stack: RidgeAdjoint(stack, bind, self.features))
 
-    def tape(
-        self, rows: Rows, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> FieldTape | None:
-        """Binds the field for a solve with a closed-form way back (see `Field.tape`)."""
-        # A subclass may mean something else.
-        return FieldTape(None, [self.stream(rows)]) if type(self) is SolenoidalField else None
+    def stage_adjoint(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> StageAdjoint | NoClosedForm:
+        """See `Field.stage_adjoint`."""
+        form = self.closed_form(layout)
+        return form if isinstance(form, NoClosedForm) else form.build(form.stack)
 
     def _stack(self) -> Stack:
         """The parameters by name, output weights made transverse."""
         stack = own_tensors(self)
-        stack["r"] = transverse(self.r, self.w)
+        stack["r"] = transverse(stack["r"], stack["w"])
         if "p" in stack:
-            stack["p"] = transverse(self.p, self.q)
+            stack["p"] = transverse(stack["p"], stack["q"])
         return stack
 
     def _bind_stack(self, s: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:

@@ -10,19 +10,20 @@ from flowfactor.models.baselines import (
     TopographicVAE,
     build_baseline,
 )
-from flowfactor.models.build import build_vae
-from flowfactor.models.build_sparse import build_sparse_vae
+from flowfactor.models.build import build_sparse_vae, build_vae
 from flowfactor.models.estimators import (
     BalancedEstimator,
     EnumerateEstimator,
+    FactorBatch,
     FactorEstimator,
     GumbelEstimator,
 )
 from flowfactor.models.flow_vae import FlowFactorizedVAE
-from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained
+from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained, register_method
+from flowfactor.models.protocols import SequenceModel
 from flowfactor.models.responsibilities import balanced_responsibilities
 from flowfactor.models.sparse import SparseTransformationVAE
-from flowfactor.models.terms import Terms
+from flowfactor.models.terms import SequenceTerms, Terms
 
 __all__ = [
     "METHODS",
@@ -30,6 +31,7 @@ __all__ = [
     "BalancedEstimator",
     "BetaVAE",
     "EnumerateEstimator",
+    "FactorBatch",
     "FactorEstimator",
     "FactorVAE",
     "FlowFactorizedVAE",
@@ -37,6 +39,8 @@ __all__ = [
     "Method",
     "PaperCodeVAE",
     "PoFlow",
+    "SequenceModel",
+    "SequenceTerms",
     "SlowVAE",
     "SparseTransformationVAE",
     "Terms",
@@ -48,4 +52,5 @@ __all__ = [
     "build_vae",
     "get_method",
     "load_pretrained",
+    "register_method",
 ]

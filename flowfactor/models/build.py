@@ -1,19 +1,28 @@
-"""Builds a flow-factorized model from plain settings."""
+"""Builds models from plain settings: names, sizes and options."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from flowfactor.encoders import FactorEncoder
+from flowfactor._config import named
+from flowfactor.encoders import ConvDecoder, ConvEncoder, FactorEncoder, PairEncoder
+from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField, SolenoidalField
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models._parts import frame_shape, make_autoencoder, make_field, make_prior
+from flowfactor.models.estimators import FactorEstimator
 from flowfactor.models.flow_vae import FlowFactorizedVAE
+from flowfactor.models.sparse import SparseTransformationVAE
+from flowfactor.objectives import Objective
+from flowfactor.potentials import ConvexPotential, MLPPotential, PaperPotential, Potential, ResNetPotential
+from flowfactor.priors import Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
+from flowfactor.registry import BUILT_IN, declare, make, split
 from flowfactor.solver import Solver
 
 SUPERVISIONS = ("full", "weak")
+
+_PSEUDO_INPUTS = 50
 
 
 def build_vae(
@@ -21,27 +30,31 @@ def build_vae(
     num_flows: int = 3,
     latent_dim: int = 48,
     *,
-    field: str = "helmholtz",
-    potential: str = "mlp",
+    field: str | Mapping[str, Any] = "helmholtz",
+    potential: str | Mapping[str, Any] = "mlp",
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
     encoder: Mapping[str, Any] | None = None,
     decoder: Mapping[str, Any] | None = None,
     likelihood: str | Mapping[str, Any] = "bernoulli",
-    prior: str = "normal",
+    prior: str | Mapping[str, Any] = "normal",
     solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
     supervision: str = "full",
     num_frames: int | None = None,
     factor_encoder: Mapping[str, Any] | None = None,
-    estimator: str | Mapping[str, Any] = "balanced",
+    estimator: FactorEstimator | str | Mapping[str, Any] = "balanced",
+    objective: Objective | str | Mapping[str, Any] = "path",
     tau: float | None = None,
     anneal_steps: int | None = None,
     generator: torch.Generator | None = None,
     **settings: Any,
 ) -> FlowFactorizedVAE:
     r"""Builds a `FlowFactorizedVAE` with convolutional encoder and decoder.
+
+    Parts of your own that are registered (see `flowfactor.register_potential`) are named like the others. Where a part has
+    options, a mapping takes the place of its name: ``potential={"name": "well", "depth": 2.0}``.
 
     Args:
         image_shape: ``(C, H, W)``, H and W divisible by 4.
@@ -54,8 +67,9 @@ def build_vae(
         skew: What the divergence-free part of a Helmholtz field is made of: None for a `SolenoidalField` of as many ridge
             functions as the networks have hidden units; ``"canonical"`` or ``"learned"`` for $J\nabla h$ of a stream
             potential h, with such a J.
-        encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's.
-        decoder: Keyword arguments of `ConvDecoder`.
+        encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's. With a ``name`` among
+            them, those of the registered encoder.
+        decoder: Keyword arguments of `ConvDecoder`, likewise.
         likelihood: ``"bernoulli"``, ``"gaussian"``, or a likelihood's config.
         prior: ``"normal"``, ``"mixture"``, ``"vamp"`` (of 50 pseudo-inputs), ``"diffusion"`` or ``"diffusion-mixture"``.
         solver: Keyword arguments of `Solver`. Where None: unit Euler steps under ``path``, where any map gives a true
@@ -63,8 +77,9 @@ def build_vae(
         divergence: ``"exact"`` or ``"hutchinson"``.
         supervision: ``"full"`` where k is given with every sequence, ``"weak"`` where it is inferred, by a `FactorEncoder`.
         num_frames: T+1, the number of frames of a sequence; needed for weak supervision.
-        factor_encoder: Keyword arguments of `FactorEncoder`.
+        factor_encoder: Keyword arguments of `FactorEncoder`, likewise.
         estimator: ``"balanced"``, ``"gumbel"``, ``"enumerate"``, or a mapping with the name and settings of one.
+        objective: The bound, ``"path"`` or ``"marginal"``.
         tau: Temperature, in nats, with which the balanced estimator begins; its default where None. The other
             estimators have none.
         anneal_steps: Training steps over which it falls; its default where None.
@@ -85,38 +100,234 @@ def build_vae(
     """
     made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
     made_field = make_field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
+    bound = named(Objective, objective)
     if solver is None:
         # A step size, so that the map does not depend on the times that are asked for.
-        solver = {"method": "rk4" if settings.get("objective") == "marginal" else "euler", "step_size": 1.0}
-    flow = LatentFlow(made_field, Solver(**solver), divergence)
-    made_factor = _factor(supervision, num_flows, num_frames, frame_shape(image_shape), factor_encoder)
+        solver = {"method": "rk4" if bound.log_det else "euler", "step_size": 1.0}
+    if supervision not in SUPERVISIONS:
+        raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
+    if supervision == "weak" and num_frames is None:
+        raise ValueError(
+            "weak supervision looks at whole sequences: give num_frames, the number of their frames (T + 1)"
+        )
+    sizes = {"num_flows": num_flows, "num_frames": num_frames, **frame_shape(image_shape)}
     return FlowFactorizedVAE(
         made_encoder,
         made_decoder,
-        flow,
-        make_prior(prior, made_encoder, image_shape, num_flows, generator),
-        factor_encoder=made_factor,
+        LatentFlow(made_field, Solver(**solver), divergence),
+        make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator),
+        objective=bound,
+        factor_encoder=make_coder(FactorEncoder, factor_encoder, **sizes) if supervision == "weak" else None,
         estimator=_estimator(estimator, tau, anneal_steps),
         **settings,
     )
 
 
-def _factor(
-    supervision: str, num_flows: int, num_frames: int | None, shape: dict[str, Any], options: Mapping[str, Any] | None
-) -> FactorEncoder | None:
-    if supervision not in SUPERVISIONS:
-        raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
-    if supervision == "full":
-        return None
-    if num_frames is None:
-        raise ValueError(
-            "weak supervision looks at whole sequences: give num_frames, the number of their frames (T + 1)"
-        )
-    return FactorEncoder(num_flows, num_frames, **shape, **(options or {}))
+def build_sparse_vae(
+    image_shape: Sequence[int] = (3, 28, 28),
+    num_flows: int = 3,
+    latent_dim: int = 48,
+    *,
+    field: str | Mapping[str, Any] = "helmholtz",
+    potential: str | Mapping[str, Any] = "mlp",
+    hidden: Sequence[int] = (128, 128),
+    activation: str = "logcosh",
+    skew: str | None = None,
+    control: str = "single",
+    slab: str = "half_normal",
+    encoder: Mapping[str, Any] | None = None,
+    decoder: Mapping[str, Any] | None = None,
+    pair_encoder: Mapping[str, Any] | None = None,
+    likelihood: str | Mapping[str, Any] = "bernoulli",
+    prior: str | Mapping[str, Any] = "normal",
+    solver: Mapping[str, Any] | None = None,
+    divergence: Any = "exact",
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> SparseTransformationVAE:
+    """Builds a `SparseTransformationVAE` with convolutional encoders and decoder.
+
+    Args:
+        image_shape: ``(C, H, W)``, H and W divisible by 4.
+        num_flows: K.
+        latent_dim: D.
+        field: As in `build_vae`.
+        potential: As in `build_vae`.
+        hidden: As in `build_vae`.
+        activation: As in `build_vae`.
+        skew: As in `build_vae`.
+        control: ``"single"`` for one weight a flow, ``"double"`` for one each for the gradient part and the
+            divergence-free part of a Helmholtz field.
+        slab: ``"half_normal"`` for weights of one sign, ``"laplace"`` for both.
+        encoder: Keyword arguments of `ConvEncoder`.
+        decoder: Keyword arguments of `ConvDecoder`.
+        pair_encoder: Keyword arguments of `PairEncoder`.
+        likelihood: As in `build_vae`.
+        prior: As in `build_vae`.
+        solver: Keyword arguments of `Solver`; unit Euler steps where None.
+        divergence: ``"exact"`` or ``"hutchinson"``.
+        generator: Source of the flow's initial weights.
+        **settings: Passed on to `SparseTransformationVAE`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If a name is unknown or a size does not fit.
+
+    Example:
+        >>> import flowfactor as ff
+        >>> model = ff.models.build_sparse_vae((1, 16, 16), num_flows=2, latent_dim=8, control="double")
+        >>> model.controls
+        2
+    """
+    if control not in ("single", "double"):
+        raise ValueError(f'control must be "single" or "double", got {control!r}')
+    made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
+    chosen: dict[str, Any] = {"controls": 1 if control == "single" else 2, "slab": slab, **(pair_encoder or {})}
+    pairs = make_coder(PairEncoder, chosen, num_flows=num_flows, **frame_shape(image_shape))
+    made_field = make_field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
+    flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler", "step_size": 1.0})), divergence)
+    made_prior = make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator)
+    return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)
 
 
-def _estimator(estimator: str | Mapping[str, Any], tau: float | None, anneal_steps: int | None) -> dict[str, Any]:
-    made = {"name": estimator} if isinstance(estimator, str) else dict(estimator)
-    given = {name: value for name, value in (("tau", tau), ("anneal_steps", anneal_steps)) if value is not None}
-    # A preset's temperature must not be in the way of another estimator.
-    return made | given if made.get("name") == "balanced" else made
+def frame_shape(image_shape: Sequence[int]) -> dict[str, Any]:
+    """The sizes of frames as encoders and decoders take them.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+
+    Returns:
+        The keyword arguments ``channels`` and ``image_size``.
+
+    Raises:
+        ValueError: If there are not three sizes.
+
+    Example:
+        >>> frame_shape((3, 28, 32))
+        {'channels': 3, 'image_size': (28, 32)}
+    """
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
+    channels, height, width = image_shape
+    return {"channels": channels, "image_size": (height, width)}
+
+
+def make_coder(default: Callable[..., Any], given: Mapping[str, Any] | None, **known: Any) -> Any:
+    """Makes what encodes or decodes: of the default class, unless the name of a registered one is given.
+
+    Args:
+        default: The class.
+        given: Its keyword arguments, or a name and options.
+        **known: The sizes.
+
+    Returns:
+        The module.
+    """
+    if given is not None and "name" in given:
+        return make("encoder", given, **known)
+    return default(**known, **(given or {}))
+
+
+def make_autoencoder(
+    image_shape: Sequence[int],
+    latent_dim: int,
+    encoder: Mapping[str, Any] | None,
+    decoder: Mapping[str, Any] | None,
+    likelihood: str | Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """Makes an encoder and a decoder of the same sizes, convolutional unless others are named."""
+    sizes = {"latent_dim": latent_dim, **frame_shape(image_shape)}
+    return make_coder(ConvEncoder, encoder, **sizes), make_coder(ConvDecoder, decoder, **sizes, likelihood=likelihood)
+
+
+def make_potential(
+    given: str | Mapping[str, Any],
+    dim: int,
+    num_flows: int,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "logcosh",
+    generator: torch.Generator | None = None,
+) -> Potential:
+    """Makes the potential of a name, with its options where a mapping has them; raises ValueError for unknown ones."""
+    name, options = split("potential", given)
+    sizes = {
+        "mlp": {"hidden": hidden, "activation": activation},
+        "convex": {"hidden": hidden},
+        "resnet": {"width": hidden[0]},
+    }
+    known = {"dim": dim, "num_flows": num_flows, "generator": generator}
+    return make("potential", {"name": name, **sizes.get(name, {}), **options}, **known)
+
+
+def make_field(
+    field: str | Mapping[str, Any],
+    potential: str | Mapping[str, Any],
+    dim: int,
+    num_flows: int,
+    hidden: Sequence[int],
+    activation: str,
+    skew: str | None,
+    generator: torch.Generator | None,
+) -> Field:
+    """Makes the field of a name; raises ValueError where a name is unknown."""
+
+    def potential_of_its_own() -> Potential:
+        return make_potential(potential, dim, num_flows, hidden, activation, generator)
+
+    name = _without_options("field", field)
+    if name == "helmholtz":
+        if skew is None:
+            streams = SolenoidalField(dim, num_flows, sum(hidden), generator=generator)
+            return HelmholtzField(potential_of_its_own(), streams)
+        return HelmholtzField(potential_of_its_own(), potential_of_its_own(), skew=skew, generator=generator)
+    if name == "gradient":
+        return GradientField(potential_of_its_own())
+    if name == "free":
+        return FreeField(dim, num_flows, hidden, generator=generator)
+    return make("field", field, dim=dim, num_flows=num_flows, generator=generator)
+
+
+def make_prior(
+    prior: str | Mapping[str, Any],
+    encoder: Any,
+    image_shape: Sequence[int],
+    latent_dim: int,
+    num_flows: int,
+    generator: torch.Generator | None,
+) -> Prior:
+    """Makes the prior of a name; raises ValueError where it is unknown."""
+    name = _without_options("prior", prior)
+    base = StandardNormal(latent_dim)
+    if name in ("mixture", "diffusion-mixture"):
+        base = GaussianMixture(latent_dim, generator=generator)
+    if name in ("normal", "mixture"):
+        return base
+    if name in ("diffusion", "diffusion-mixture"):
+        return Diffusion(base, num_flows)
+    if name == "vamp":
+        return VampPrior(encoder, count=_PSEUDO_INPUTS, shape=image_shape, generator=generator)
+    return make("prior", prior, dim=latent_dim, num_flows=num_flows, encoder=encoder, generator=generator)
+
+
+def _without_options(kind: str, given: str | Mapping[str, Any]) -> Any:
+    """The name of a part, whose options are refused unless it is the user's own."""
+    name, options = split(kind, given)
+    if options and name in BUILT_IN[kind]:
+        raise ValueError(f"the {kind} {name!r} has no options of its own, got {', '.join(options)}")
+    return name
+
+
+def _estimator(estimator: Any, tau: float | None, anneal_steps: int | None) -> Any:
+    """The settings of an estimator; those of the balanced one may stand beside its name."""
+    if not isinstance(estimator, (str, Mapping)):
+        return estimator
+    name, options = split("estimator", estimator)
+    if name == "balanced":  # a preset's temperature must not be in the way of another estimator
+        given = {"tau": tau, "anneal_steps": anneal_steps}
+        options |= {key: value for key, value in given.items() if value is not None}
+    return {"name": name, **options}
+
+
+declare("potential", mlp=MLPPotential, resnet=ResNetPotential, convex=ConvexPotential, paper=PaperPotential)

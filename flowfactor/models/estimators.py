@@ -2,54 +2,107 @@ r"""Weak supervision: which of the K flows acts is not told, but inferred for ea
 
 Whatever bounds $\ln p(x|k)$ from below by $-\ell_k$ gives a bound without k, one per sample:
 $$\ln p(x) \ge -E_{q(k|x)}[\ell_k] - KL[q(k|x) \,|\, p(k)] .$$
-The estimators differ in how they take the expectation and in what q(k|x) learns from.
+The estimators differ in how they take the expectation and in what q(k|x) learns from. One of one's own is a subclass of
+`FactorEstimator` with one method.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flowfactor._checks import check_count, check_optional_count
+from flowfactor._config import Named, named
+from flowfactor.control import Control
 from flowfactor.models.checks import check_positive
 from flowfactor.models.responsibilities import anneal, balanced_responsibilities
+from flowfactor.models.terms import SequenceTerms
+from flowfactor.registry import BUILT_IN, declare
 
 _NEW = 0.1  # weight of a step's overlap in the running mean
 
 
-class FactorEstimator(nn.Module):
-    """Base of the estimators of the expectation over q(k|x).
-
-    An estimator counts the training steps that it took part in; its schedule goes by them. The count is a buffer, saved
-    and loaded with the model, so that resumed training goes on where it was.
+@dataclass(frozen=True)
+class FactorBatch:
+    """Sequences whose k is inferred: what a `flowfactor.models.FactorEstimator` takes its expectation over.
 
     Attributes:
-        name: Short name for settings, for example ``"balanced"``.
+        log_q: ln q(k|x), ``[B, K]``, with the gradient of what infers it.
+        log_prior: ln p(k), ``[K]``.
+        generator: Source of all draws.
+        under: Solves every sequence under a k of its own, an index or weights: ``under(k [B] or [B, K])`` gives
+            `SequenceTerms` ``[B]``, whose loss has everything but the divergence of q(k|x).
+        every: Solves every sequence under every flow for which ``log_q [B, K]`` is finite: ``every(log_q)`` gives
+            `SequenceTerms` ``[B, K]``.
+        judged: Minus the bound of every sequence under every flow, from so many frames each and without regularizers:
+            ``judged(frames)`` gives ``[B, K]``, at the cost of K solves; all frames where None.
+    """
+
+    log_q: Tensor
+    log_prior: Tensor
+    generator: torch.Generator | None
+    under: Callable[[Control], SequenceTerms]
+    every: Callable[[Tensor], SequenceTerms]
+    judged: Callable[[int | None], Tensor]
+
+    def divergence(self, log_q: Tensor) -> Tensor:
+        """KL[q(k|x) | p(k)] of each sequence, ``[B]``."""
+        return factor_divergence(log_q, self.log_prior)
+
+    def expected(self, log_q: Tensor) -> SequenceTerms:
+        """The exact expectation over q(k|x), with its divergence, ``[B]``; flows with ln q of -inf are not solved."""
+        return self.every(log_q).expected(log_q).with_factor(self.divergence(log_q))
+
+
+class FactorEstimator(Named, nn.Module):
+    """Base of the estimators of the expectation over q(k|x): a subclass gives `expectation`.
+
+    An estimator counts the training steps that it took part in; its schedule goes by them. The count is a buffer, saved
+    and loaded with the model, so that resumed training goes on where it was. Constructor arguments are remembered;
+    `flowfactor.register_estimator` gives a class of one's own a name, by which saved models find it.
+
+    Args:
+        config: Has no effect any more: arguments of constructors are remembered by themselves.
+
+    Attributes:
         step: Training steps so far, an int64 scalar.
         prune: Smallest q(k|x) for which flow k is solved in training; 0 solves all.
 
     Example:
-        >>> FactorEstimator.build({"name": "gumbel", "rate": 1e-3}).config["rate"]
-        0.001
+        >>> import torch, flowfactor as ff
+        >>> class Likeliest(ff.models.FactorEstimator):               # every sequence trains the flow that is likeliest
+        ...     def expectation(self, batch):
+        ...         terms = batch.under(batch.log_q.argmax(-1))
+        ...         return terms.with_factor(batch.divergence(batch.log_q))
+        >>> sizes = {"hidden": (8, 8), "supervision": "weak", "num_frames": 5}
+        >>> model = ff.models.build_vae((1, 8, 8), 2, 4, estimator=Likeliest(), **sizes)
+        >>> model(torch.rand(6, 5, 1, 8, 8), torch.arange(5)).loss.backward()
     """
 
-    name: ClassVar[str]
+    kind_of_part = "estimator"
+    prune: float = 0.0
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self._config = config
-        self.prune = float(config.get("prune", 0.0))
         self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments and name, as JSON values: ``FactorEstimator.build(config)`` rebuilds the estimator."""
-        return {"name": self.name, **self._config}
+    def expectation(self, batch: FactorBatch) -> SequenceTerms:
+        """The terms of a training step: the one method that a subclass has to give.
+
+        Args:
+            batch: The sequences with q(k|x) and p(k), and what the flows make of them.
+
+        Returns:
+            The terms of each sequence, ``[B]``: ``loss`` is what is minimised, of the flows and of q(k|x), and
+            ``kl_factor`` the divergence of q(k|x) from p(k).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define expectation(batch) -> SequenceTerms")
 
     def advance(self) -> None:
         """Counts a training step."""
@@ -68,25 +121,12 @@ class FactorEstimator(nn.Module):
         Raises:
             ValueError: If the name or a setting is unknown.
             TypeError: If it is none of these.
+
+        Example:
+            >>> FactorEstimator.build({"name": "gumbel", "rate": 1e-3}).config["rate"]
+            0.001
         """
-        if isinstance(estimator, FactorEstimator):
-            return estimator
-        if isinstance(estimator, str):
-            estimator = {"name": estimator}
-        if not isinstance(estimator, Mapping):
-            raise TypeError(
-                f"estimator must be a FactorEstimator, a name or a config mapping, got {type(estimator).__name__}"
-            )
-        options = dict(estimator)
-        name = options.pop("name", None)
-        if name not in _KINDS:
-            raise ValueError(f"estimator must be one of {ESTIMATORS}, got {name!r}")
-        kind = _KINDS[name]
-        known = kind()._config
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise ValueError(f"the estimator {name!r} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
-        return kind(**options)
+        return named(FactorEstimator, estimator)
 
 
 class EnumerateEstimator(FactorEstimator):
@@ -111,7 +151,12 @@ class EnumerateEstimator(FactorEstimator):
     def __init__(self, prune: float = 1e-4) -> None:
         if not 0 <= prune < 0.5:
             raise ValueError(f"prune must lie in [0, 0.5), got {prune!r}")
-        super().__init__({"prune": prune})
+        super().__init__()
+        self.prune = float(prune)
+
+    def expectation(self, batch: FactorBatch) -> SequenceTerms:
+        """The exact expectation over the flows that are not left out."""
+        return batch.expected(truncate(batch.log_q, self.prune))
 
 
 class GumbelEstimator(FactorEstimator):
@@ -145,13 +190,18 @@ class GumbelEstimator(FactorEstimator):
             raise ValueError(f"the temperature falls: end must not exceed start, got {end} and {start}")
         if not 0 <= rate < math.inf:
             raise ValueError(f"rate must be a finite number that is not negative, got {rate!r}")
-        super().__init__({"start": start, "end": end, "rate": rate})
+        super().__init__()
         self.start, self.end, self.rate = float(start), float(end), float(rate)
 
     @property
     def temperature(self) -> float:
         """The temperature of the step to come."""
         return max(self.end, self.start * math.exp(-self.rate * int(self.step)))
+
+    def expectation(self, batch: FactorBatch) -> SequenceTerms:
+        """The terms under one drawn flow a sequence."""
+        terms = batch.under(self.draw(batch.log_q, batch.generator))
+        return terms.with_factor(batch.divergence(batch.log_q))
 
     def draw(self, log_q: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws one flow per sample, as weights.
@@ -235,19 +285,26 @@ class BalancedEstimator(FactorEstimator):
             raise ValueError(f"prune must lie in [0, 0.5), got {prune!r}")
         if not 0 <= handover <= 1:
             raise ValueError(f"handover must lie between 0 (at once) and 1, got {handover!r}")
-        config = {
-            "tau": tau,
-            "tau_end": tau_end,
-            "anneal_steps": anneal_steps,
-            "balance": balance,
-            "handover": handover,
-        }
-        super().__init__({**config, "iterations": iterations, "prune": prune, "judge_frames": judge_frames})
+        super().__init__()
+        self.prune = float(prune)
         self.judge_frames, self.handover = judge_frames, float(handover)
         self.tau, self.tau_end, self.anneal_steps = float(tau), float(tau_end), anneal_steps
         self.balance, self.iterations = float(balance), iterations
         self.agreement: Tensor
         self.register_buffer("agreement", torch.zeros(()))
+
+    def expectation(self, batch: FactorBatch) -> SequenceTerms:
+        """The terms of one flow a sequence, drawn by responsibilities, and their cross-entropy; exact once annealed."""
+        if self.annealed:
+            return batch.expected(truncate(batch.log_q, self.prune))
+        with torch.no_grad():
+            r = self.responsibilities(batch.judged(self.judge_frames), batch.log_prior)
+            k = torch.multinomial(r, 1, generator=batch.generator).squeeze(-1)
+            kl_factor = batch.divergence(batch.log_q)
+        terms = batch.under(k)
+        if torch.is_grad_enabled():
+            self.compare(r, batch.log_q)
+        return replace(terms, loss=terms.loss - (r * batch.log_q).sum(-1), kl_factor=kl_factor)
 
     @property
     def annealed(self) -> bool:
@@ -272,8 +329,8 @@ class BalancedEstimator(FactorEstimator):
         )
 
 
-_KINDS: dict[str, type[Any]] = {kind.name: kind for kind in (BalancedEstimator, GumbelEstimator, EnumerateEstimator)}
-ESTIMATORS = tuple(_KINDS)
+declare("estimator", balanced=BalancedEstimator, gumbel=GumbelEstimator, enumerate=EnumerateEstimator)
+ESTIMATORS = BUILT_IN["estimator"]
 
 
 def factor_divergence(log_q: Tensor, log_prior: Tensor) -> Tensor:

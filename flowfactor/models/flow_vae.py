@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +11,18 @@ from torch.distributions import Categorical, Distribution
 
 from flowfactor import objectives
 from flowfactor._checks import check_count
-from flowfactor._config import describe
+from flowfactor._config import describe, named
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_batch_control, check_generator
-from flowfactor.models.estimators import (
-    BalancedEstimator,
-    FactorEstimator,
-    GumbelEstimator,
-    check_factor_prior,
-    factor_divergence,
-    truncate,
-)
-from flowfactor.models.terms import Begin, Pieces, Terms
+from flowfactor.models.estimators import FactorBatch, FactorEstimator, check_factor_prior, factor_divergence
+from flowfactor.models.terms import SequenceTerms, Terms
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior
+
+Begin: TypeAlias = tuple[Tensor, Tensor]
+"""What all flows of a sequence share: z_0 ``[B, D]``, and what `Objective.begin` makes of it ``[B]``."""
 
 
 class FlowFactorizedVAE(FlowModel):
@@ -44,7 +40,8 @@ class FlowFactorizedVAE(FlowModel):
         decoder: Maps latents ``[*batch, D]`` to a distribution of frames, and by ``decoder.mean`` to frames in [0, 1].
         flow: The latent flow, with K flows.
         prior: The prior, or prior path, of the latents; standard normal where None.
-        objective: ``"path"`` or ``"marginal"``.
+        objective: ``"path"``, ``"marginal"``, the name of a registered one (or a mapping with the name and settings), or a
+            `flowfactor.objectives.Objective`.
         kl_weight: Weight of the divergence; 1 for a true bound.
         hj_weight: Weight of the Hamilton-Jacobi residual; 0 leaves it out. Fields without potential have none.
         start_weight: Weight of the squared speed at the start; 0 leaves it out.
@@ -57,8 +54,9 @@ class FlowFactorizedVAE(FlowModel):
         factor_encoder: Maps sequences ``[B, T+1, C, H, W]`` to a Categorical over K, such as
             `flowfactor.encoders.FactorEncoder`; None where k is always given.
         factor_prior: p(k), ``[K]``; uniform where None.
-        estimator: How the expectation over q(k|x) is taken: ``"balanced"``, ``"gumbel"`` or ``"enumerate"``, a mapping with
-            the name and settings, or a `FactorEstimator`. Without ``factor_encoder`` it has no effect.
+        estimator: How the expectation over q(k|x) is taken: ``"balanced"``, ``"gumbel"``, ``"enumerate"`` or the name of a
+            registered one, a mapping with the name and settings, or a `FactorEstimator`. Without ``factor_encoder`` it has
+            no effect.
 
     Raises:
         TypeError: If a part is of the wrong kind.
@@ -74,7 +72,8 @@ class FlowFactorizedVAE(FlowModel):
         torch.Size([6, 3, 1, 8, 8])
     """
 
-    _settings = ("objective", "kl_weight", "hj_weight", "start_weight", "frames_per_step", "regularize_every")
+    _parts = (*FlowModel._parts, "objective")
+    _settings = ("kl_weight", "hj_weight", "start_weight", "frames_per_step", "regularize_every")
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class FlowFactorizedVAE(FlowModel):
         flow: LatentFlow,
         prior: Prior | None = None,
         *,
-        objective: Literal["path", "marginal"] = "path",
+        objective: objectives.Objective | str | Mapping[str, Any] = "path",
         kl_weight: float = 1.0,
         hj_weight: float = 1.0,
         start_weight: float = 1.0,
@@ -94,8 +93,7 @@ class FlowFactorizedVAE(FlowModel):
         factor_prior: Sequence[float] | None = None,
         estimator: FactorEstimator | str | Mapping[str, Any] = "balanced",
     ) -> None:
-        if objective not in objectives.OBJECTIVES:
-            raise ValueError(f"objective must be one of {objectives.OBJECTIVES}, got {objective!r}")
+        bound = named(objectives.Objective, objective)
         super().__init__(
             encoder,
             decoder,
@@ -106,7 +104,7 @@ class FlowFactorizedVAE(FlowModel):
             frames_per_step=frames_per_step,
             regularize_every=regularize_every,
         )
-        self.objective = objective
+        self.objective = bound
         self._set_prior(prior)
         self._set_force(force)
         self._set_factor(factor_encoder, factor_prior, estimator)
@@ -134,25 +132,6 @@ class FlowFactorizedVAE(FlowModel):
     def supervision(self) -> Literal["full", "weak"]:
         """``"weak"`` where q(k|x) can be inferred, else ``"full"``: k has to be given."""
         return "full" if self.factor_encoder is None else "weak"
-
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
-        """Transforms images along the latent flows, from the mean of their posterior.
-
-        Args:
-            x0: Images at ``t[0]``, ``[B, C, H, W]``.
-            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
-            control: Which flow acts: an int, one index per image, weights ``[B, K]`` to superpose, or a `Schedule`.
-
-        Returns:
-            Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
-
-        Raises:
-            TypeError: If an argument has the wrong type.
-            ValueError: If an argument does not fit.
-            FlowSolveError: If the solve fails.
-        """
-        path = self.flow(self.encode(x0).mean, t, control)
-        return self.decode(path.z).movedim(0, x0.ndim - 3)
 
     def infer_factor(self, frames: Tensor) -> Categorical:
         """The posterior q(k|x_0..x_T) over which flow acts.
@@ -204,44 +183,30 @@ class FlowFactorizedVAE(FlowModel):
         frames, t = self._checked(frames, t)
         check_generator(generator, frames.device)
         if k is None:
-            return self._inferred(frames, t, generator)
+            return self._terms(self._inferred(frames, t, generator))
         check_batch_control(k, len(frames))
-        return self._terms(self._pieces(frames, t, k, self._begin(frames, k, generator), generator))
+        return self._terms(self._solved(frames, t, k, self._begin(frames, k, generator), generator))
 
-    def _terms(self, pieces: Pieces, kl_factor: Tensor | None = None, loss: Tensor | None = None) -> Terms:
-        """Batch means of what each sequence gives."""
-        factor = pieces.loss.new_zeros(()) if kl_factor is None else kl_factor.mean()
-        reconstruction, kl, hj, start = (x.mean() for x in (pieces.reconstruction, pieces.kl, pieces.hj, pieces.start))
-        whole = pieces.loss.mean() + factor if loss is None else loss.mean()
-        return Terms(whole, reconstruction, kl, hj, start, reconstruction - kl - factor, factor)
+    def _terms(self, terms: SequenceTerms) -> Terms:
+        return terms.mean()
 
-    def _inferred(self, frames: Tensor, t: Tensor, generator: torch.Generator | None) -> Terms:
+    def _inferred(self, frames: Tensor, t: Tensor, generator: torch.Generator | None) -> SequenceTerms:
         """The terms where k is inferred, by the estimator in training and exactly elsewhere."""
         log_q = self.infer_factor(frames).logits
         estimator, log_prior = self.estimator, self._factor_log_prior
         assert estimator is not None and log_prior is not None
         begin = self._begin(frames, 0, generator)  # p(z_0) is that of every flow
+        batch = FactorBatch(
+            log_q,
+            log_prior,
+            generator,
+            under=lambda k: self._solved(frames, t, k, begin, generator),
+            every=lambda log_q: self._all_flows(frames, t, log_q, begin, generator),
+            judged=lambda wanted: self._judge(frames, t, begin, wanted, generator),
+        )
         if not self.training:
-            return self._terms(
-                self._all_flows(frames, t, log_q, begin, generator).expected(log_q), factor_divergence(log_q, log_prior)
-            )
-        if isinstance(estimator, GumbelEstimator):
-            pieces = self._pieces(frames, t, estimator.draw(log_q, generator), begin, generator)
-            terms = self._terms(pieces, factor_divergence(log_q, log_prior))
-        elif isinstance(estimator, BalancedEstimator) and not estimator.annealed:
-            with torch.no_grad():
-                losses = self._judge(frames, t, begin, estimator.judge_frames, generator)
-                r = estimator.responsibilities(losses, log_prior)
-                k = torch.multinomial(r, 1, generator=generator).squeeze(-1)
-                kl_factor = factor_divergence(log_q, log_prior)
-            pieces = self._pieces(frames, t, k, begin, generator)
-            terms = self._terms(pieces, kl_factor, pieces.loss - (r * log_q).sum(-1))
-            if torch.is_grad_enabled():
-                estimator.compare(r, log_q)
-        else:
-            log_q = truncate(log_q, estimator.prune)
-            expected = self._all_flows(frames, t, log_q, begin, generator).expected(log_q)
-            terms = self._terms(expected, factor_divergence(log_q, log_prior))
+            return batch.expected(log_q)
+        terms = estimator.expectation(batch)
         if torch.is_grad_enabled():
             estimator.advance()
         return terms
@@ -256,20 +221,18 @@ class FlowFactorizedVAE(FlowModel):
 
     def _all_flows(
         self, frames: Tensor, t: Tensor, log_q: Tensor, begin: Begin, generator: torch.Generator | None
-    ) -> Pieces:
+    ) -> SequenceTerms:
         """Every sequence under every flow that q does not rule out, [B, K]: one solve, and one decoding."""
         flow, row = log_q.T.isfinite().nonzero(as_tuple=True)  # sorted by flow
-        return self._pieces(frames, t, flow, begin, generator, row).table(row, flow, log_q.shape)
+        return self._solved(frames, t, flow, begin, generator, row).table(row, flow, log_q.shape)
 
     def _begin(self, frames: Tensor, k: Control, generator: torch.Generator | None) -> Begin:
         """Encodes the first frames, and draws what the flows of one sequence share."""
         q = self.encode(frames[:, 0])
         z0 = objectives.draw(q, generator=generator)
-        marginal = self.objective == "marginal"
-        density = q.log_prob(z0) if marginal else objectives.start_divergence(q, self.prior, z0, k)
-        return Begin(z0, density)
+        return z0, self.objective.begin(q, self.prior, z0, k)
 
-    def _pieces(
+    def _solved(
         self,
         frames: Tensor,
         t: Tensor,
@@ -277,14 +240,14 @@ class FlowFactorizedVAE(FlowModel):
         begin: Begin,
         generator: torch.Generator | None,
         row: Tensor | None = None,
-    ) -> Pieces:
+    ) -> SequenceTerms:
         """What each solve gives: of every sequence under its k, or of the sequences ``row [N]`` under ``k [N]``."""
         times = self._lazy(generator, frames.device)
         path, kl = self._path(begin, t, k, generator, row, self._costs(times))
         reconstruction = self._reconstruction(frames, path.z, generator, row)
         hj, start = self._regularizers(path, path.z[0], k, t, times)
         loss = -reconstruction + self.kl_weight * kl + self.hj_weight * hj + self.start_weight * start
-        return Pieces(loss, reconstruction, kl, hj, start)
+        return SequenceTerms(loss, reconstruction, kl, hj, start, torch.zeros_like(kl))
 
     def _path(
         self,
@@ -296,19 +259,16 @@ class FlowFactorizedVAE(FlowModel):
         costs: Mapping[str, Any] | None = None,
     ) -> tuple[FlowPath, Tensor]:
         """One solve, of the sequences ``row`` where given, and the divergence of its latents from the prior, [N]."""
-        z0, density = (begin.z0, begin.density) if row is None else (begin.z0[row], begin.density[row])
-        marginal = self.objective == "marginal"
-        path = self.flow(z0, t, k, log_det=marginal, costs=costs, generator=generator)
-        if not marginal:
-            return path, density
-        return path, objectives.marginal_log_ratio(density, self.prior, path, t, k).sum(0)
+        z0, start = begin if row is None else (part[row] for part in begin)
+        path = self.flow(z0, t, k, log_det=self.objective.log_det, costs=costs, generator=generator)
+        return path, self.objective.divergence(start, self.prior, path, t, k)
 
     def config(self) -> dict[str, Any]:
         """How the model was made, as JSON values; parts of the user's own appear as None."""
         written = super().config()
         if self.factor_encoder is not None and self.estimator is not None:
-            written["parts"]["factor_encoder"] = describe(self.factor_encoder)
-            written["settings"] |= {"factor_prior": self.factor_prior, "estimator": self.estimator.config}
+            written["parts"] |= {name: describe(getattr(self, name)) for name in ("factor_encoder", "estimator")}
+            written["settings"]["factor_prior"] = self.factor_prior
         return written
 
     def log_likelihood(
@@ -340,7 +300,7 @@ class FlowFactorizedVAE(FlowModel):
 
         Raises:
             TypeError: If an argument has the wrong type.
-            ValueError: If ``samples`` is not positive or an argument does not fit.
+            ValueError: If ``samples`` is not positive, an argument does not fit, or the objective has no importance weights.
         """
         check_count("samples", samples)
         frames, t = self._checked(frames, t)
@@ -364,15 +324,11 @@ class FlowFactorizedVAE(FlowModel):
         chunk: int,
     ) -> Tensor:
         """The bound under one control."""
-        marginal = self.objective == "marginal"
         weights: list[Tensor] = []
         for size in objectives.chunks(samples, chunk):
             z0 = objectives.draw(q, (size,), generator)
-            path = self.flow(z0, t, k, log_det=marginal, generator=generator)
+            path = self.flow(z0, t, k, log_det=self.objective.log_det, generator=generator)
             # [T+1, S, B]: frames against every sample's decoded path.
             log_p = torch.stack([self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True)])
-            if marginal:
-                weights.append((log_p - objectives.marginal_log_ratio(q, self.prior, path, t, k)).movedim(1, 0))
-            else:
-                weights.append((log_p.sum(0) - objectives.path_log_ratio(q, self.prior, path, k)).unsqueeze(1))
+            weights.append(self.objective.log_weights(log_p, q, self.prior, path, t, k))
         return objectives.log_mean_exp(weights).sum(0)

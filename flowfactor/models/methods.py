@@ -1,137 +1,22 @@
-"""Every method of comparison by name: how to build its model from the same few sizes."""
+"""Models by the name of their method, and saved ones by the name of their class."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from torch import nn
 
 from flowfactor._checks import choices
+from flowfactor._methods import METHODS, Method, register_method
 from flowfactor.models._saved import CONFIG, read_config
-from flowfactor.models.baselines import BASELINES, build_baseline
-from flowfactor.models.build import build_vae
-from flowfactor.models.build_sparse import build_sparse_vae
+from flowfactor.models.baselines import BASELINES
 from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.models.sparse import SparseTransformationVAE
 
-
-@dataclass(frozen=True)
-class Method:
-    """A method that can be trained and compared with others.
-
-    Attributes:
-        name: Its name in `METHODS`.
-        title: What it is, in a few words.
-        source: The paper that it follows.
-        labels: What it is told about k: ``"given"``, ``"inferred"`` (the model has ``infer_factor``) or ``"unused"``.
-        transforms: Whether the model knows how a transformation moves a latent; where it does not, its ``transform``
-            leaves the latent where it is, and the best single latent dimension has to be searched.
-        fixed: Settings that make the method what it is.
-        defaults: Settings that it has where nothing else is said.
-        build: Makes the model: ``build(image_shape, num_flows, latent_dim, **settings)``.
-    """
-
-    name: str
-    title: str
-    source: str
-    labels: Literal["given", "inferred", "unused"]
-    transforms: bool
-    build: Callable[..., Any]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(
-        self,
-        image_shape: Sequence[int],
-        num_flows: int,
-        latent_dim: int = 48,
-        *,
-        num_frames: int | None = None,
-        **options: Any,
-    ) -> Any:
-        """Builds the method's model.
-
-        Args:
-            image_shape: ``(C, H, W)``.
-            num_flows: K.
-            latent_dim: D.
-            num_frames: T+1, the number of frames of a sequence, for the methods that need to know it.
-            **options: Further arguments of the method's builder. All take ``encoder``, ``decoder``, ``likelihood`` and
-                ``frames_per_step``.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: If an option contradicts the method or is out of range.
-            TypeError: If the builder has no such option.
-        """
-        for name, value in self.fixed.items():
-            if name in options and options[name] != value:
-                raise ValueError(f"the method {self.name!r} has {name}={value!r} by definition, got {options[name]!r}")
-        settings = {**self.defaults, **options, **self.fixed}
-        if settings.get("supervision") == "weak":
-            if num_frames is None:
-                raise ValueError(f"the method {self.name!r} needs num_frames, the number of frames of a sequence")
-            settings["num_frames"] = num_frames
-        if self.name == "paper-code" and num_frames is not None and num_frames > 1:
-            settings = {"max_steps": num_frames - 1} | settings
-        if self.name == "topographic-vae" and num_frames is not None:
-            settings = {"num_frames": num_frames} | settings
-        return self.build(tuple(image_shape), num_flows, latent_dim, **settings)
-
-
-def _baseline(name: str) -> Callable[..., Any]:
-    def build(*sizes: Any, **settings: Any) -> Any:
-        return build_baseline(name, *sizes, **settings)
-
-    return build
-
-
-_NO_PDE = {"hj_weight": 0.0, "start_weight": 0.0}
-_PAPER = "Song et al., NeurIPS 2023"
-
-_ALL = (
-    Method("ours", "flow-factorized VAE, supervised", _PAPER, "given", True, build_vae),
-    Method(
-        "ours-weak", "flow-factorized VAE, weakly supervised", _PAPER, "inferred", True, build_vae,
-        {"supervision": "weak"},
-    ),
-    Method(
-        "sta", "sparse transformation analysis, unsupervised", "Song et al., TPAMI 2025", "inferred", True,
-        build_sparse_vae,
-    ),
-    Method(
-        "free", "control: a free velocity field, no PDE", "Chen et al., NeurIPS 2018", "given", True, build_vae,
-        {"field": "free", **_NO_PDE},
-    ),
-    Method(
-        "euler-no-pde", "control: unit Euler steps, no PDE", _PAPER, "given", True, build_vae,
-        {"solver": {"method": "euler", "step_size": 1.0}, **_NO_PDE},
-    ),
-    Method(
-        "paper-code", "control: the paper's objective as its code has it", _PAPER, "given", True,
-        _baseline("paper-code"),
-    ),
-    Method("vae", "VAE of single frames", "Kingma and Welling, ICLR 2014", "unused", False, _baseline("vae")),
-    Method("beta-vae", "beta-VAE of single frames", "Higgins et al., ICLR 2017", "unused", False, _baseline("beta-vae")),
-    Method("factor-vae", "FactorVAE", "Kim and Mnih, ICML 2018", "unused", False, _baseline("factor-vae")),
-    Method("slow-vae", "SlowVAE", "Klindt et al., ICLR 2021", "unused", False, _baseline("slow-vae")),
-    Method(
-        "topographic-vae", "TopographicVAE, a share of the capsules to each transformation",
-        "Keller and Welling, NeurIPS 2021", "given", True, _baseline("topographic-vae"),
-        defaults={"supervised": True},
-    ),
-    Method("po-flow", "PoFlow, wave potentials", "Song et al., ICML 2023", "given", True, _baseline("po-flow")),
-)  # fmt: skip
-
-SHARED_OPTIONS = ("latent_dim", "encoder", "decoder", "likelihood", "frames_per_step")
-"""Settings that every method's builder takes."""
-
-METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
-"""All methods by name, ours first."""
+__all__ = ["METHODS", "Method", "build_model", "class_of", "get_method", "load_pretrained", "register_method"]
 
 
 def get_method(name: str) -> Method:
@@ -159,7 +44,7 @@ def build_model(
     name: str,
     image_shape: Sequence[int] = (3, 28, 28),
     num_flows: int = 3,
-    latent_dim: int = 48,
+    latent_dim: int | None = None,
     *,
     num_frames: int | None = None,
     **options: Any,
@@ -170,16 +55,17 @@ def build_model(
         name: One of `METHODS`.
         image_shape: ``(C, H, W)``, H and W divisible by 4.
         num_flows: K.
-        latent_dim: D.
+        latent_dim: D; the builder's own where None (48 for flowfactor's).
         num_frames: T+1, the number of frames of a sequence, for the methods that need to know it.
-        **options: Further arguments of the method's builder (`build_vae`, `build_sparse_vae` or `build_baseline`).
+        **options: Further arguments of the method's builder (`build_vae`, `build_sparse_vae`, `build_baseline`, or that of a
+            method of one's own).
 
     Returns:
         The model.
 
     Raises:
         ValueError: If the method is unknown, or an option contradicts it or is out of range.
-        TypeError: If the builder has no such option.
+        TypeError: If the builder has no such option, or makes no model that can be saved.
 
     Example:
         >>> import flowfactor as ff
@@ -187,7 +73,13 @@ def build_model(
         >>> type(model).__name__
         'PoFlow'
     """
-    return get_method(name)(image_shape, num_flows, latent_dim, num_frames=num_frames, **options)
+    model = get_method(name)(image_shape, num_flows, latent_dim, num_frames=num_frames, **options)
+    if not isinstance(model, nn.Module) or not hasattr(model, "save_pretrained"):
+        raise TypeError(
+            f"the method {name!r} builds a {type(model).__name__}, which is no model of flowfactor.models: derive it from "
+            "one of its classes, so that it can be trained, measured and saved"
+        )
+    return model
 
 
 def load_pretrained(directory: str | os.PathLike[str], **parts: Any) -> Any:
@@ -202,7 +94,7 @@ def load_pretrained(directory: str | os.PathLike[str], **parts: Any) -> Any:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or names a class that is not flowfactor's.
+        ValueError: If a file is damaged or names a class that is neither flowfactor's nor that of a registered method.
 
     Example:
         >>> import tempfile, flowfactor as ff
@@ -227,10 +119,14 @@ def class_of(name: str, source: Path) -> Any:
         The class.
 
     Raises:
-        ValueError: If it is none of flowfactor's.
+        ValueError: If it is none of flowfactor's nor of a registered method: nothing is imported by a name in a file.
     """
     kinds: tuple[type[Any], ...] = (FlowFactorizedVAE, SparseTransformationVAE, *BASELINES.values())
-    known = {kind.__name__: kind for kind in kinds}
+    known = {method.model.__name__: method.model for method in METHODS.values() if method.model is not None}
+    known |= {kind.__name__: kind for kind in kinds}
     if name not in known:
-        raise ValueError(f"{source} names the model {name!r}; this flowfactor has {', '.join(known)}")
+        raise ValueError(
+            f"{source} names the model {name!r}; this flowfactor has {', '.join(known)}. Import what registers a method of "
+            "your own first"
+        )
     return known[name]

@@ -7,13 +7,14 @@ import json
 import operator
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from flowfactor._config import describe, plain_name, rebuild, solver_config, uncompiled
+from flowfactor._config import describe, plain_name, read, rebuild, uncompiled
 from flowfactor._files import replacing
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
@@ -31,8 +32,8 @@ from flowfactor.models._saved import (
     read_config,
     read_weights,
 )
-from flowfactor.priors import Prior
 from flowfactor.priors import build as build_prior
+from flowfactor.registry import UnknownPartError, make
 from flowfactor.solver import Solver
 
 _UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
@@ -98,8 +99,9 @@ class PretrainedMixin:
 
         Args:
             directory: Where the two files lie.
-            **parts: Parts of your own (``encoder``, ``decoder``, ``flow``, ``prior``, ``force``, ``factor_encoder``), made
-                as they were when the model was saved; their weights are loaded.
+            **parts: Parts of your own (``encoder``, ``decoder``, ``flow``, ``prior``, ``force``, ``objective``,
+                ``factor_encoder``, ``estimator``) whose classes are not registered, made as they were when the model was
+                saved; their weights are loaded.
 
         Returns:
             The model, in evaluation mode and the precision in which it was saved.
@@ -182,10 +184,7 @@ def _write_part(part: Any) -> Any:
         return "none"
     part = uncompiled(part)
     if isinstance(part, LatentFlow):
-        field, solver = describe(part.field), solver_config(part.solver)
-        return {"field": field, "solver": solver, "divergence": part.divergence}
-    if isinstance(part, Prior):
-        return part.config if type(part).__module__.startswith("flowfactor.priors") else None
+        return {"field": describe(part.field), "solver": asdict(part.solver), "divergence": part.divergence}
     return describe(part)
 
 
@@ -208,15 +207,22 @@ def _read_part(name: str, written: Any, parts: dict[str, Any]) -> Any:
         return None
     if written is None or (name == "flow" and written["field"] is None):
         raise ValueError(
-            f"this model's {name} is a part of the user's own: hand it over as from_pretrained(directory, {name}=...), or "
-            f"as load_from_checkpoint(path, {name}=...)"
+            f"this model's {name} is a part of the user's own: hand it over as {_handed(name)}; or register its class "
+            "(flowfactor.register_potential and the like) before the model is saved, and again before it is loaded"
         )
-    if name == "flow":
-        field: Any = rebuild(written["field"])
-        return LatentFlow(field, Solver(**written["solver"]), written["divergence"])
-    if name == "prior":
-        return build_prior(written, parts["encoder"])
-    return rebuild(written)
+    try:
+        if name == "flow":
+            field: Any = rebuild(written["field"])
+            return LatentFlow(field, Solver(**written["solver"]), written["divergence"])
+        if name == "prior":
+            return build_prior(read(written), parts["encoder"])
+        return make(name, read(written)) if "name" in written else rebuild(written)
+    except UnknownPartError as error:
+        raise ValueError(f"{error}. Or hand the {name} over: {_handed(name)}") from error
+
+
+def _handed(name: str) -> str:
+    return f"from_pretrained(directory, {name}=...), or as load_from_checkpoint(path, {name}=...)"
 
 
 @contextlib.contextmanager

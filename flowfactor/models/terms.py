@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -43,27 +43,38 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Begin:
-    """What all flows of a sequence share: z_0, and its divergence (path) or log-density (marginal), [B]."""
+class SequenceTerms:
+    """The terms of each solve ``[N]``, of each sequence ``[B]``, or of each sequence under each flow ``[B, K]``.
 
-    z0: Tensor
-    density: Tensor
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """The terms of each solve, [N], or of each sequence under each flow, [B, K]."""
+    Attributes:
+        loss: What to minimise.
+        reconstruction: As in `Terms`, like those that follow.
+        kl: The divergence between posterior and prior.
+        hj: The squared Hamilton-Jacobi residual.
+        start: The squared speed at the start.
+        kl_factor: KL[q(k|x) | p(k)]; 0 where k is given.
+    """
 
     loss: Tensor
     reconstruction: Tensor
     kl: Tensor
     hj: Tensor
     start: Tensor
+    kl_factor: Tensor
 
-    def table(self, row: Tensor, flow: Tensor, shape: torch.Size) -> Pieces:
-        """Sorts N solves into a table [B, K], 0 where nothing was solved."""
-        return Pieces(*(x.new_zeros(shape).index_put((row, flow), x) for x in vars(self).values()))
+    def with_factor(self, kl_factor: Tensor) -> SequenceTerms:
+        """The same with the divergence of q(k|x), which is part of the loss."""
+        return replace(self, loss=self.loss + kl_factor, kl_factor=kl_factor)
 
-    def expected(self, log_q: Tensor) -> Pieces:
-        """Expectations over q(k|x), [B]."""
-        return Pieces(*((log_q.exp() * x).sum(-1) for x in vars(self).values()))
+    def table(self, row: Tensor, flow: Tensor, shape: torch.Size) -> SequenceTerms:
+        """Sorts N solves into a table ``[B, K]``, 0 where nothing was solved."""
+        return SequenceTerms(*(x.new_zeros(shape).index_put((row, flow), x) for x in vars(self).values()))
+
+    def expected(self, log_q: Tensor) -> SequenceTerms:
+        """Expectations of a table over q(k|x), ``[B]``."""
+        return SequenceTerms(*((log_q.exp() * x).sum(-1) for x in vars(self).values()))
+
+    def mean(self) -> Terms:
+        """The terms of the batch."""
+        made = {name: value.mean() for name, value in vars(self).items()}
+        return Terms(bound=made["reconstruction"] - made["kl"] - made["kl_factor"], **made)

@@ -19,115 +19,80 @@ Stack = dict[str, Tensor]
 
 
 class Layout:
-    """One network for all samples: the base case, and the interface of the others.
+    """Samples grouped by flow: each group meets its own network alone. Made by `layout_of` and `block_of`.
+
+    Groups of one size can lie as one block ``[G, n, *event]``, which meets stacked parameters ``[G, ...]`` in batched
+    products; else each group is a chunk ``[n, *event]`` of its own.
 
     Args:
         batch_shape: The shape of the batch, kept to restore it.
+        flows: The flow of each group.
+        sizes: The size of each group where they lie apart; None where they are one block.
+        order: The samples in the order in which the groups hold them, ``[N]``; a sample may occur more than once. None
+            where they stand in order already.
+        place: Where each sample is then, ``[N]``; None likewise.
     """
 
-    def __init__(self, batch_shape: Sequence[int], index: int = 0) -> None:
+    def __init__(
+        self, batch_shape: Sequence[int], flows: Sequence[int], sizes: Sequence[int] | None = None,
+        order: Tensor | None = None, place: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.batch_shape = tuple(batch_shape)
-        self.index = index
+        self.flows, self.sizes = list(flows), sizes
+        self.order, self.place = order, place
 
     def select(self, stack: Stack) -> list[Stack]:
         """The parameters of each chunk of samples."""
-        return [{name: value[self.index] for name, value in stack.items()}]
-
-    def modules(self) -> list[int]:
-        """The flow of each chunk, for parts that hold K separate modules."""
-        return [self.index]
-
-    def scatter(self, x: Tensor, event_ndim: int = 1) -> list[Tensor]:
-        """Cuts ``x [*batch, *event]`` into the samples of each chunk ``[n, *event]``."""
-        return [x.reshape((-1, *_event(x, event_ndim)))]
-
-    def gather(self, chunks: Sequence[Tensor], event_ndim: int) -> Tensor:
-        """Puts chunk results ``[n, *event]`` back together as ``[*batch, *event]``."""
-        return chunks[0].reshape((*self.batch_shape, *_event(chunks[0], event_ndim)))
-
-
-def sorted_by_flow(index: Tensor, num_flows: int) -> tuple[list[int], list[int], Tensor | None]:
-    """Sorts samples by the flow of each.
-
-    Args:
-        index: Flows ``[N]``.
-        num_flows: K.
-
-    Returns:
-        The flows that occur, how many samples each has, and the samples in order of their flows ``[N]``, None where they
-        stand so already.
-    """
-    counts = torch.bincount(index, minlength=num_flows).tolist()
-    flows = [k for k, count in enumerate(counts) if count]
-    in_order = bool((index[1:] >= index[:-1]).all())
-    return flows, [counts[k] for k in flows], None if in_order else torch.argsort(index, stable=True)
-
-
-class GroupedLayout(Layout):
-    """One flow per sample: samples are grouped by flow, and each group meets its own network alone."""
-
-    def __init__(self, batch_shape: Sequence[int], index: Tensor, num_flows: int) -> None:
-        super().__init__(batch_shape)
-        self.flows, self.sizes, self.order = sorted_by_flow(index.reshape(-1), num_flows)
-        self.inverse = None if self.order is None else torch.argsort(self.order)
-        self.equal = len(set(self.sizes)) == 1
-        self.all_flows = self.flows == list(range(num_flows))
-
-    def select(self, stack: Stack) -> list[Stack]:
-        if not self.equal:
+        if self.sizes is not None:
             return [{name: value[k] for name, value in stack.items()} for k in self.flows]
-        if self.all_flows:
+        if self.flows == list(range(len(next(iter(stack.values()))))):
             return [dict(stack)]
-        return [{name: value[self.flows] for name, value in stack.items()}]
-
-    def modules(self) -> list[int]:
-        return self.flows
+        k = self.flows[0]
+        which = slice(k, k + 1) if len(self.flows) == 1 else self.flows
+        return [{name: value[which] for name, value in stack.items()}]
 
     def scatter(self, x: Tensor, event_ndim: int = 1) -> list[Tensor]:
+        """Cuts ``x [*batch, *event]`` into the samples of each chunk."""
         event = _event(x, event_ndim)
         flat = x.reshape((-1, *event))
         if self.order is not None:
             flat = flat[self.order]
-        if self.equal:
+        if self.sizes is None:
             return [flat.reshape(len(self.flows), -1, *event)]
-        return list(flat.split(self.sizes))
+        return [flat] if len(self.flows) == 1 else list(flat.split(list(self.sizes)))
 
     def gather(self, chunks: Sequence[Tensor], event_ndim: int) -> Tensor:
-        event = _event(chunks[0], event_ndim)
-        flat = chunks[0].reshape((-1, *event)) if len(chunks) == 1 else torch.cat(list(chunks))
-        if self.inverse is not None:
-            flat = flat[self.inverse]
-        return flat.reshape((*self.batch_shape, *event))
+        """Puts the results of all chunks back together as ``[*batch, *event]``.
 
+        Those of a block may have leading dimensions, ``[*lead, G, n, *event]``, which the result then has too.
+        """
+        first, event = chunks[0], _event(chunks[0], event_ndim)
+        lead = tuple(first.shape[: first.ndim - event_ndim - 2]) if self.sizes is None else ()
+        flat = first.reshape(*lead, -1, *event) if len(chunks) == 1 else torch.cat(list(chunks))
+        if self.place is not None:
+            flat = flat.index_select(len(lead), self.place)
+        return flat.reshape(*lead, *self.batch_shape, *event)
 
-class SplitLayout(GroupedLayout):
-    """Groups kept apart even when they are equal: for K separate modules, which no batched product can serve."""
-
-    def __init__(self, batch_shape: Sequence[int], index: Tensor, num_flows: int) -> None:
-        super().__init__(batch_shape, index, num_flows)
-        self.equal = False
+    def shares(self) -> Tensor | None:
+        """The weight of each place of a block in a mean over the batch, ``[G, n]``; None where all are the same."""
+        if self.place is None or self.order is None or self.order.numel() == self.place.numel():
+            return None
+        shares = torch.zeros(self.order.numel(), device=self.order.device)
+        shares[self.place] = 1 / len(self.place)
+        return shares.reshape(len(self.flows), -1)
 
 
 class WeightedLayout(Layout):
     """A weighted superposition: every sample meets all K networks."""
 
     def __init__(self, batch_shape: Sequence[int], weights: Tensor, *, stacked: bool = True) -> None:
-        super().__init__(batch_shape)
-        self.num_flows = weights.shape[-1]
-        self.weights = weights.reshape(-1, self.num_flows).mT  # [K, n]
+        super().__init__(batch_shape, range(weights.shape[-1]))
+        self.weights = weights.reshape(-1, weights.shape[-1]).mT  # [K, n]
         self.stacked = stacked
-
-    def select(self, stack: Stack) -> list[Stack]:
-        return [dict(stack)]
-
-    def modules(self) -> list[int]:
-        return list(range(self.num_flows))
 
     def scatter(self, x: Tensor, event_ndim: int = 1) -> list[Tensor]:
         flat = x.reshape((-1, *_event(x, event_ndim)))
-        if self.stacked:
-            return [flat.expand(self.num_flows, *flat.shape)]
-        return [flat] * self.num_flows
+        return [flat.expand(len(self.flows), *flat.shape)] if self.stacked else [flat] * len(self.flows)
 
     def gather(self, chunks: Sequence[Tensor], event_ndim: int) -> Tensor:
         every = chunks[0] if self.stacked else torch.stack(list(chunks))  # [K, n, *event]
@@ -143,19 +108,67 @@ def layout_of(control: ResolvedControl, batch_shape: Sequence[int], num_flows: i
         control: The resolved control.
         batch_shape: Shape of the batch.
         num_flows: K.
-        stacked: Whether the K networks are stacked tensors (True) or separate modules (False).
+        stacked: Whether the K networks are stacked tensors (True) or separate modules (False), for which groups lie apart
+            even where they are equal.
 
     Returns:
         The layout.
     """
     if control.weights is not None:
         return WeightedLayout(batch_shape, control.weights, stacked=stacked)
-    if isinstance(control.index, Tensor):
-        if control.index.numel() == 0:
-            return Layout(batch_shape)
-        kind = GroupedLayout if stacked else SplitLayout
-        return kind(batch_shape, control.index, num_flows)
-    return Layout(batch_shape, control.index or 0)
+    if not isinstance(control.index, Tensor):
+        return Layout(batch_shape, [control.index or 0], [-1])
+    if control.index.numel() == 0:
+        return Layout(batch_shape, [0], [0])
+    flows, sizes, order = _sorted_by_flow(control.index.reshape(-1), num_flows)
+    block = stacked and len(set(sizes)) == 1
+    return Layout(batch_shape, flows, None if block else sizes, order, None if order is None else torch.argsort(order))
+
+
+_WASTE = 1.34  # places of a block, over samples, up to which unequal groups are filled up
+
+
+def block_of(control: ResolvedControl, batch_shape: Sequence[int], num_flows: int) -> Layout | None:
+    """Lays out samples as one block, for solves by closed forms; None where that would be wasteful.
+
+    Smaller groups are filled up by repeating a sample of their own. A repeated sample takes part in a solve like any other
+    and changes nothing: its result is dropped, and it is as accurate as the one it repeats. Under weights every flow acts
+    on every sample: all are one group, whose flow says nothing.
+    """
+    if control.weights is not None:
+        return Layout(batch_shape, [0])
+    if not isinstance(control.index, Tensor):
+        return Layout(batch_shape, [control.index or 0])
+    flat = control.index.reshape(-1)
+    flows, sizes, order = _sorted_by_flow(flat, num_flows)
+    longest = max(sizes)
+    if longest * len(sizes) > _WASTE * len(flat):
+        return None
+    if longest != min(sizes):
+        groups = (torch.arange(len(flat), device=flat.device) if order is None else order).split(sizes)
+        order = torch.cat([piece for g in groups for piece in (g, g[-1:].expand(longest - len(g)))])
+    if order is None:
+        return Layout(batch_shape, flows)
+    place = torch.empty_like(flat)  # of a sample's repetitions, the first place
+    place[order.flip(0)] = torch.arange(order.numel(), device=flat.device).flip(0)
+    return Layout(batch_shape, flows, None, order, place)
+
+
+def _sorted_by_flow(index: Tensor, num_flows: int) -> tuple[list[int], list[int], Tensor | None]:
+    """Sorts samples by the flow of each.
+
+    Args:
+        index: Flows ``[N]``.
+        num_flows: K.
+
+    Returns:
+        The flows that occur, how many samples each has, and the samples in order of their flows ``[N]``, None where they
+        stand so already.
+    """
+    counts = torch.bincount(index, minlength=num_flows).tolist()
+    flows = [k for k, count in enumerate(counts) if count]
+    in_order = bool((index[1:] >= index[:-1]).all())
+    return flows, [counts[k] for k in flows], None if in_order else torch.argsort(index, stable=True)
 
 
 def run(
@@ -185,93 +198,3 @@ def run(
 
 def _event(x: Tensor, event_ndim: int) -> tuple[int, ...]:
     return tuple(x.shape[x.ndim - event_ndim :])
-
-
-_WASTE = 1.34  # rows of a block, over samples, up to which unequal groups are filled up
-
-
-class Rows:
-    """Which sample goes where: groups of one size, the smaller ones filled up by repeating a sample of their own.
-
-    A repeated sample takes part in a solve like any other and changes nothing: its result is dropped, and it is as
-    accurate as the one it repeats. Use `Rows.of`.
-
-    Args:
-        batch_shape: Shape of the batch.
-        flows: The flow of each group.
-        order: The sample in each place of the block, ``[groups, n]``; None where they stand in order already.
-        place: The place of each sample in the flattened block, ``[N]``; None where they stand in order.
-    """
-
-    def __init__(
-        self, batch_shape: Sequence[int], flows: list[int], order: Tensor | None = None, place: Tensor | None = None
-    ) -> None:
-        self.batch_shape = tuple(batch_shape)
-        self.flows = flows
-        self.order, self.place = order, place
-
-    @classmethod
-    def of(cls, control: ResolvedControl, batch_shape: Sequence[int], num_flows: int) -> Rows | None:
-        """The rows of a control, or None where they cannot be laid out as one block without waste.
-
-        Under weights every flow acts on every sample: all are one group, whose flow says nothing.
-        """
-        if control.weights is not None:
-            return cls(batch_shape, [0])
-        if not isinstance(control.index, Tensor):
-            return cls(batch_shape, [control.index or 0])
-        flat = control.index.reshape(-1)
-        flows, sizes, order = sorted_by_flow(flat, num_flows)
-        longest = max(sizes)
-        if longest * len(sizes) > _WASTE * len(flat):
-            return None
-        if longest == min(sizes):
-            if order is None:
-                return cls(batch_shape, flows)
-            block = order.reshape(len(flows), -1)
-        else:
-            groups = (torch.arange(len(flat), device=flat.device) if order is None else order).split(sizes)
-            block = torch.stack([torch.cat([g, g[-1:].expand(longest - len(g))]) for g in groups])
-        place = torch.empty_like(flat)
-        place[block.reshape(-1).flip(0)] = torch.arange(block.numel(), device=flat.device).flip(0)
-        return cls(batch_shape, flows, block, place)
-
-    @property
-    def filled(self) -> bool:
-        """Whether some samples are repeated."""
-        return self.place is not None and self.order is not None and self.order.numel() > self.place.numel()
-
-    def shares(self) -> Tensor | None:
-        """The weight of each place in a mean over the batch, ``[groups, n]``; None where all are the same."""
-        if not self.filled:
-            return None
-        assert self.order is not None and self.place is not None
-        shares = torch.zeros(self.order.numel(), device=self.order.device)
-        shares[self.place] = 1 / len(self.place)
-        return shares.reshape(self.order.shape)
-
-    def select(self, stack: Stack, num_flows: int) -> Stack:
-        """The parameters ``[groups, ...]`` of the flows that act."""
-        if self.flows == list(range(num_flows)):
-            return dict(stack)
-        if len(self.flows) == 1:
-            k = self.flows[0]
-            return {name: value[k : k + 1] for name, value in stack.items()}
-        return {name: value[self.flows] for name, value in stack.items()}
-
-    def arrange(self, x: Tensor) -> Tensor:
-        """``[*batch, D]`` as a block ``[groups, n, D]``."""
-        flat = x.reshape(-1, x.shape[-1])
-        if self.place is not None:
-            assert self.order is not None
-            return flat[self.order]
-        return flat.reshape(len(self.flows), -1, x.shape[-1])
-
-    def restore(self, y: Tensor, event_ndim: int) -> Tensor:
-        """A block ``[lead, groups, n, *event]`` as ``[lead, *batch, *event]``."""
-        event = y.shape[3:]
-        assert len(event) == event_ndim
-        flat = y.reshape(y.shape[0], -1, *event)
-        if self.place is not None:
-            flat = flat.index_select(1, self.place)
-        return flat.reshape(y.shape[0], *self.batch_shape, *event)

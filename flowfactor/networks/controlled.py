@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from flowfactor._checks import check_count
-from flowfactor._config import Recorded
 from flowfactor.control import Control, ResolvedControl, resolve_at, times
+from flowfactor.registry import Recorded
 
 
 class Controlled(Recorded, nn.Module):
@@ -26,6 +28,27 @@ class Controlled(Recorded, nn.Module):
         super().__init__()
         self.dim = check_count("dim", dim)
         self.num_flows = check_count("num_flows", num_flows)
+
+    one_method: ClassVar[str]
+    """The method by which a subclass says what a part computes."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # What a subclass says in its one method holds, also where the class it derives from binds closed forms instead.
+        if getattr(cls, "one_method", None) in vars(cls) and not {"bind", "_bind_stack"} & vars(cls).keys():
+            base = next(kind for kind in cls.__mro__ if "one_method" in vars(kind))
+            cls.bind = base.bind
+
+    def binds_one_method(self) -> bool:
+        """Whether a bound part is evaluated by its one method, not by closed forms."""
+        base: Any = next(kind for kind in type(self).__mro__ if "one_method" in vars(kind))
+        return type(self).bind is base.bind
+
+    def _bind_in_closed_form(self) -> Any:
+        """The `bind` of the closest ancestor that does not go by its one method; None where there is none."""
+        kinds = type(self).__mro__
+        base: Any = next(kind for kind in kinds if "one_method" in vars(kind))
+        return next((vars(k)["bind"] for k in kinds if "bind" in vars(k) and vars(k)["bind"] is not base.bind), None)
 
     def _checked(self, z: Tensor, t: float | Tensor, control: Control) -> tuple[Tensor, ResolvedControl]:
         """Checks the arguments of an evaluation; returns the time as a tensor and the control at that time."""

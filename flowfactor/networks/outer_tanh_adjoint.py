@@ -1,4 +1,4 @@
-r"""The tape of a potential $\phi = \tanh(v + b_3)$ round a two-layer network v: the paper's.
+r"""The adjoint of a potential $\phi = \tanh(v + b_3)$ round a two-layer network v: the paper's.
 
 With $f', f'', f^{(3)}$ the derivatives of tanh at $v + b_3$ and e Hutchinson's probe,
 $$\nabla\phi = f'\,\nabla v, \qquad \dot\phi = f'\,\dot v, \qquad
@@ -13,114 +13,137 @@ With the exact Laplacian $(e\cdot\nabla v)\,e$ is $\nabla v$ and $(e\cdot\nabla 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from flowfactor.networks.activations import one_minus_square
-from flowfactor.networks.batched import Products
-from flowfactor.networks.two_layer_adjoint import Stages, TwoLayerTape
+from flowfactor.networks.batched import Products, add
+from flowfactor.networks.stage_adjoint import Outputs, Pullback, stacked
+from flowfactor.networks.two_layer_adjoint import Residuals, TwoLayerAdjoint, TwoLayerPullback, TwoLayerStages
 
 
-class OuterTanhTape(TwoLayerTape):
-    """See `TwoLayerTape`; ``stack`` holds ``b3`` as well."""
+class OuterTanhAdjoint(TwoLayerAdjoint):
+    """See `TwoLayerAdjoint`; ``stack`` holds ``b3`` as well."""
 
-    def gradient(
-        self, z: Tensor, terms: tuple[Tensor, Tensor], record: bool, out: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        inner, found = super().gradient(z, terms, False)
-        h2 = found[4]  # of tanh the base is the value
-        phi = torch.tanh(torch.bmm(h2, self.w3.mT) + self.p["b3"].unsqueeze(-1))  # [K, n, 1]
-        found = (*found, inner, phi)
-        if record:
-            self.records.append(found)
-        return torch.mul(one_minus_square(phi), inner, out=out), found
+    def velocity(self, z: Tensor, terms: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, Residuals]:
+        inner, residuals = super().velocity(z, terms)
+        h2 = residuals[4]  # of tanh the base is the value
+        phi = torch.tanh(torch.bmm(h2, self.w3.mT) + self.p["b3"].unsqueeze(-1))  # [G, n, 1]
+        return torch.mul(one_minus_square(phi), inner, out=out), (*residuals, inner, phi)
 
-    def laplacians(self, found: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        inner = super().laplacians(found)
-        g, phi = (torch.stack(x, 1) for x in zip(*(f[7:] for f in found), strict=True))
+    def divergence(self, residuals: Sequence[Residuals]) -> Tensor:
+        *inner, g, phi = stacked([r[3:6] + r[7:] for r in residuals])
+        return self.outer_laplacians(self.laplacians(*inner), g, phi).transpose(0, 1)
+
+    def outer_laplacians(self, inner: Tensor, g: Tensor, phi: Tensor) -> Tensor:
+        """The Laplacians of phi ``[G, S, n]``, of those of v, its gradient and phi."""
         first = one_minus_square(phi)
-        return self._outer_laplacian(inner, self._along(g), first, -2 * phi * first)
+        return (first * inner.unsqueeze(-1) - 2 * phi * first * self.along_squared(g)).squeeze(-1)
 
-    def _along(self, g: Tensor) -> Tensor:
-        """``(e . g)^2``, or ``|g|^2`` for the exact Laplacian, ``[K, S, n, 1]``."""
+    def along_squared(self, g: Tensor) -> Tensor:
+        """``(e . g)^2``, or ``|g|^2`` for the exact Laplacian, ``[G, S, n, 1]``."""
         if self.laplacian == "exact":
             return g.square().sum(-1, keepdim=True)
         assert self.probe is not None
         return (g * self.probe.unsqueeze(1)).sum(-1, keepdim=True).square()
 
-    @staticmethod
-    def _outer_laplacian(inner: Tensor, along: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return (first * inner.unsqueeze(-1) + second * along).squeeze(-1)
+    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> OuterTanhStages:
+        *inner, g, phi = stacked(residuals)
+        return OuterTanhStages(self, inner, ts, g, phi)
 
-    def take(self, ts: list[float]) -> None:
-        records = self.records
-        self.g, self.phi = (torch.stack(x, 1) for x in zip(*(r[7:] for r in records), strict=True))
-        self.records = [r[:7] for r in records]
-        super().take(ts)
-        self.records = records[-1:]
-        self.first = one_minus_square(self.phi)
-        self.second = -2 * self.phi * self.first
-        self._inner: dict[str, Tensor] = {}
 
-    def _of_inner(self, name: str) -> Tensor:
-        """Time derivative or Laplacian of v at all stages, ``[K, S, n]``, worked out once."""
-        if name not in self._inner:
-            self._inner |= super().outputs(frozenset({name}))
-        return self._inner[name]
+class OuterTanhStages(TwoLayerStages):
+    """Stages of an `OuterTanhAdjoint`: those of v, with its (rotated) gradient ``g`` and ``phi``."""
 
-    def plain_gradient(self) -> Tensor:
-        return self.first * super().plain_gradient()
+    adjoint: OuterTanhAdjoint
 
-    def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
+    def __init__(
+        self, adjoint: OuterTanhAdjoint, inner: Sequence[Tensor], ts: Sequence[float], g: Tensor, phi: Tensor
+    ) -> None:
+        super().__init__(adjoint, inner, ts)
+        self.g, self.phi = g, phi
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The slope of the outer tanh."""
+        return one_minus_square(self.phi)
+
+    @cached_property
+    def second(self) -> Tensor:
+        """The second derivative of the outer tanh."""
+        return -2 * self.phi * self.first
+
+    @cached_property
+    def inner_time(self) -> Tensor:
+        """The time derivative of v, ``[G, S, n]``."""
+        return super().outputs(frozenset({"time"}))["time"]
+
+    @cached_property
+    def inner_laplacian(self) -> Tensor:
+        """The Laplacian of v, ``[G, S, n]``."""
+        return self.adjoint.laplacians(self.b1, self.b2, self.g1)
+
+    def outputs(self, want: frozenset[str]) -> Outputs:
+        out = Outputs()
         if "value" in want:
             out["value"] = self.phi.squeeze(-1)
-        if "gradient" in want:
+        if "velocity" in want:
+            out["velocity"] = self.first * self.g
+        if "gradient" in want and self.adjoint.skew is None:
             out["gradient"] = self.first * self.g
         if "time" in want:
-            out["time"] = self.first.squeeze(-1) * self._of_inner("time")
-        if "laplacian" in want:
-            out["laplacian"] = self._outer_laplacian(
-                self._of_inner("laplacian"), self._along(self.g), self.first, self.second
-            )
+            out["time"] = self.first.squeeze(-1) * self.inner_time
+        if "divergence" in want:
+            out["divergence"] = self.adjoint.outer_laplacians(self.inner_laplacian, self.g, self.phi)
         return out
 
-    def begin(self, cotangents: dict[str, Tensor], *, weights: bool = True) -> Tensor | None:
-        first, second = self.first.squeeze(-1), self.second.squeeze(-1)
-        value = torch.zeros_like(first)
-        inner: dict[str, Tensor] = {}
+    def pullback(self, cotangents: Outputs, *, parameters: bool = True) -> Pullback:
+        return OuterTanhPullback(self, cotangents, parameters)
+
+
+class OuterTanhPullback(TwoLayerPullback):
+    """The adjoint of the stages of an `OuterTanhAdjoint`."""
+
+    stages: OuterTanhStages
+
+    def __init__(self, stages: OuterTanhStages, cotangents: Outputs, parameters: bool) -> None:
+        first, second = stages.first.squeeze(-1), stages.second.squeeze(-1)
+        value, inner = torch.zeros_like(first), Outputs()
         if "value" in cotangents:
             value += first * cotangents["value"]
         if "time" in cotangents:
             inner["time"] = first * cotangents["time"]
-            value += second * cotangents["time"] * self._of_inner("time")
-        if "laplacian" in cotangents:
-            mu = cotangents["laplacian"]
-            inner["laplacian"] = first * mu
-            third = first * (4 * self.phi.squeeze(-1).square() - 2 * first)
-            value += mu * (second * self._of_inner("laplacian") + third * self._along(self.g).squeeze(-1))
+            value += second * cotangents["time"] * stages.inner_time
+        if "divergence" in cotangents:
+            mu, a = cotangents["divergence"], stages.adjoint
+            inner["divergence"] = first * mu
+            third = first * (4 * stages.phi.squeeze(-1).square() - 2 * first)
+            value += mu * (second * stages.inner_laplacian + third * a.along_squared(stages.g).squeeze(-1))
             outer = (2 * mu * second).unsqueeze(-1)
-            if self.laplacian == "exact":
-                inner["gradient"] = outer * self.g
+            if a.laplacian == "exact":
+                inner["gradient"] = outer * stages.g
             else:
-                assert self.probe is not None
-                probe = self.probe.unsqueeze(1)
-                inner["gradient"] = outer * (self.g * probe).sum(-1, keepdim=True) * probe
-        self.of_gradient = cotangents.get("gradient")
+                assert a.probe is not None
+                probe = a.probe.unsqueeze(1)
+                inner["gradient"] = outer * (stages.g * probe).sum(-1, keepdim=True) * probe
+        super().__init__(stages, inner, parameters)
+        self.of_velocity = cotangents.get("velocity")
+        if "gradient" in cotangents:
+            self.of_velocity = add(self.of_velocity, cotangents["gradient"])
         self.of_value = value.unsqueeze(-1)  # what pulls do not add
         self.value_bar = torch.zeros_like(self.of_value)
-        return super().begin(inner, weights=weights)
 
-    def pull(self, at: Stages, lam: Tensor, value: Tensor | None = None) -> Tensor:
-        if self.of_gradient is not None:
-            lam = lam + self.of_gradient[at]
-        value_bar = self.of_value[at] + self.second[at] * (lam * self.g[at]).sum(-1, keepdim=True)
-        self.value_bar[at] = value_bar
-        return super().pull(at, self.first[at] * lam, value_bar)
+    def _pull(self, at: int | slice, cotangent: Tensor, value: Tensor | None = None) -> Tensor:
+        s = self.stages
+        lam = cotangent if self.of_velocity is None else cotangent + self.of_velocity[:, at]
+        value_bar = self.of_value[:, at] + s.second[:, at] * (lam * s.g[:, at]).sum(-1, keepdim=True)
+        self.value_bar[:, at] = value_bar
+        return super()._pull(at, s.first[:, at] * lam, value_bar)
 
-    def gradients(self) -> Products:
-        out = super().gradients()
-        out["w3"] = out["w3"] + (self.value_bar * self._h2()).sum((1, 2)).unsqueeze(-2)
+    def _products(self) -> Products:
+        out = super()._products()
+        out["w3"] = out["w3"] + (self.value_bar * self.stages.h2()).sum((1, 2)).unsqueeze(-2)
         out["b3"] = self.value_bar.sum((1, 2))
         return out

@@ -1,82 +1,104 @@
-"""Sums of ridge functions as a solve uses them (see `flowfactor.networks.two_layer_adjoint`)."""
+"""The adjoint of sums of ridge functions (`flowfactor.networks.stage_adjoint` has the protocol)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from flowfactor.networks.activations import one_minus_square, quick_tanh
-from flowfactor.networks.batched import Products, outer, product
+from flowfactor.networks.batched import outer, product
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
 from flowfactor.networks.time import StageTerms, TimeFeatures
-from flowfactor.networks.two_layer_adjoint import Stages
+
+Residuals = tuple[Tensor, Tensor]
 
 
-class RidgeTape:
-    r"""$v = R^\top \tanh(W z + c(t)) + P^\top Q z$, bound for one solve. All methods run without autograd.
+class RidgeAdjoint(NetworkAdjoint):
+    r"""$v = R^\top \tanh(W z + c(t)) + P^\top Q z$ for stacked networks, without divergence.
 
     Args:
-        stack: Parameters by name, each ``[K, ...]``; ``w, v, b, r`` and optionally ``q, p``.
+        stack: Parameters by name, each ``[G, ...]``; ``w, v, b, r`` and optionally ``q, p``.
+        bind: The same velocities by autograd.
         features: Time features of c(t).
     """
 
-    def __init__(self, stack: Stack, features: TimeFeatures) -> None:
-        p = {name: value.detach() for name, value in stack.items()}
-        self.features = features
+    def __init__(self, stack: Stack, bind: Bound, features: TimeFeatures) -> None:
+        super().__init__(stack, bind)
+        p, self.features = self.p, features
         self.hidden, self.linear = p["w"].shape[-2], "p" in p
         # One product serves W z and Q z, and one R'h and P'x.
         self.w = torch.cat([p["w"], p["q"]], -2) if self.linear else p["w"]
         self.r = torch.cat([p["r"], p["p"]], -2) if self.linear else p["r"]
         self.w_t, self.r_t = self.w.mT.contiguous(), self.r.mT.contiguous()
-        self.terms = StageTerms(features, [(p["v"], p["b"], self.w.shape[-2])])  # [c, 0]
-        self.records: list[tuple[Tensor, ...]] = []
+        self.stage_terms = StageTerms(features, [(p["v"], p["b"], self.w.shape[-2])])
 
-    def _features(self, ts: list[float], like: Tensor) -> Tensor:
-        return self.features(torch.tensor(ts, dtype=like.dtype, device=like.device), derivative=False)[0]
+    def time_terms(self, ts: Sequence[float]) -> list[tuple[Tensor, ...]]:
+        """``[c, 0]``, ``[G, 1, .]``."""
+        return self.stage_terms(ts)
 
-    def gradient(
-        self, z: Tensor, terms: tuple[Tensor, ...], record: bool, out: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The velocity at one stage ``[K, n, D]``, written into ``out`` if given, and what was found on the way."""
+    def velocity(self, z: Tensor, terms: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, Residuals]:
         h = torch.bmm(z, self.w_t).add_(terms[0])
-        turns = h[..., : self.hidden]
-        quick_tanh(turns, out=turns)
-        found = (z, h)
-        if record:
-            self.records.append(found)
-        return torch.bmm(h, self.r, out=out), found
+        ridges = h[..., : self.hidden]
+        quick_tanh(ridges, out=ridges)
+        return torch.bmm(h, self.r, out=out), (z, h)
 
-    def take(self, ts: list[float]) -> None:
-        """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""
-        self.z, self.h = (torch.stack(x, 1) for x in zip(*self.records, strict=True))
-        self.records = self.records[-1:]
-        self.ts = ts
-        h = self.h[..., : self.hidden]
-        self.slope = one_minus_square(h)
+    def divergence(self, residuals: Sequence[Residuals]) -> Tensor:
+        z = residuals[0][0]
+        return z.new_zeros(len(residuals), *z.shape[:-1])
 
-    def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
-        """The velocity at all stages, under the name that a potential's part of a velocity has."""
-        return {"gradient": product(self.h, self.r)}
+    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> RidgeStages:
+        return RidgeStages(self, stacked(residuals), ts)
 
-    def begin(self, cotangents: dict[str, Tensor], *, weights: bool = True) -> None:
-        """Prepares the way back."""
-        self.lam, self.a_bar = torch.empty_like(self.z), torch.empty_like(self.h)
 
-    def pull(self, at: Stages, lam: Tensor) -> Tensor:
-        """The cotangent of z for a cotangent ``lam`` of the velocity."""
-        self.lam[at] = lam
-        a_bar = product(lam, self.r_t)
-        a_bar[..., : self.hidden] *= self.slope[at]
-        self.a_bar[at] = a_bar
-        return product(a_bar, self.w)
+class RidgeStages(Stages):
+    """Stages of a `RidgeAdjoint`."""
 
-    def gradients(self) -> Products:
-        """The cotangents of all parameters, by name, after every stage has been pulled."""
-        w_bar, r_bar = outer(self.a_bar, self.z), outer(self.h, self.lam)
-        per_stage = self.a_bar[..., : self.hidden].sum(2)  # [K, S, H]
-        n = self.hidden
+    def __init__(self, adjoint: RidgeAdjoint, residuals: Sequence[Tensor], ts: Sequence[float]) -> None:
+        self.adjoint, self.ts = adjoint, ts
+        self.z, self.h = residuals
+
+    @cached_property
+    def slope(self) -> Tensor:
+        """The slopes of the ridge functions."""
+        return one_minus_square(self.h[..., : self.adjoint.hidden])
+
+    def outputs(self, want: frozenset[str]) -> Outputs:
+        out = {"velocity": product(self.h, self.adjoint.r)} if "velocity" in want else {}
+        return out | ({"divergence": torch.zeros_like(self.z[..., 0])} if "divergence" in want else {})
+
+    def pullback(self, cotangents: Outputs, *, parameters: bool = True) -> Pullback:
+        return RidgePullback(self, cotangents, parameters)
+
+
+class RidgePullback(Pullback):
+    """The adjoint of the stages of a `RidgeAdjoint`."""
+
+    def __init__(self, stages: RidgeStages, cotangents: Outputs, parameters: bool) -> None:
+        super().__init__(stages.z.shape[1], parameters=parameters)
+        self.stages, self.adjoint = stages, stages.adjoint
+        self.lam, self.a_bar = torch.empty_like(stages.z), torch.empty_like(stages.h)
+        self.lam0 = cotangents.get("velocity")
+
+    def _pull(self, at: int | slice, cotangent: Tensor) -> Tensor:
+        s, a = self.stages, self.adjoint
+        lam = cotangent if self.lam0 is None else cotangent + self.lam0[:, at]
+        self.lam[:, at] = lam
+        a_bar = product(lam, a.r_t)
+        a_bar[..., : a.hidden] *= s.slope[:, at]
+        self.a_bar[:, at] = a_bar
+        return product(a_bar, a.w)
+
+    def _gradients(self) -> list[Tensor | None]:
+        s, a, n = self.stages, self.adjoint, self.adjoint.hidden
+        w_bar, r_bar = outer(self.a_bar, s.z), outer(s.h, self.lam)
+        per_stage = self.a_bar[..., :n].sum(2)  # [G, S, H]
+        f = a.features(s.z.new_tensor(s.ts), derivative=False)[0]
         out = {
-            "w": w_bar[:, :n], "r": r_bar[:, :n],
-            "v": per_stage.mT @ self._features(self.ts, self.z), "b": per_stage.sum(1, keepdim=True),
+            "w": w_bar[:, :n], "r": r_bar[:, :n], "v": per_stage.mT @ f, "b": per_stage.sum(1, keepdim=True),
+            "q": w_bar[:, n:], "p": r_bar[:, n:],
         }  # fmt: skip
-        return out | {"q": w_bar[:, n:], "p": r_bar[:, n:]} if self.linear else out
+        return [out[name] for name in a.names]

@@ -11,11 +11,14 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.overrides import refresh_weights
 
 
 def own_tensors(module: nn.Module) -> Stack:
-    """What a module's own parameters are to its formulas, by name; parametrized and pruned ones included."""
-    names = [name.removesuffix("_orig") for name, _ in module.named_parameters(recurse=False)]
+    """What a module's own parameters are to its formulas, by name: those made by parametrizations and pruning too."""
+    made = refresh_weights(module)
+    sources = {source for names in made.values() for source in names}
+    names = [name for name, _ in module.named_parameters(recurse=False) if name not in sources] + list(made)
     if is_parametrized(module):
         names += list(module.parametrizations)  # type: ignore[arg-type]
     return {name: getattr(module, name) for name in names}

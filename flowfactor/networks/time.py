@@ -52,11 +52,11 @@ class TimeFeatures(nn.Module):
 
 
 class StageTerms:
-    """Linear maps of time features that several layers of K networks take, for the stages of a solve in one product.
+    """Linear maps of time features that several layers of G networks take, for the stages of a solve in one product.
 
     Args:
         features: The features.
-        layers: Weights ``[K, H, size]`` and bias ``[K, 1, H]`` of each layer, and the width that zeros fill its terms up to.
+        layers: Weights ``[G, H, size]`` and bias ``[G, 1, H]`` of each layer, and the width that zeros fill its terms up to.
     """
 
     def __init__(self, features: TimeFeatures, layers: Sequence[tuple[Tensor, Tensor, int]]) -> None:
@@ -65,8 +65,8 @@ class StageTerms:
         self.weights = torch.cat(weights, -2).mT
         self.bias = torch.cat([F.pad(b, (0, width - b.shape[-1])) for _, b, width in layers], -1)
 
-    def __call__(self, ts: Sequence[float], like: Tensor) -> list[tuple[Tensor, ...]]:
-        """The terms of all layers ``[K, 1, width]`` at each of the times ``ts``."""
-        f, _ = self.features(torch.tensor(ts, dtype=like.dtype, device=like.device), derivative=False)
+    def __call__(self, ts: Sequence[float]) -> list[tuple[Tensor, ...]]:
+        """The terms of all layers ``[G, 1, width]`` at each of the times ``ts``."""
+        f, _ = self.features(self.bias.new_tensor(ts), derivative=False)
         c = torch.bmm(f.expand(len(self.bias), *f.shape), self.weights).add_(self.bias).unsqueeze(2)
         return list(zip(*(layer.unbind(1) for layer in c.split(self.widths, -1)), strict=True))

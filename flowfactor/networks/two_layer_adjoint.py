@@ -1,22 +1,20 @@
-r"""Two-layer potentials as a solve uses them: cheap stages forward, closed-form pulls backward.
+r"""The adjoint of two-layer potentials (`flowfactor.networks.stage_adjoint` has the protocol).
 
-`_two_layer` writes the derivatives of $u = w_3\cdot\sigma(W_2\,\sigma(W_1 z + c_1(t)) + c_2(t)) + \tfrac12 \sum_r s_r
-(A_r z)^2 + b\cdot z$ as operations that autograd follows. A `TwoLayerTape` says the same without autograd. It records what
-every stage of a solve found, and gives, for cotangents $\bar u, \lambda, \tau, \mu$ of value, gradient, time derivative and
-Laplacian,
+`flowfactor.networks.two_layer` writes the derivatives of $u = w_3\cdot\sigma(W_2\,\sigma(W_1 z + c_1(t)) + c_2(t)) +
+\tfrac12 \sum_r s_r (A_r z)^2 + b\cdot z$ as operations that autograd follows. Here the same is said without autograd: for
+cotangents $\bar u, \lambda, \tau, \mu$ of value, gradient, time derivative and Laplacian,
 $$p_1 = W_1\lambda + \tau\dot c_1,\quad \bar g_1 = p_1 s_1 + r_1,\quad
   \bar a_2 = w_3 s_2' (W_2 \bar g_1 + \tau \dot c_2) + r_2,\quad
   \bar a_1 = g_1 s_1' p_1 + s_1 (W_2^\top \bar a_2) + r_3,\quad
   \bar z = W_1^\top \bar a_1 + A^\top s\,(A\lambda + \bar u A z) + \bar u b ,$$
-where $r_1, r_2, r_3$ come from $\bar u$ and $\mu$. Only $\lambda$ has to travel back stage by stage; $r_i$ before that and
-the gradients of all weights after it are large products over all stages at once.
-
-Shapes: K networks, n samples each; a stage has ``[K, n, .]``, the record of S stages ``[K, S, n, .]``.
+where $r_1, r_2, r_3$ come from $\bar u$ and $\mu$. Only $\lambda$ has to go from stage to stage; $r_i$ before that and the
+gradients of all weights after it are large products over all stages at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -26,58 +24,49 @@ from flowfactor.networks.activations import Activation
 from flowfactor.networks.batched import Products, add, dot, flat, outer, product, sum_into
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.row_norms import weighted_row_norms
+from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
 from flowfactor.networks.time import StageTerms, TimeFeatures
 
-TimeTerms = Callable[..., tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
-Turn = Callable[[Tensor], Tensor]
-Stages = tuple["slice | int", ...]
+Residuals = tuple[Tensor, ...]
+TimeMaps = Callable[..., tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
 
 
-class TwoLayerTape:
-    """A stack of K two-layer networks, bound for one solve. All methods run without autograd.
+class TwoLayerAdjoint(NetworkAdjoint):
+    """The velocity grad u, or J grad u, of stacked two-layer networks.
 
     Args:
-        stack: Parameters by name, each ``[K, ...]``; ``w1, w2, w3`` and optionally ``quad, scale, linear``. Others belong
-            to the time terms.
+        stack: Parameters by name, each ``[G, ...]``; ``w1, w2, w3`` and optionally ``quad, scale, linear``, and ``skew``
+            for J. Others belong to the time terms.
+        bind: The same potentials by autograd (`flowfactor.networks.two_layer`).
         activation: The activation.
-        time_terms: ``(stack, t=[S], derivative=bool) -> c1, dc1/dt, c2, dc2/dt``, each ``[K, S or 1, H]``; a derivative
+        time_maps: ``(stack, t=[S], derivative=bool) -> c1, dc1/dt, c2, dc2/dt``, each ``[G, S or 1, H]``; a derivative
             is None where it is zero.
         laplacian: ``"exact"``, ``"hutchinson"`` or None.
-        probe: Hutchinson's probe ``[K, n, D]``.
+        probe: Hutchinson's probe ``[G, n, D]``.
         derivative: Whether the time derivative is wanted.
-        turn: A linear map J of rows ``[K, ..., D]``, for a velocity J grad u; `gradient` and `pull` are then about J grad u.
-        turn_back: The transposed map.
         features: The time features of which the time terms are linear maps ``v1, b1`` and ``v2, b2``, where they are.
     """
 
     def __init__(
-        self,
-        stack: Stack,
-        activation: Activation,
-        time_terms: TimeTerms,
-        laplacian: str | None = None,
-        probe: Tensor | None = None,
-        derivative: bool = False,
-        turn: Turn | None = None,
-        turn_back: Turn | None = None,
-        features: TimeFeatures | None = None,
-    ) -> None:
-        self.stack = {name: value.detach().requires_grad_(value.requires_grad) for name, value in stack.items()}
-        p = {name: value.detach() for name, value in stack.items()}
-        self.p, self.act, self.laplacian, self.probe = p, activation, laplacian, probe
-        self.time_terms, self.derivative = time_terms, derivative
-        self.w1, self.w2, self.w3 = p["w1"], p["w2"], p["w3"]
+        self, stack: Stack, bind: Bound, activation: Activation, time_maps: TimeMaps, laplacian: str | None = None,
+        probe: Tensor | None = None, derivative: bool = False, features: TimeFeatures | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(stack, lambda p: _with_velocity(bind(p), p.get("skew")))
+        p = self.p
+        self.leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in stack.items()}
+        self.act, self.laplacian, self.probe = activation, laplacian, probe
+        self.time_maps, self.derivative = time_maps, derivative
+        self.w1, self.w2, self.w3, self.skew = p["w1"], p["w2"], p["w3"], p.get("skew")
         self.h1 = self.w1.shape[-2]
         self.has_quad = "quad" in p
         # One product serves W1 z and A z, one W1' x and A' s y.
         self.up = torch.cat([self.w1, p["quad"]], -2) if self.has_quad else self.w1
         self.down = torch.cat([self.w1, p["scale"].mT * p["quad"]], -2) if self.has_quad else self.w1
         self.up_t = self.up.mT.contiguous()
-        self.turn_back = turn_back
         self.lam_up, self.out, self.bias = self.up_t, self.down, p["linear"] if self.has_quad else None
-        if turn is not None:  # J acts on the weights, once a solve
-            self.lam_up, self.out = turn(self.up).mT.contiguous(), turn(self.down)
-            self.bias = turn(p["linear"]) if self.has_quad else None
+        if self.skew is not None:  # J acts on the weights, once a solve
+            self.lam_up, self.out = (self.up @ self.skew.mT).mT.contiguous(), self.down @ self.skew.mT
+            self.bias = self.bias @ self.skew.mT if self.bias is not None else None
         self.w2_t = self.w2.mT.contiguous()
         self.w3_w2 = self.w3.mT * self.w2
         self.stage_terms = None
@@ -86,7 +75,6 @@ class TwoLayerTape:
             self.stage_terms = StageTerms(features, layers)
         if laplacian is not None:
             self._fix_laplacian()
-        self.records: list[tuple[Tensor, ...]] = []
 
     def _fix_laplacian(self) -> None:
         """What weights and probe alone decide, once a solve."""
@@ -100,24 +88,20 @@ class TwoLayerTape:
             self.constant = (p["scale"] * self.along_quad.square()).sum(-1) if self.has_quad else None
             return
         gram = self.w1 @ self.w1.mT
-        self.squared1 = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)  # [K, 1, H1]
-        self.rows = weighted_row_norms(self.w2, gram)
+        self.squared1 = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)  # [G, 1, H1]
+        self.row_norms = weighted_row_norms(self.w2, gram)
         self.constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if self.has_quad else None
 
-    def terms(self, ts: list[float], like: Tensor) -> list[tuple[Tensor, ...]]:
-        """The time terms ``[c1, 0]`` and ``c2`` of some stages, ``[K, 1, .]`` each, by one evaluation."""
+    def time_terms(self, ts: Sequence[float]) -> list[tuple[Tensor, ...]]:
+        """``[c1, 0]`` and ``c2``, ``[G, 1, .]`` each."""
         if self.stage_terms is not None:
-            return self.stage_terms(ts, like)
-        times = torch.tensor(ts, dtype=like.dtype, device=like.device)
-        c1, _, c2, _ = self.time_terms(self.p, t=times, derivative=False)
+            return self.stage_terms(ts)
+        c1, _, c2, _ = self.time_maps(self.p, t=self.w1.new_tensor(ts), derivative=False)
         if self.has_quad:
             c1 = F.pad(c1, (0, self.up.shape[-2] - self.h1))
         return list(zip(*(c.expand(-1, len(ts), -1).split(1, 1) for c in (c1, c2)), strict=True))
 
-    def gradient(
-        self, z: Tensor, terms: tuple[Tensor, ...], record: bool, out: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The gradient of u (J grad u) at one stage ``[K, n, D]``, into ``out`` if given, and what was found on the way."""
+    def velocity(self, z: Tensor, terms: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, Residuals]:
         # A product and a sum in place cost half of `baddbmm` where a sum is broadcast.
         inner = torch.bmm(z, self.up_t).add_(terms[0])
         a1 = inner[..., : self.h1]
@@ -130,18 +114,14 @@ class TwoLayerTape:
         gradient = torch.bmm(inner, self.out, out=out)
         if self.bias is not None:
             gradient += self.bias
-        found = (z, inner, a2, b1, b2, g1, h1)
-        if record:
-            self.records.append(found)
-        return gradient, found
+        return gradient, (z, inner, a2, b1, b2, g1, h1)
 
-    def laplacians(self, found: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        """The Laplacians ``[K, S, n]`` of some stages, from what `gradient` found there."""
-        return self.laplacian_of(tuple(torch.stack(x, 1) for x in zip(*(f[3:6] for f in found), strict=True)))
+    def divergence(self, residuals: Sequence[Residuals]) -> Tensor:
+        """The Laplacians of u."""
+        return self.laplacians(*stacked([r[3:6] for r in residuals])).transpose(0, 1)
 
-    def laplacian_of(self, found: tuple[Tensor, ...]) -> Tensor:
-        """The Laplacians ``[K, S, n]`` of all stages, from their ``b1, b2, g1``."""
-        b1, b2, g1 = found
+    def laplacians(self, b1: Tensor, b2: Tensor, g1: Tensor) -> Tensor:
+        """The Laplacians ``[G, S, n]`` at S stages."""
         s1, s2 = self.act.first(b1), self.act.first(b2)
         of_first = self.act.second(b1, s1).mul_(g1)
         m2 = self.act.second(b2, s2)
@@ -150,244 +130,274 @@ class TwoLayerTape:
             of_second = product(m2.mul_(along2).mul_(along2), self.w3.mT).squeeze(-1)
         else:
             m2 *= self.w3.unsqueeze(1)
-            of_second = self.rows(flat(s1), flat(m2)).reshape(m2.shape[:-1])
+            of_second = self.row_norms(flat(s1), flat(m2)).reshape(m2.shape[:-1])
         total = of_first.mul_(self.squared1.unsqueeze(1)).sum(-1).add_(of_second)
         return total if self.constant is None else total.add_(self.constant.unsqueeze(1))
 
-    def take(self, ts: list[float]) -> None:
-        """Stacks the records of all stages, which were at the times ``ts``; only the last one is kept beside."""
-        self.z, self.inner, self.a2, self.b1, self.b2, self.g1, self.h1_value = (
-            torch.stack(x, 1) for x in zip(*self.records, strict=True)
-        )
-        self.records = self.records[-1:]
-        self.s1, self.s2 = self.act.first(self.b1), self.act.first(self.b2)
-        self.s1_prime = self.act.second(self.b1, self.s1)
-        self.w3_s2 = self.s2 * self.w3.unsqueeze(1)
-        self.w3_s2_prime = self.act.second(self.b2, self.s2) * self.w3.unsqueeze(1)
-        self.ts, self._c = ts, None
+    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> TwoLayerStages:
+        return TwoLayerStages(self, stacked(residuals), ts)
 
-    @property
+
+def _with_velocity(
+    bound: Callable[[Tensor, Tensor], Outputs], skew: Tensor | None
+) -> Callable[[Tensor, Tensor], Outputs]:
+    """The velocity (J) grad u beside what a bound potential gives, whose Laplacian is called divergence."""
+
+    def evaluate(z: Tensor, t: Tensor) -> Outputs:
+        out = bound(z, t)
+        if "laplacian" in out:
+            out["divergence"] = out.pop("laplacian")
+        out["velocity"] = out["gradient"] if skew is None else out["gradient"] @ skew.mT
+        return out
+
+    return evaluate
+
+
+class TwoLayerStages(Stages):
+    """Stages of a `TwoLayerAdjoint`."""
+
+    def __init__(self, adjoint: TwoLayerAdjoint, residuals: Sequence[Tensor], ts: Sequence[float]) -> None:
+        self.adjoint, self.ts = adjoint, ts
+        self.z, self.inner, self.a2, self.b1, self.b2, self.g1, self.h1_value = residuals
+
+    # Slopes and second derivatives are worked out when an output or a pullback needs them: until then the solve holds
+    # the residuals alone.
+
+    @cached_property
+    def s1(self) -> Tensor:
+        return self.adjoint.act.first(self.b1)
+
+    @cached_property
+    def s2(self) -> Tensor:
+        return self.adjoint.act.first(self.b2)
+
+    @cached_property
+    def s1_prime(self) -> Tensor:
+        return self.adjoint.act.second(self.b1, self.s1)
+
+    @cached_property
+    def w3_s2(self) -> Tensor:
+        return self.s2 * self.adjoint.w3.unsqueeze(1)
+
+    @cached_property
+    def w3_s2_prime(self) -> Tensor:
+        return self.adjoint.act.second(self.b2, self.s2) * self.adjoint.w3.unsqueeze(1)
+
+    @cached_property
     def c(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """The time terms of all stages, with their graph."""
-        if self._c is None:
-            times = torch.tensor(self.ts, dtype=self.z.dtype, device=self.z.device)
-            with torch.enable_grad():
-                self._c = self.time_terms(self.stack, t=times, derivative=self.derivative)
-        return self._c
+        a = self.adjoint
+        with torch.enable_grad():
+            return a.time_maps(a.leaves, t=self.z.new_tensor(self.ts), derivative=a.derivative)
 
-    def plain_gradient(self) -> Tensor:
-        """The gradient of u at all stages, before J."""
-        out = product(self.inner, self.down)
-        return out + self.p["linear"].unsqueeze(1) if self.has_quad else out
+    def h2(self) -> Tensor:
+        """The second hidden layer."""
+        return self.adjoint.act.quick(self.a2, self.b2)
 
-    def outputs(self, want: frozenset[str]) -> dict[str, Tensor]:
-        """Value, gradient (J grad u), time derivative and Laplacian at all stages, as far as wanted."""
-        out: dict[str, Tensor] = {}
-        w3 = self.w3.unsqueeze(1)
-        delta1, q = self.inner[..., : self.h1], self.inner[..., self.h1 :]
+    def gradient(self) -> Tensor:
+        """The gradient of the two-layer network, before J."""
+        out = product(self.inner, self.adjoint.down)
+        return out.add_(self.adjoint.p["linear"].unsqueeze(1)) if self.adjoint.has_quad else out
+
+    def outputs(self, want: frozenset[str]) -> Outputs:
+        a, out = self.adjoint, Outputs()
         if "value" in want:
-            value = (self._h2() * w3).sum(-1)
-            if self.has_quad:
-                value = value + 0.5 * (self.p["scale"].unsqueeze(1) * q * q).sum(-1)
-                value = value + (self.z * self.p["linear"].unsqueeze(1)).sum(-1)
+            value = (self.h2() * a.w3.unsqueeze(1)).sum(-1)
+            if a.has_quad:
+                q = self.inner[..., a.h1 :]
+                value = value + 0.5 * (a.p["scale"].unsqueeze(1) * q * q).sum(-1)
+                value = value + (self.z * a.p["linear"].unsqueeze(1)).sum(-1)
             out["value"] = value
-        if "gradient" in want:
-            out["gradient"] = product(self.inner, self.out)
-            if self.bias is not None:
-                out["gradient"] += self.bias.unsqueeze(1)
+        if "velocity" in want:
+            out["velocity"] = product(self.inner, a.out)
+            if a.bias is not None:
+                out["velocity"] += a.bias.unsqueeze(1)
+        if "gradient" in want and a.skew is None:
+            out["gradient"] = out["velocity"] if "velocity" in out else self.gradient()
         if "time" in want:
             _, d1, _, d2 = self.c
             assert d2 is not None
             out["time"] = dot(self.w3_s2, d2.detach())
             if d1 is not None:
-                out["time"] += dot(delta1, d1.detach())
-        if "laplacian" in want:
-            out["laplacian"] = self.laplacian_of((self.b1, self.b2, self.g1))
+                out["time"] += dot(self.inner[..., : a.h1], d1.detach())
+        if "divergence" in want:
+            out["divergence"] = a.laplacians(self.b1, self.b2, self.g1)
         return out
 
-    def _h2(self) -> Tensor:
-        return self.act.quick(self.a2, self.b2)
+    def pullback(self, cotangents: Outputs, *, parameters: bool = True) -> Pullback:
+        return TwoLayerPullback(self, cotangents, parameters)
 
-    def begin(self, cotangents: dict[str, Tensor], *, weights: bool = True) -> Tensor | None:
-        """Prepares the way back for cotangents ``value, gradient, time, laplacian`` of all stages.
 
-        Args:
-            cotangents: By name, ``[K, S, n]`` (gradient ``[K, S, n, D]``); what is missing is zero.
-            weights: Whether `gradients` will be asked for.
+class TwoLayerPullback(Pullback):
+    """The adjoint of the stages of a `TwoLayerAdjoint`."""
 
-        Returns:
-            The part of the cotangent of z that `pull` does not give, ``[K, S, n, D]``, or None for zero.
-        """
-        shape = self.z.shape[:-1]
+    def __init__(self, stages: TwoLayerStages, cotangents: Outputs, parameters: bool) -> None:
+        super().__init__(stages.z.shape[1], parameters=parameters)
+        self.stages, self.adjoint = stages, stages.adjoint
         self.extra: Products = {}
-        self.g1_s1_prime = self.g1 * self.s1_prime
+        self.g1_s1_prime = stages.g1 * stages.s1_prime
         self.r1 = self.r2 = self.r3 = self.rp1 = self.rp2 = self.rq = None
+        assert self.adjoint.skew is None or "gradient" not in cotangents
         self.lam0 = cotangents.get("gradient")
+        if "velocity" in cotangents:
+            self.lam0 = add(self.lam0, cotangents["velocity"])
         self.tau = cotangents.get("time")
         if self.tau is not None:
-            _, d1, _, d2 = self.c
+            _, d1, _, d2 = stages.c
             assert d2 is not None
             self.rp1 = None if d1 is None else self.tau.unsqueeze(-1) * d1.detach().unsqueeze(-2)
             self.rp2 = self.tau.unsqueeze(-1) * d2.detach().unsqueeze(-2)
-        if "laplacian" in cotangents:
-            mu = cotangents["laplacian"]
-            (self._begin_hutchinson if self.laplacian == "hutchinson" else self._begin_exact)(mu, weights)
-        direct = self._begin_value(cotangents["value"]) if "value" in cotangents else None
-        h2, size = self.w2.shape[-2], self.z.shape[-1]
-        new = self.z.new_empty
-        self.lam, self.p1 = new((*shape, size)), new((*shape, self.up.shape[-2]))
-        self.g1_bar, self.a1_bar = new((*shape, self.h1)), new((*shape, self.up.shape[-2]))
-        self.x2, self.a2_bar = new((*shape, h2)), new((*shape, h2))
-        return direct
+        if "divergence" in cotangents:
+            hutchinson = self.adjoint.laplacian == "hutchinson"
+            (self._begin_hutchinson if hutchinson else self._begin_exact)(cotangents["divergence"], parameters)
+        if "value" in cotangents:
+            self._begin_value(cotangents["value"])
+        wide = (*stages.z.shape[:-1], self.adjoint.up.shape[-2])
+        self.lam, self.p1, self.a1_bar = torch.empty_like(stages.z), stages.z.new_empty(wide), stages.z.new_empty(wide)
+        self.g1_bar, self.x2, self.a2_bar = (torch.empty_like(x) for x in (stages.g1, stages.a2, stages.a2))
 
-    def _begin_value(self, value: Tensor) -> Tensor | None:
-        u = value.unsqueeze(-1)
-        self.r2 = add(self.r2, u * self.w3_s2)
-        sum_into(self.extra, "w3", (u * self._h2()).sum((1, 2)).unsqueeze(-2))
-        if not self.has_quad:
-            return None
-        q = self.inner[..., self.h1 :]
+    def _begin_value(self, value: Tensor) -> None:
+        s, a, u = self.stages, self.adjoint, value.unsqueeze(-1)
+        self.r2 = add(self.r2, u * s.w3_s2)
+        sum_into(self.extra, "w3", (u * s.h2()).sum((1, 2)).unsqueeze(-2))
+        if not a.has_quad:
+            return
+        q = s.inner[..., a.h1 :]
         self.rq = u * q
         sum_into(self.extra, "scale", 0.5 * (self.rq * q).sum((1, 2)).unsqueeze(-2))
-        sum_into(self.extra, "linear", (u * self.z).sum((1, 2)).unsqueeze(-2))
-        return u * self.p["linear"].unsqueeze(1)
+        sum_into(self.extra, "linear", (u * s.z).sum((1, 2)).unsqueeze(-2))
+        self.direct = u * a.p["linear"].unsqueeze(1)
 
-    def _begin_hutchinson(self, laplacian: Tensor, weights: bool) -> None:
+    def _begin_hutchinson(self, laplacian: Tensor, parameters: bool) -> None:
         # In place where it can be: the arrays of all stages outgrow the cache, and moving them is what this costs.
-        mu, e1 = laplacian.unsqueeze(-1), self.along1.unsqueeze(1)
-        s2_prime = self.act.second(self.b2, self.s2)
-        along1 = self.s1 * e1
-        along2 = product(along1, self.w2_t)
+        s, a = self.stages, self.adjoint
+        mu, e1 = laplacian.unsqueeze(-1), a.along1.unsqueeze(1)
+        s2_prime = a.act.second(s.b2, s.s2)
+        along1 = s.s1 * e1
+        along2 = product(along1, a.w2_t)
         squares = mu * along2
-        along2_bar = self.w3_s2_prime * squares  # half of it
-        back = product(along2_bar, 2 * self.w2)
+        along2_bar = s.w3_s2_prime * squares  # half of it
+        back = product(along2_bar, 2 * a.w2)
         squares *= along2
-        r2 = self.act.third(self.b2, self.s2, s2_prime).mul_(squares).mul_(self.w3.unsqueeze(1))
-        self.r2 = r2 if self.r2 is None else self.r2 + r2
-        mu_squared = mu * self.squared1.unsqueeze(1)
-        self.r1 = mu_squared * self.s1_prime
-        self.r3 = self.act.third(self.b1, self.s1, self.s1_prime).mul_(self.g1).mul_(mu_squared)
-        self.r3.addcmul_(e1 * back, self.s1_prime)
-        if not weights:
+        self.r2 = a.act.third(s.b2, s.s2, s2_prime).mul_(squares).mul_(a.w3.unsqueeze(1))
+        mu_squared = mu * a.squared1.unsqueeze(1)
+        self.r1 = mu_squared * s.s1_prime
+        self.r3 = a.act.third(s.b1, s.s1, s.s1_prime).mul_(s.g1).mul_(mu_squared)
+        self.r3.addcmul_(e1 * back, s.s1_prime)
+        if not parameters:
             return
-        e1_bar = 2 * self.along1 * (mu * self.g1_s1_prime).sum(1) + back.mul_(self.s1).sum(1)
-        assert self.probe is not None
-        sum_into(self.extra, "w1", e1_bar.mT @ self.probe)
-        sum_into(self.extra, "w2", 2 * outer(along2_bar, along1))
-        sum_into(self.extra, "w3", s2_prime.mul_(squares).sum((1, 2)).unsqueeze(-2))
-        if self.has_quad:
-            weight, scale = laplacian.sum(1).unsqueeze(-1), self.p["scale"]
-            sum_into(self.extra, "scale", (weight * self.along_quad.square()).sum(-2, keepdim=True))
-            sum_into(self.extra, "quad", (2 * weight * scale * self.along_quad).mT @ self.probe)
+        e1_bar = 2 * a.along1 * (mu * self.g1_s1_prime).sum(1) + back.mul_(s.s1).sum(1)
+        assert a.probe is not None
+        w3_bar = s2_prime.mul_(squares).sum((1, 2)).unsqueeze(-2)
+        self.extra = {"w1": e1_bar.mT @ a.probe, "w2": 2 * outer(along2_bar, along1), "w3": w3_bar}
+        if a.has_quad:
+            weight, scale = laplacian.sum(1).unsqueeze(-1), a.p["scale"]
+            self.extra["scale"] = (weight * a.along_quad.square()).sum(-2, keepdim=True)
+            self.extra["quad"] = (2 * weight * scale * a.along_quad).mT @ a.probe
 
-    def _begin_exact(self, laplacian: Tensor, weights: bool) -> None:
-        mu = laplacian.unsqueeze(-1)
-        s1_second = self.act.third(self.b1, self.s1, self.s1_prime)
-        s2_prime = self.act.second(self.b2, self.s2)
+    def _begin_exact(self, laplacian: Tensor, parameters: bool) -> None:
+        s, a, mu = self.stages, self.adjoint, laplacian.unsqueeze(-1)
+        s1_second = a.act.third(s.b1, s.s1, s.s1_prime)
+        s2_prime = a.act.second(s.b2, s.s2)
         with torch.enable_grad():
-            s, m = flat(self.s1).requires_grad_(), flat(self.w3_s2_prime).requires_grad_()
-            if weights:
-                w1, w2 = self.w1.detach().requires_grad_(), self.w2.detach().requires_grad_()
-                rows, wanted = weighted_row_norms(w2, w1 @ w1.mT)(s, m), (s, m, w1, w2)
+            s1, m2 = flat(s.s1).detach().requires_grad_(), flat(s.w3_s2_prime).detach().requires_grad_()
+            if parameters:
+                w1, w2 = a.w1.detach().requires_grad_(), a.w2.detach().requires_grad_()
+                norms, wanted = weighted_row_norms(w2, w1 @ w1.mT)(s1, m2), (s1, m2, w1, w2)
             else:
-                rows, wanted = self.rows(s, m), (s, m)
-            found = torch.autograd.grad(rows, wanted, flat(mu).squeeze(-1))
-        s1_bar, m2_bar = found[0].reshape(self.s1.shape), found[1].reshape(self.s2.shape)
-        squared1 = self.squared1.unsqueeze(1)
-        w3 = self.w3.unsqueeze(1)
-        self.r1 = mu * squared1 * self.s1_prime
-        self.r2 = add(self.r2, w3 * m2_bar * self.act.third(self.b2, self.s2, s2_prime))
-        self.r3 = s1_bar * self.s1_prime + mu * self.g1 * squared1 * s1_second
-        if not weights:
+                norms, wanted = a.row_norms(s1, m2), (s1, m2)
+            found = torch.autograd.grad(norms, wanted, flat(mu).squeeze(-1))
+        s1_bar, m2_bar = found[0].reshape(s.s1.shape), found[1].reshape(s.s2.shape)
+        squared1, w3 = a.squared1.unsqueeze(1), a.w3.unsqueeze(1)
+        self.r1 = mu * squared1 * s.s1_prime
+        self.r2 = w3 * m2_bar * a.act.third(s.b2, s.s2, s2_prime)
+        self.r3 = s1_bar * s.s1_prime + mu * s.g1 * squared1 * s1_second
+        if not parameters:
             return
-        norms_bar = (mu * self.g1 * self.s1_prime).sum((1, 2)).unsqueeze(-1)
-        sum_into(self.extra, "w1", found[2] + 2 * norms_bar * self.w1)
-        sum_into(self.extra, "w2", found[3])
-        sum_into(self.extra, "w3", (m2_bar * s2_prime).sum((1, 2)).unsqueeze(-2))
-        if self.has_quad:
-            weight = laplacian.sum((1, 2)).reshape(-1, 1, 1)
-            quad = self.p["quad"]
-            sum_into(self.extra, "scale", weight * quad.square().sum(-1).unsqueeze(-2))
-            sum_into(self.extra, "quad", 2 * weight * self.p["scale"].mT * quad)
+        norms_bar = (mu * self.g1_s1_prime).sum((1, 2)).unsqueeze(-1)
+        w3_bar = (m2_bar * s2_prime).sum((1, 2)).unsqueeze(-2)
+        self.extra = {"w1": found[2] + 2 * norms_bar * a.w1, "w2": found[3], "w3": w3_bar}
+        if a.has_quad:
+            weight, quad = laplacian.sum((1, 2)).reshape(-1, 1, 1), a.p["quad"]
+            self.extra["scale"] = weight * quad.square().sum(-1).unsqueeze(-2)
+            self.extra["quad"] = 2 * weight * a.p["scale"].mT * quad
 
-    def pull(self, at: Stages, lam: Tensor, value: Tensor | None = None) -> Tensor:
-        """Pulls a cotangent ``lam`` of the gradient back to z, beside the cotangents given to `begin`.
-
-        Args:
-            at: Which stages: an index into ``[K, S, ...]``.
-            lam: Cotangent of the gradient at these stages, ``[K, (S,) n, D]``.
-            value: A cotangent of the value beside it, ``[K, (S,) n, 1]``; its part in the gradient of w3 is the caller's.
-
-        Returns:
-            The cotangent of z, of the shape of ``lam``.
-        """
+    def _pull(self, at: int | slice, cotangent: Tensor, value: Tensor | None = None) -> Tensor:
+        """See `Pullback.pull`; ``value [G, (S,) n, 1]`` is a cotangent of the value beside it, but for its part in w3."""
+        s, a, lam = self.stages, self.adjoint, cotangent
         if self.lam0 is not None:
-            lam = lam + self.lam0[at]
-        self.lam[at] = lam
-        p = self.p1[at]
-        product(lam, self.lam_up, p)
-        p1 = p[..., : self.h1]
+            lam = lam + self.lam0[:, at]
+        self.lam[:, at] = lam
+        p = self.p1[:, at]
+        product(lam, a.lam_up, p)
+        p1 = p[..., : a.h1]
         if self.rp1 is not None:
-            p1 += self.rp1[at]
-        g1_bar = self.g1_bar[at]
-        torch.mul(p1, self.s1[at], out=g1_bar)
+            p1 += self.rp1[:, at]
+        g1_bar = self.g1_bar[:, at]
+        torch.mul(p1, s.s1[:, at], out=g1_bar)
         if self.r1 is not None:
-            g1_bar += self.r1[at]
-        x2 = self.x2[at]
-        product(g1_bar, self.w2_t, x2)
+            g1_bar += self.r1[:, at]
+        x2 = self.x2[:, at]
+        product(g1_bar, a.w2_t, x2)
         if self.rp2 is not None:
-            x2 += self.rp2[at]
-        a2_bar = self.a2_bar[at]
-        torch.mul(x2, self.w3_s2_prime[at], out=a2_bar)
+            x2 += self.rp2[:, at]
+        a2_bar = self.a2_bar[:, at]
+        torch.mul(x2, s.w3_s2_prime[:, at], out=a2_bar)
         if self.r2 is not None:
-            a2_bar += self.r2[at]
+            a2_bar += self.r2[:, at]
         if value is not None:
-            a2_bar.addcmul_(value, self.w3_s2[at])
-        inner = self.a1_bar[at]
-        a1_bar = inner[..., : self.h1]
-        torch.mul(p1, self.g1_s1_prime[at], out=a1_bar)
-        a1_bar.addcmul_(product(a2_bar, self.w2), self.s1[at])
+            a2_bar.addcmul_(value, s.w3_s2[:, at])
+        inner = self.a1_bar[:, at]
+        a1_bar = inner[..., : a.h1]
+        torch.mul(p1, self.g1_s1_prime[:, at], out=a1_bar)
+        a1_bar.addcmul_(product(a2_bar, a.w2), s.s1[:, at])
         if self.r3 is not None:
-            a1_bar += self.r3[at]
-        if self.has_quad:
-            inner[..., self.h1 :] = p[..., self.h1 :] if self.rq is None else p[..., self.h1 :] + self.rq[at]
-        return product(inner, self.down)
+            a1_bar += self.r3[:, at]
+        if a.has_quad:
+            q = p[..., a.h1 :]
+            inner[..., a.h1 :] = q if self.rq is None else q + self.rq[:, at]
+        return product(inner, a.down)
 
-    def gradients(self) -> Products:
-        """The cotangents of all parameters, by name, after every stage has been pulled."""
-        out = self.extra
-        lam = self.lam if self.turn_back is None else self.turn_back(self.lam)
-        delta1, delta2 = self.inner[..., : self.h1], self.w3_s2
-        a1_bar = self.a1_bar[..., : self.h1]
-        both = outer(self.a1_bar, self.z) + outer(self.inner, lam)
-        sum_into(out, "w1", both[..., : self.h1, :])
-        if self.has_quad:
-            q, pq = self.inner[..., self.h1 :], self.p1[..., self.h1 :]
+    def _gradients(self) -> list[Tensor | None]:
+        found = self._products()
+        return [found.get(name) for name in self.adjoint.names]
+
+    def _products(self) -> Products:
+        """The cotangents of all parameters, by name."""
+        s, a, out = self.stages, self.adjoint, dict(self.extra)
+        lam = self.lam if a.skew is None else product(self.lam, a.skew)
+        both = outer(self.a1_bar, s.z) + outer(s.inner, lam)
+        sum_into(out, "w1", both[..., : a.h1, :])
+        if a.has_quad:
+            q, pq = s.inner[..., a.h1 :], self.p1[..., a.h1 :]
             sum_into(out, "scale", (q * pq).sum((1, 2)).unsqueeze(-2))
             sum_into(out, "linear", lam.sum((1, 2)).unsqueeze(-2))
-            sum_into(out, "quad", self.p["scale"].mT * both[..., self.h1 :, :])
-        sum_into(out, "w2", outer(self.a2_bar, self.h1_value) + outer(delta2, self.g1_bar))
-        sum_into(out, "w3", (self.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
-        self._gradients_of_time(out, a1_bar, delta1, delta2)
+            sum_into(out, "quad", a.p["scale"].mT * both[..., a.h1 :, :])
+        sum_into(out, "w2", outer(self.a2_bar, s.h1_value) + outer(s.w3_s2, self.g1_bar))
+        sum_into(out, "w3", (s.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
+        self._of_time(out)
+        if "skew" in a.names:
+            out["skew"] = outer(self.lam, s.gradient())
         return out
 
-    def _gradients_of_time(self, out: Products, a1_bar: Tensor, delta1: Tensor, delta2: Tensor) -> None:
-        cotangents: list[Tensor | None] = [a1_bar.sum(2), None, self.a2_bar.sum(2), None]
+    def _of_time(self, out: Products) -> None:
+        """Adds what reaches parameters through the time terms."""
+        s, a = self.stages, self.adjoint
+        cotangents: list[Tensor | None] = [self.a1_bar[..., : a.h1].sum(2), None, self.a2_bar.sum(2), None]
         if self.tau is not None:
             tau = self.tau.unsqueeze(-1)
-            cotangents[1], cotangents[3] = (tau * delta1).sum(2), (tau * delta2).sum(2)
+            cotangents[1], cotangents[3] = (tau * s.inner[..., : a.h1]).sum(2), (tau * s.w3_s2).sum(2)
         pairs = [
             (c, bar.sum(1, keepdim=True) if c.shape[1] == 1 else bar)
-            for c, bar in zip(self.c, cotangents, strict=True)
+            for c, bar in zip(s.c, cotangents, strict=True)
             if c is not None and bar is not None and c.requires_grad
         ]
-        names = [name for name, value in self.stack.items() if value.requires_grad]
         if not pairs:
             return
         found = torch.autograd.grad(
-            [c for c, _ in pairs], [self.stack[n] for n in names], [bar for _, bar in pairs], allow_unused=True,
+            [c for c, _ in pairs], [a.leaves[n] for n in a.names], [bar for _, bar in pairs], allow_unused=True,
             retain_graph=True,
         )  # fmt: skip
-        for name, value in zip(names, found, strict=True):
+        for name, value in zip(a.names, found, strict=True):
             if value is not None:
                 sum_into(out, name, value)

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from flowfactor.control import ResolvedControl
 from flowfactor.networks.batching import Stack, layout_of, run
+from flowfactor.networks.stacked import own_tensors
 from flowfactor.potentials.base import EVENT_NDIMS, BoundPotential, Derivatives, Laplacian, Potential
+
+EVALUATION = ("flow_potential", "bind", "_bind_stack", "_stack")
+"""The methods that decide what a stacked potential computes."""
 
 
 class StackedPotential(Potential):
@@ -16,7 +20,7 @@ class StackedPotential(Potential):
 
     def _stack(self) -> Stack:
         """The tensors of all K networks by name, each ``[K, ...]``."""
-        raise NotImplementedError
+        return own_tensors(self)
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from flowfactor.control import Control, ResolvedControl
 from flowfactor.networks import autodiff
-from flowfactor.networks.batching import Rows, layout_of, run
+from flowfactor.networks.batching import Layout, layout_of, run
 from flowfactor.networks.controlled import Controlled
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 
 Laplacian: TypeAlias = Literal["exact", "hutchinson"]
 
@@ -63,8 +64,14 @@ class Potential(Controlled):
         tensor([-4.])
     """
 
+    one_method = "flow_potential"
+    kind_of_part = "potential"
+
     def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
         """The potential of one flow: the one method that a subclass has to give.
+
+        A subclass of a potential with closed forms may give it too, and call the original by ``super()``; derivatives then
+        come from automatic differentiation.
 
         Args:
             z: States ``[*batch, D]``.
@@ -74,7 +81,10 @@ class Potential(Controlled):
         Returns:
             u_k(z, t), shape ``[*batch]``.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define flow_potential(z, t, k) -> [*batch]")
+        bind = self._bind_in_closed_form()
+        if bind is None:
+            raise NotImplementedError(f"{type(self).__name__} must define flow_potential(z, t, k) -> [*batch]")
+        return bind(self, ResolvedControl(k), z.shape[:-1], want=("value",))(z, t).value
 
     def forward(self, z: Tensor, t: float | Tensor, control: Control = 0) -> Tensor:
         """Evaluates u_c(z, t) = sum_k c_k u_k(z, t).
@@ -165,51 +175,35 @@ class Potential(Controlled):
         """
         wanted = frozenset(want)
         layout = layout_of(control, batch_shape, self.num_flows, stacked=False)
-        probes = [None] * len(layout.modules()) if probe is None else layout.scatter(probe)
+        probes = [None] * len(layout.flows) if probe is None else layout.scatter(probe)
         functions = [
             autodiff.derivatives_of(lambda z, t, k=k: self.flow_potential(z, t, k), wanted, laplacian, probe_k)
-            for k, probe_k in zip(layout.modules(), probes, strict=True)
+            for k, probe_k in zip(layout.flows, probes, strict=True)
         ]
         if layout.batch_shape == tuple(batch_shape) and len(functions) == 1 and control.weights is None:
             # One flow for all: the user's code sees the batch in the shape and order it was given.
-            k = layout.modules()[0]
+            k = layout.flows[0]
             function = autodiff.derivatives_of(lambda z, t: self.flow_potential(z, t, k), wanted, laplacian, probe)
             return lambda z, t: Derivatives(**function(z, t))
         return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))
 
-    def tape(
-        self, rows: Rows, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
-    ) -> PotentialTape | None:
-        """Binds the potential for a solve with a closed-form way back; None where it has none.
+    def closed_form(
+        self, layout: Layout, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> ClosedForm | NoClosedForm:
+        """What solves in closed form are made of (see `flowfactor.networks.stage_adjoint`).
 
         Args:
-            rows: Which samples follow which flow.
-            want: Which of ``value``, ``time``, ``laplacian`` are wanted beside the gradient.
+            layout: Which samples follow which flow.
+            want: Which of ``value``, ``time`` and ``laplacian`` are wanted beside the gradient.
             laplacian: How to take the Laplacian.
-            probe: Hutchinson's probe, arranged in rows.
+            probe: Hutchinson's probe, laid out as a block.
 
         Returns:
-            The tape.
+            The closed form, or why there is none.
         """
-        return None
-
-
-@dataclass
-class PotentialTape:
-    """A potential bound for one solve with a closed-form way back (see `flowfactor.networks.two_layer_adjoint`).
-
-    Attributes:
-        build: Makes what records the stages, of parameters such as ``stack`` and a map J of the gradient with its
-            transpose, each None for the identity.
-        stack: The parameters ``[groups, ...]`` that act.
-        kind: Potentials of one kind, with parameters of the same shapes, can share a tape; None for those that cannot.
-        rebind: The same potential by autograd, as a function of such parameters.
-    """
-
-    build: Callable[..., Any]
-    stack: dict[str, Tensor]
-    kind: tuple[Any, ...] | None
-    rebind: Callable[[dict[str, Tensor]], Callable[[Tensor, Tensor], dict[str, Tensor]]]
+        return NoClosedForm(
+            f"{type(self).__name__} has no closed-form adjoint; its solves are differentiated by autograd"
+        )
 
 
 def rademacher_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:

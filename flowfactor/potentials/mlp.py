@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.networks.activations import Activation, activation_named
-from flowfactor.networks.batching import Rows, Stack
-from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.networks.batching import Layout, Stack
+from flowfactor.networks.overrides import features_changed, overridden
+from flowfactor.networks.stacked import check_sizes, uniform
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 from flowfactor.networks.two_layer import time_terms, two_layer
-from flowfactor.networks.two_layer_adjoint import Turn, TwoLayerTape
-from flowfactor.potentials._stacked import StackedPotential
-from flowfactor.potentials.base import Laplacian, PotentialTape
+from flowfactor.networks.two_layer_adjoint import TwoLayerAdjoint
+from flowfactor.potentials._stacked import EVALUATION, StackedPotential
+from flowfactor.potentials.base import Laplacian
 
 
 class TwoLayerPotential(StackedPotential):
@@ -95,28 +97,21 @@ class MLPPotential(TwoLayerPotential):
             self.scale = uniform((K, 1, rank), rank, init_scale, generator=g)
             self.linear = nn.Parameter(torch.zeros(K, 1, dim))
 
-    def _stack(self) -> Stack:
-        return own_tensors(self)
+    def closed_form(
+        self, layout: Layout, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> ClosedForm | NoClosedForm:
+        """See `Potential.closed_form`."""
+        refusal = overridden(self, MLPPotential, EVALUATION) or features_changed(self)
+        if refusal is not None:
+            return refusal
+        terms = partial(time_terms, features=self.features)
 
-    def tape(
-        self, rows: Rows, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
-    ) -> PotentialTape | None:
-        """Binds the potential for a solve with a closed-form way back (see `Potential.tape`)."""
-        if type(self) is not MLPPotential:  # a subclass may mean something else
-            return None
+        def build(stack: Stack) -> TwoLayerAdjoint:
+            return TwoLayerAdjoint(
+                stack, lambda p: self._bind_stack(p, want | {"gradient"}, laplacian, probe), self._activation, terms,
+                laplacian, probe, "time" in want, self.features,
+            )  # fmt: skip
 
-        def build(stack: Stack, *turns: Turn | None) -> TwoLayerTape:
-            terms = partial(time_terms, features=self.features)
-            turn, turn_back = turns or (None, None)
-            return TwoLayerTape(
-                stack, self._activation, terms, laplacian, probe, "time" in want, turn, turn_back, self.features
-            )
-
-        every = want | {"gradient"}
         kind = (MLPPotential, self.activation, self.features.max_period)
-        return PotentialTape(
-            build,
-            rows.select(self._stack(), self.num_flows),
-            kind if laplacian is None else None,  # a shared tape would take the Laplacian of the others too
-            lambda p: self._bind_stack(p, every, laplacian, probe),
-        )
+        # Parts that are evaluated together would all pay for the Laplacian of one.
+        return ClosedForm(layout.select(self._stack())[0], build, kind if laplacian is None else None)

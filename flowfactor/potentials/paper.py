@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfactor.networks.activations import activation_named
-from flowfactor.networks.batching import Rows, Stack
-from flowfactor.networks.outer_tanh_adjoint import OuterTanhTape
-from flowfactor.networks.stacked import own_tensors, uniform
+from flowfactor.networks.batching import Layout, Stack
+from flowfactor.networks.outer_tanh_adjoint import OuterTanhAdjoint
+from flowfactor.networks.overrides import features_changed, overridden
+from flowfactor.networks.stacked import uniform
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 from flowfactor.networks.two_layer import two_layer_with_terms
-from flowfactor.networks.two_layer_adjoint import Turn
-from flowfactor.potentials._stacked import StackedPotential
-from flowfactor.potentials.base import Laplacian, PotentialTape
+from flowfactor.potentials._stacked import EVALUATION, StackedPotential
+from flowfactor.potentials.base import Laplacian
 
 
 class PaperPotential(StackedPotential):
@@ -70,9 +71,6 @@ class PaperPotential(StackedPotential):
         self.w3 = uniform((K, 1, D), D, generator=g)
         self.b3 = nn.Parameter(torch.zeros(K, 1))
 
-    def _stack(self) -> Stack:
-        return own_tensors(self)
-
     def _time_terms(
         self, stack: Stack, *, t: Tensor, derivative: bool
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
@@ -85,21 +83,21 @@ class PaperPotential(StackedPotential):
         a_dot = _gelu_prime(a) * (df @ stack["p"].mT)
         return stack["b1"], None, c2, a_dot @ stack["q"].mT @ stack["w2"].mT
 
-    def tape(
-        self, rows: Rows, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
-    ) -> PotentialTape | None:
-        """Binds the potential for a solve with a closed-form way back (see `Potential.tape`)."""
-        if type(self) is not PaperPotential:  # a subclass may mean something else
-            return None
+    def closed_form(
+        self, layout: Layout, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
+    ) -> ClosedForm | NoClosedForm:
+        """See `Potential.closed_form`."""
+        refusal = overridden(self, PaperPotential, (*EVALUATION, "_time_terms")) or features_changed(self)
+        if refusal is not None:
+            return refusal
 
-        def build(stack: Stack, *turns: Turn | None) -> OuterTanhTape:
-            turn, turn_back = turns or (None, None)
-            return OuterTanhTape(
-                stack, self._activation, self._time_terms, laplacian, probe, "time" in want, turn, turn_back
-            )
+        def build(stack: Stack) -> OuterTanhAdjoint:
+            return OuterTanhAdjoint(
+                stack, lambda p: self._bind_stack(p, want | {"gradient"}, laplacian, probe), self._activation,
+                self._time_terms, laplacian, probe, "time" in want,
+            )  # fmt: skip
 
-        every, stack = want | {"gradient"}, rows.select(self._stack(), self.num_flows)
-        return PotentialTape(build, stack, None, lambda p: self._bind_stack(p, every, laplacian, probe))
+        return ClosedForm(layout.select(self._stack())[0], build)
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.stacked import own_tensors
 from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian
 
@@ -53,15 +54,16 @@ class QuadraticPotential(StackedPotential):
     @property
     def S(self) -> Tensor:  # noqa: N802 - the formula's name
         """The symmetric matrices ``[K, D, D]``."""
-        return 0.5 * (self.matrix + self.matrix.mT)
+        matrix = own_tensors(self)["matrix"]
+        return 0.5 * (matrix + matrix.mT)
 
     @property
     def b(self) -> Tensor:
         """The vectors ``[K, D]``."""
-        return self.vector
+        return own_tensors(self)["vector"]
 
     def _stack(self) -> Stack:
-        return {"S": self.S, "b": self.vector.unsqueeze(-2)}
+        return {"S": self.S, "b": self.b.unsqueeze(-2)}
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

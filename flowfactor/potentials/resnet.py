@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.row_norms import weighted_row_norms
-from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.networks.stacked import check_sizes, uniform
 from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian
 
@@ -73,9 +73,6 @@ class ResNetPotential(StackedPotential):
         self.w = uniform((K, 1, width), width, init_scale, generator=g)
         self.quad = uniform((K, rank, S), S, init_scale, generator=g)
         self.linear = nn.Parameter(torch.zeros(K, 1, S))
-
-    def _stack(self) -> Stack:
-        return own_tensors(self)
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

@@ -7,15 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from flowfactor.priors.base import GaussianPrior, Prior
+from flowfactor.priors.base import Prior
 from flowfactor.priors.diffusion import Diffusion
 from flowfactor.priors.static import GaussianMixture, StandardNormal, VampPrior
+from flowfactor.registry import declare, make, split
 
-_STATIC: dict[str, Callable[..., GaussianPrior]] = {
-    "standard_normal": StandardNormal,
-    "gaussian_mixture": GaussianMixture,
-    "vamp": VampPrior,
-}
+declare("prior", standard_normal=StandardNormal, gaussian_mixture=GaussianMixture, vamp=VampPrior, diffusion=Diffusion)
 
 
 def build(config: Mapping[str, Any], encoder: Callable[[Tensor], Any] | None = None) -> Prior:
@@ -35,15 +32,9 @@ def build(config: Mapping[str, Any], encoder: Callable[[Tensor], Any] | None = N
         >>> build({"name": "diffusion", "base": {"name": "standard_normal", "dim": 4}, "num_flows": 3}).dim
         4
     """
-    options = dict(config)
-    name = options.pop("name", None)
-    if name == "diffusion":
-        base = build(options.pop("base"), encoder)
-        return Diffusion(base, **options)  # pyright: ignore[reportArgumentType]  # Diffusion checks its base
-    if name not in _STATIC:
-        raise ValueError(f"unknown prior {name!r}: choose one of {', '.join(map(repr, [*_STATIC, 'diffusion']))}")
-    if name == "vamp":
-        if encoder is None:
-            raise ValueError("a VampPrior is rebuilt with its model's encoder: build(config, encoder)")
-        options["encoder"] = encoder
-    return _STATIC[name](**options)
+    name, options = split("prior", config)
+    if isinstance(options.get("base"), Mapping):
+        options["base"] = build(options["base"], encoder)
+    if name == "vamp" and encoder is None:
+        raise ValueError("a VampPrior is rebuilt with its model's encoder: build(config, encoder)")
+    return make("prior", {"name": name, **options}, encoder=encoder)

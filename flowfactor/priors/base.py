@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from flowfactor._checks import check_count
+from flowfactor._config import Named
 from flowfactor.control import Control, broadcast, control_shape, times
 from flowfactor.encoders.likelihoods import Event
 
@@ -18,7 +18,7 @@ from flowfactor.encoders.likelihoods import Event
 MIN_SCALE = 1e-3
 
 
-class Prior(nn.Module):
+class Prior(Named, nn.Module):
     """Base of the priors: a density p_t(z) over latents for every time, as a torch Distribution.
 
     Args:
@@ -30,6 +30,9 @@ class Prior(nn.Module):
         >>> isinstance(prior, Prior), prior.dim
         (True, 3)
     """
+
+    kind_of_part = "prior"
+    unwritten = ("generator", "encoder")
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -49,11 +52,6 @@ class Prior(nn.Module):
             ValueError: If the shapes of t and the control do not broadcast.
             TypeError: If the control is none of the kinds above.
         """
-        raise NotImplementedError
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments and name, as JSON values: `flowfactor.priors.build` rebuilds the architecture."""
         raise NotImplementedError
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +62,7 @@ class Diffusion(Prior):
             )
         self.base = base
         self.num_flows = num_flows
-        self._init = rates
+        self._fill_in(init=rates)
         like = next((x for x in (*base.parameters(), *base.buffers()) if x.is_floating_point()), torch.zeros(()))
         raw = torch.tensor([inverse_softplus(rate) for rate in rates], dtype=like.dtype, device=like.device)
         self.raw_diffusivity = nn.Parameter(raw)
@@ -72,16 +71,6 @@ class Diffusion(Prior):
     def diffusivity(self) -> Tensor:
         """D_k [K], in squared latent units per frame."""
         return F.softplus(self.raw_diffusivity)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments and name, as JSON values."""
-        return {
-            "name": "diffusion",
-            "base": self.base.config,
-            "num_flows": self.num_flows,
-            "init": list(self._init),
-        }
 
     def added_variance(self, t: float | Tensor, control: Control = 0) -> Tensor:
         r"""Variance that diffusion has added by time t: \(2 \int_0^t D_{c(s)} ds\).

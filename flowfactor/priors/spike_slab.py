@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,11 @@ from torch.distributions import HalfNormal, Laplace, LogNormal
 from torch.nn import functional as F
 
 from flowfactor._checks import check_count
+from flowfactor._config import Configured
 from flowfactor.encoders.sparse_weights import SLABS, SlabName, SparseSample, SparseWeights
 
 
-class SpikeAndSlab(nn.Module):
+class SpikeAndSlab(Configured, nn.Module):
     r"""Spike-and-slab prior of the weights of K flows over the intervals of a sequence, with Markov spikes.
 
     $$g_s^k = b_s^k\, w_s^k, \quad b_0^k \sim \mathrm{B}(\rho), \quad
@@ -74,7 +74,7 @@ class SpikeAndSlab(nn.Module):
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be positive and finite, got {scale}")
         self.num_flows, self.slab, self.scale, self.learned = num_flows, slab, float(scale), bool(learned)
-        self._config = {"initial": initial, "persistence": persistence, "onset": onset}
+        self._fill_in(onset=onset)
         logits = torch.tensor([math.log(p / (1 - p)) for p in (initial, persistence, onset)])
         self.logits = nn.Parameter(logits, requires_grad=self.learned)
 
@@ -92,14 +92,6 @@ class SpikeAndSlab(nn.Module):
     def onset(self) -> Tensor:
         """Probability that a flow sets in, a scalar."""
         return torch.sigmoid(self.logits[2])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values: ``SpikeAndSlab(**prior.config)`` rebuilds it."""
-        return {
-            "num_flows": self.num_flows, **self._config, "slab": self.slab, "scale": self.scale,
-            "learned": self.learned,
-        }  # fmt: skip
 
     def marginals(self, steps: int) -> Tensor:
         """Probabilities that each flow acts in each interval, ``[steps, K]``."""

@@ -55,11 +55,6 @@ class StandardNormal(GaussianPrior):
         zeros = self._zero.expand(1, self.dim)
         return Components(self._zero.expand(1), zeros, zeros + 1)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments and name, as JSON values."""
-        return {"name": "standard_normal", "dim": self.dim}
-
 
 class GaussianMixture(GaussianPrior):
     r"""A learned mixture of Gaussians: \(p(z) = \sum_m w_m\, N(z; \mu_m, \mathrm{diag}(\sigma_m^2))\).
@@ -94,7 +89,6 @@ class GaussianMixture(GaussianPrior):
         check_count("components", components)
         if not 0 < spread < 1:
             raise ValueError(f"spread must lie strictly between 0 and 1, got {spread}")
-        self._config = {"name": "gaussian_mixture", "dim": dim, "components": components, "spread": float(spread)}
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(math.sqrt(spread) * torch.randn(components, dim, generator=generator))
         start = max(math.sqrt(1 - spread) - MIN_SCALE, MIN_SCALE)
@@ -113,11 +107,6 @@ class GaussianMixture(GaussianPrior):
     def components(self) -> Components:
         """The M components."""
         return Components(self.logits, self.means, self.scales.square())
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments and name, as JSON values."""
-        return dict(self._config)
 
 
 class VampPrior(GaussianPrior):
@@ -150,6 +139,8 @@ class VampPrior(GaussianPrior):
         torch.Size([3])
     """
 
+    unwritten = ("generator", "encoder", "pseudo_inputs")
+
     def __init__(
         self,
         encoder: Callable[[Tensor], Any],
@@ -165,6 +156,7 @@ class VampPrior(GaussianPrior):
         super().__init__(mean.shape[-1])
         self._borrowed = (encoder,)  # a tuple hides it from nn.Module: see the docstring
         self.raw_pseudo_inputs = nn.Parameter(raw)
+        self._fill_in(count=len(raw), shape=raw.shape[1:])
 
     @property
     def encoder(self) -> Callable[[Tensor], Any]:
@@ -180,12 +172,6 @@ class VampPrior(GaussianPrior):
         """The posteriors of the M pseudo-inputs: one pass of the encoder."""
         posterior = _posterior(self.encoder, self.pseudo_inputs)
         return Components(posterior.mean.new_zeros(len(self.raw_pseudo_inputs)), posterior.mean, posterior.variance)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Name, count and shape, as JSON values; the encoder is the model's to save."""
-        count, *shape = self.raw_pseudo_inputs.shape
-        return {"name": "vamp", "count": count, "shape": shape}
 
 
 def _raw_pseudo_inputs(

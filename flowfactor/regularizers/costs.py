@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowfactor._config import Recorded
 from flowfactor.fields.base import Evaluation
+from flowfactor.networks.overrides import overridden
+from flowfactor.registry import Recorded
 
 Force = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,13 +47,18 @@ class NegativeSquare(Recorded, nn.Module):
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
+    @property
+    def many_stages(self) -> bool:
+        """Whether several stages of a solve can be evaluated at once, and parameters are all that is captured."""
+        return overridden(self, NegativeSquare, ("forward",)) is None  # a subclass may mean something else
+
     def forward(self, z: Tensor, t: float | Tensor) -> Tensor:
         """The force at ``z [*batch, D]`` and ``t`` (scalar or ``[*batch]``), shape ``[*batch]``."""
         time = torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(z.shape[:-1]).unsqueeze(-1)
         return -self.second(torch.tanh(self.first(torch.cat([z, time], -1)))).squeeze(-1).square()
 
 
-class HamiltonJacobi(nn.Module):
+class HamiltonJacobi(Recorded, nn.Module):
     r"""The squared Hamilton-Jacobi residual $r^2$ with $r = \partial_t u + \tfrac12|\nabla u|^2 - f$, per sample.
 
     Paths of a potential that solves the equation with $f = 0$ are straight and of constant speed: they are dynamic
@@ -60,7 +66,8 @@ class HamiltonJacobi(nn.Module):
     the residual is that of its potential u.
 
     Args:
-        force: f(z, t) with ``[*batch]`` values, such as `NegativeSquare`; None for the plain equation, f = 0.
+        force: f(z, t) with ``[*batch]`` values, such as `NegativeSquare`; None for the plain equation, f = 0. One of your
+            own may promise ``many_stages = True``, as a running cost may (see `LatentFlow`): solves are faster then.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -75,8 +82,8 @@ class HamiltonJacobi(nn.Module):
     @property
     def many_stages(self) -> bool:
         """Whether several stages of a solve can be evaluated at once, and parameters are all that is captured."""
-        known = type(self) is HamiltonJacobi  # a subclass may mean something else
-        return known and (self.force is None or type(self.force) is NegativeSquare)
+        known = overridden(self, HamiltonJacobi, ("forward", "residual")) is None  # a subclass may mean something else
+        return known and (self.force is None or bool(getattr(self.force, "many_stages", False)))
 
     def __init__(self, force: Force | None = None) -> None:
         super().__init__()
@@ -96,7 +103,7 @@ class HamiltonJacobi(nn.Module):
         return self.residual(evaluation).square()
 
 
-class TransportCost(nn.Module):
+class TransportCost(Recorded, nn.Module):
     r"""The kinetic energy $\tfrac12 |v|^2$, whose integral is the action (Benamou and Brenier 2000).
 
     For a gradient field it is $\tfrac12|\nabla u|^2$.
@@ -112,14 +119,14 @@ class TransportCost(nn.Module):
     @property
     def many_stages(self) -> bool:
         """Whether several stages of a solve can be evaluated at once, and nothing is captured."""
-        return type(self) is TransportCost  # a subclass may mean something else
+        return overridden(self, TransportCost, ("forward",)) is None  # a subclass may mean something else
 
     def forward(self, evaluation: Evaluation) -> Tensor:
         """Half the squared speed, ``[*batch]``."""
         return 0.5 * evaluation.velocity.square().sum(-1)
 
 
-class JacobianNorm(nn.Module):
+class JacobianNorm(Recorded, nn.Module):
     r"""The squared Frobenius norm $|\partial v/\partial z|_F^2$, which keeps a flow easy to solve.
 
     Estimated without bias by $|\epsilon^\top \partial v/\partial z|^2$ with the solve's Rademacher probe (Finlay et al.,

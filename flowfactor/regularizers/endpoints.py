@@ -10,9 +10,10 @@ from flowfactor.control import Control
 from flowfactor.fields import Field, GradientField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.potentials.base import Potential
+from flowfactor.registry import Recorded
 
 
-class StartAtRest(nn.Module):
+class StartAtRest(Recorded, nn.Module):
     r"""$|\nabla u_c(z_0, t_0)|^2$, per sample: asks a flow to begin at rest (Song et al. 2023, section 3.2).
 
     For a field without potential it is $|v|^2$.
@@ -50,7 +51,7 @@ class StartAtRest(nn.Module):
         return part(z0, t, control).square().sum(-1)
 
 
-class SinkhornMatch(nn.Module):
+class SinkhornMatch(Recorded, nn.Module):
     r"""The Sinkhorn divergence between two clouds of latents, for example pushed and encoded ones.
 
     $S_\varepsilon(\alpha, \beta) = OT_\varepsilon(\alpha, \beta) - \tfrac12 OT_\varepsilon(\alpha, \alpha) -

@@ -1,7 +1,7 @@
 """Finds the tensors that a function captures and that gradients have to reach.
 
-The adjoint and checkpoint modes cut the autograd graph around a solve, so they must be told every tensor on which the
-field depends: parameters, but also context tensors, weights and forces that a closure or an attribute holds.
+The adjoint and checkpoint modes cut the autograd graph around a solve, so they need every tensor on which the field
+depends: parameters, but also context tensors, weights and forces that a closure or an attribute holds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def captured_tensors(function: Callable[[Tensor, Tensor], Tensor], t: Tensor, y:
 
     Args:
         function: ``(t, y) -> dy/dt``.
-        t: A time at which to look.
+        t: A time at which it is evaluated.
         y: A state.
 
     Returns:

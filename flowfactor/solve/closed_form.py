@@ -1,13 +1,15 @@
-"""Solves of closed-form fields whose way back is a closed form too: no autograd graph in any of the gradient modes.
+"""Solves in closed form: no autograd graph in any of the gradient modes.
 
-Forward, torchdiffeq's steps run without autograd (`flowfactor.solve.forward`) and the field's tape records the accepted
-stages. Running costs and log-determinants are quadratures: nothing depends on them, so they are evaluated for many stages
-at once.
+Forward, torchdiffeq's steps run without autograd (`flowfactor.solve.forward`), and the residuals of the accepted stages are
+kept. Running costs and log-determinants are quadratures: no step depends on them, so they are evaluated for many stages at
+once.
 
 Backward, ``direct`` and ``checkpoint`` take the discrete adjoint of the very steps that were taken
 (`flowfactor.solve.discrete_adjoint`): the gradient of the computed solution, as backpropagation through the solver gives
-it. ``direct`` has every stage still on the tape; ``checkpoint`` has a state here and there and takes the steps between
-them again. ``adjoint`` solves the continuous adjoint equation (`flowfactor.solve.continuous_adjoint`).
+it. ``direct`` still has every stage; ``checkpoint`` has a state here and there and repeats the steps between them.
+``adjoint`` solves the continuous adjoint equation (`flowfactor.solve.continuous_adjoint`).
+
+What a field offers to all of this, and the order in which it is used: `flowfactor.networks.stage_adjoint`.
 """
 
 from __future__ import annotations
@@ -15,39 +17,40 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowfactor._functorch import is_plain
 from flowfactor.control import ResolvedControl
-from flowfactor.fields._sum_adjoint import FieldTape
-from flowfactor.fields._weighted_adjoint import WeightedTape
-from flowfactor.networks.batching import Rows
+from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.networks.batching import Layout, block_of
+from flowfactor.networks.stage_adjoint import NoClosedForm, Residuals, StageAdjoint
+from flowfactor.networks.weighted_adjoint import WeightedAdjoint
 from flowfactor.path import SolveStats
-from flowfactor.solve.continuous_adjoint import solve_adjoint
-from flowfactor.solve.discrete_adjoint import go_back, rates_of
-from flowfactor.solve.forward import Block, GaveUpError, March, Plan
-from flowfactor.solve.odeint import check_fixed_steps, integrate
+from flowfactor.solve.continuous_adjoint import continuous_adjoint
+from flowfactor.solve.discrete_adjoint import Rates, discrete_adjoint, rates_of
+from flowfactor.solve.forward import Block, Forward, GaveUpError, Plan
+from flowfactor.solve.general import integrate
+from flowfactor.solve.odeint import check_fixed_steps
 from flowfactor.solve.problem import Packing, Segment
 from flowfactor.solve.runge_kutta import Tableau, tableau
 from flowfactor.solver import Solver
 
-if TYPE_CHECKING:
-    from flowfactor.latent_flow import LatentFlow
-
 
 def solve_segments(
-    flow: LatentFlow, segments: Sequence[Segment], acting: Sequence[ResolvedControl], y: Tensor, packing: Packing,
-    want: frozenset[str], probe: Tensor | None, stats: SolveStats,
-) -> Tensor | None:  # fmt: skip
-    """Solves all stretches of a schedule of weights at once by closed forms both ways.
+    field: Field, solver: Solver, divergence: Divergence, segments: Sequence[Segment], acting: Sequence[ResolvedControl],
+    y: Tensor, packing: Packing, want: frozenset[str], probe: Tensor | None, stats: SolveStats,
+) -> Tensor | NoClosedForm:  # fmt: skip
+    """Solves all stretches of a schedule of weights at once in closed form.
 
     The solver has to be one of fixed steps whose stages all lie before the step's end, where the next weights may begin.
 
     Args:
-        flow: The flow.
+        field: The field.
+        solver: How to solve.
+        divergence: How to take the divergence, where the log-determinant is wanted.
         segments: The stretches.
         acting: Their controls.
         y: Packed state at the start, ``[*batch, S]``.
@@ -57,14 +60,14 @@ def solve_segments(
         stats: Counted into.
 
     Returns:
-        Packed states ``[T, *batch, S]`` at the times that are wanted; None where stretches have to be solved one by one.
+        Packed states ``[T, *batch, S]`` at the times that are wanted, or why the stretches have to be solved one by one.
     """
     weights = [one.weights for one in acting if one.weights is not None]
-    if len(weights) < max(2, len(segments)) or flow.solver.adaptive or flow.solver.gradient == "adjoint":
-        return None
-    table = tableau(flow.solver.method)
+    if len(weights) < max(2, len(segments)) or solver.adaptive or solver.gradient == "adjoint":
+        return _ONE_BY_ONE
+    table = tableau(solver.method)
     if table is None or table.c.max() >= 1:
-        return None
+        return _ONE_BY_ONE
     times = torch.cat([segments[0].times, *(segment.times[1:] for segment in segments[1:])])
     wanted, begin = [], 0
     for segment in segments:
@@ -73,18 +76,22 @@ def solve_segments(
     # A time at which one stretch ends and the next begins is wanted by one of them.
     whole = Segment(segments[0].control, times, 0, len(times))
     starts = [float(segment.times[0]) for segment in segments]
-    ys = solve_segment(flow, whole, acting[0], y, packing, want, probe, stats, (starts, torch.stack(weights)))
-    return None if ys is None else ys[wanted]
+    pieces = starts, torch.stack(weights)
+    ys = solve_segment(field, solver, divergence, whole, acting[0], y, packing, want, probe, stats, pieces)
+    return ys if isinstance(ys, NoClosedForm) else ys[wanted]
 
 
 def solve_segment(
-    flow: LatentFlow, segment: Segment, acting: ResolvedControl, y: Tensor, packing: Packing, want: frozenset[str],
-    probe: Tensor | None, stats: SolveStats, pieces: tuple[list[float], Tensor] | None = None,
-) -> Tensor | None:  # fmt: skip
-    """Solves a stretch by closed forms both ways.
+    field: Field, solver: Solver, divergence: Divergence, segment: Segment, acting: ResolvedControl, y: Tensor,
+    packing: Packing, want: frozenset[str], probe: Tensor | None, stats: SolveStats,
+    pieces: tuple[list[float], Tensor] | None = None,
+) -> Tensor | NoClosedForm:  # fmt: skip
+    """Solves a stretch in closed form.
 
     Args:
-        flow: The flow.
+        field: The field.
+        solver: How to solve.
+        divergence: How to take the divergence, where the log-determinant is wanted.
         segment: The stretch.
         acting: Its control.
         y: Packed state at its start, ``[*batch, S]``.
@@ -95,83 +102,103 @@ def solve_segment(
         pieces: Times from which weights act, and the weights ``[P, *batch, K]``, in place of ``acting``.
 
     Returns:
-        Packed states ``[T, *batch, S]``; None where the general solver has to do it, or explain why it cannot be done.
+        Packed states ``[T, *batch, S]``; or why the general engine has to do it (or explain why it cannot be done).
     """
-    if not _suits(flow.solver, y, segment.times, packing):
-        return None
-    table = tableau(flow.solver.method)
+    table = tableau(solver.method)
+    refusal = _unsuited(solver, y, segment.times, packing)
+    if refusal is not None:
+        return refusal
     if table is None:
-        return None
+        return NoClosedForm(f"the method {solver.method} has no closed-form adjoint")
     if pieces is None and acting.weights is not None:
         pieces = [float(segment.times[0])], acting.weights.unsqueeze(0)
-    if pieces is not None and _evaluations(flow.solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS:
-        return None
-    rows = Rows.of(acting, y.shape[:-1], flow.num_flows)
-    if rows is None:
-        return None
-    along = None if probe is None else rows.arrange(probe)
-    divergence = flow.divergence if packing.log_det else None
-    tape: FieldTape | WeightedTape | None
-    if pieces is None:
-        tape = flow.field.tape(rows, want, divergence, along)
-    else:
-        every = Rows(y.shape[:-1], list(range(flow.num_flows)))
-        spread = None if along is None else along.expand(flow.num_flows, *along.shape[1:])
-        single = flow.field.tape(every, want, divergence, spread)
-        starts, weights = pieces
-        weights = weights.reshape(len(starts), -1, flow.num_flows)
-        tape = None if single is None else WeightedTape(single, weights, starts)
-    if tape is None:
-        return None
-    check_fixed_steps(flow.solver, segment.times)
+    few = pieces is not None and _evaluations(solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS
+    if few and solver.engine != "closed form":
+        return NoClosedForm("a superposition over so few steps is solved faster by autograd")
+    layout = block_of(acting, y.shape[:-1], field.num_flows)
+    if layout is None:
+        return NoClosedForm("the flows have too different numbers of samples to be solved as one block")
+    along = None if probe is None else layout.scatter(probe)[0]
+    adjoint = _adjoint_of(field, layout, pieces, want, divergence if packing.log_det else None, along)
+    if isinstance(adjoint, NoClosedForm):
+        return adjoint
+    check_fixed_steps(solver, segment.times)
     modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
     # Costs may share a force, whose gradient must count once.
     others = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
-    block = rows.arrange(y)
-    z0, start = block[..., : flow.dim], block[..., flow.dim :].detach()
+    block = layout.scatter(y)[0]
+    z0, start = block[..., : field.dim], block[..., field.dim :].detach()
 
-    def again(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        rhs = packing.rhs(tape.rebind(tensors[len(others) :]))
-        both = torch.cat([z, start], -1)
-        ys = integrate(
-            replace(flow.solver, gradient=gradient),
-            rhs,
-            both,
-            segment.times,
-            steered=packing.steered,
-            stats=SolveStats(),
-        )
-        return ys[..., : flow.dim], (ys[..., flow.dim :] - start).movedim(-1, 0)
+    def by_autograd(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        rhs = packing.rhs(_as_field(adjoint, tensors[len(others) :], along))
+        both, how = torch.cat([z, start], -1), replace(solver, gradient=gradient)
+        ys = integrate(how, rhs, both, segment.times, steered=packing.steered, stats=SolveStats())
+        return ys[..., : field.dim], (ys[..., field.dim :] - start).movedim(-1, 0)
 
     plan = Plan(
-        tape, table, flow.solver, segment.times.tolist(), packing.log_det, start, packing.costs,
-        want | ({"laplacian"} if packing.log_det else frozenset()), along, rows.shares(),
-        SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(), again,
+        adjoint, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs, want, along,
+        layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
+        by_autograd,
     )  # fmt: skip
     try:
-        zs, integrals = _Solve.apply(plan, len(others), z0, *others, *tape.inputs)
+        zs, integrals = _Solve.apply(plan, len(others), z0, *others, *adjoint.inputs)
     except GaveUpError:
-        return None
+        return FAILED
     stats.add(plan.stats)
-    zs = rows.restore(zs, 1)
+    zs = layout.gather([zs], 1)
     if not plan.quadratures:
         return zs
-    return torch.cat([zs, rows.restore(integrals.movedim(0, -1), 1) + y[..., flow.dim :]], -1)
+    return torch.cat([zs, layout.gather([integrals.movedim(0, -1)], 1) + y[..., field.dim :]], -1)
 
 
-def _suits(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> bool:
-    """Whether a solve is of the kind whose way back is written out: plain tensors, plain settings, known costs."""
-    return (
-        not solver.options
-        and not solver.compile
-        and not t.requires_grad
-        and y.dtype in (torch.float32, torch.float64)
-        and all(getattr(cost, "many_stages", False) for cost in packing.costs.values())
-        and not torch.is_autocast_enabled(y.device.type)
-        and is_plain()  # neither torch.func's transforms nor forward derivatives reach through the way back
-    )
+def _adjoint_of(
+    field: Field, layout: Layout, pieces: tuple[list[float], Tensor] | None, want: frozenset[str],
+    divergence: Divergence | None, probe: Tensor | None,
+) -> StageAdjoint | NoClosedForm:  # fmt: skip
+    """The field's adjoint for the samples of a layout, or under weights."""
+    if pieces is None:
+        return field.stage_adjoint(layout, want, divergence, probe)
+    starts, weights = pieces
+    flows = field.num_flows
+    spread = None if probe is None else probe.expand(flows, *probe.shape[1:])
+    single = field.stage_adjoint(Layout(layout.batch_shape, range(flows)), want, divergence, spread)
+    if isinstance(single, NoClosedForm):
+        return single
+    return WeightedAdjoint(single, weights.reshape(len(starts), -1, flows), starts)
 
 
+def _as_field(adjoint: StageAdjoint, inputs: Sequence[Tensor], probe: Tensor | None) -> BoundField:
+    """A bound field that autograd can follow, as a function of the adjoint's inputs."""
+    bound = adjoint.by_autograd(inputs)
+    known = ("velocity", "divergence", "value", "gradient", "time")
+
+    def evaluate(z: Tensor, t: Tensor) -> Evaluation:
+        out = {name: x for name, x in bound(z, t).items() if name in known}
+        return Evaluation(z, t, **out, probe=probe, velocity_at=lambda z: bound(z, t)["velocity"])
+
+    return evaluate
+
+
+def _unsuited(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> NoClosedForm | None:
+    """Why a solve is not of the kind whose adjoint is written out: plain tensors, plain settings, known costs."""
+    for name, cost in packing.costs.items():
+        if not getattr(cost, "many_stages", False):
+            force = "" if getattr(cost, "force", None) is None else " (or its force)"
+            return NoClosedForm(f"cost {name!r}{force} does not promise many_stages = True")
+    reasons = {
+        "the solver has options of torchdiffeq's": bool(solver.options),
+        "the solver compiles": solver.compile,
+        "the times ask for their gradient": t.requires_grad,
+        f"states are {y.dtype}, neither float32 nor float64": y.dtype not in (torch.float32, torch.float64),
+        "autocast is on": torch.is_autocast_enabled(y.device.type),
+        # Neither torch.func's transforms nor forward derivatives reach through the closed-form adjoint.
+        "it runs inside a transform of torch.func or forward-mode differentiation": not is_plain(),
+    }
+    return next((NoClosedForm(reason) for reason, holds in reasons.items() if holds), None)
+
+
+FAILED = NoClosedForm("its steps failed in closed form")
+_ONE_BY_ONE = NoClosedForm("the stretches are solved one by one")
 _FEWEST_UNDER_WEIGHTS = 3  # below, what a solve by closed forms costs beside its stages is not made good
 
 
@@ -180,11 +207,11 @@ def _evaluations(solver: Solver, t: Tensor, table: Tableau) -> float:
     return math.inf if solver.adaptive else (len(solver.grid(t)) - 1) * table.size
 
 
-_STEPS_AT_ONCE = 8  # steps whose record is held at a time where memory must not grow with their number
+_STEPS_AT_ONCE = 8  # steps whose residuals are held at a time where memory must not grow with their number
 
 
 class _Solve(torch.autograd.Function):
-    """A solve with its way back."""
+    """A solve with its adjoint."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, others: int, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,30 +220,28 @@ class _Solve(torch.autograd.Function):
         z = z0.detach().contiguous()
         integrals = z.new_zeros(plan.quadratures, len(plan.times), *z.shape[:-1])
         later = integrals[plan.steered :]  # those that no step waits for
-        ctx.kept = None
+        kept: list[Rates] = []
 
-        def done(block: Block) -> None:
-            if not march.record:
-                return
-            plan.tape.take(block.stage_times)
-            rates = rates_of(plan, block.stage_times, log_det=plan.log_det and not plan.steered, graph=keep)
+        def done(block: Block, residuals: list[Residuals]) -> None:
+            stages = plan.adjoint.stack(residuals, block.stage_times)
+            residuals.clear()  # before more is worked out from what is stacked now
+            rates = rates_of(plan, stages, block.stage_times, log_det=plan.log_det and not plan.steered, graph=keep)
             if keep:
-                ctx.kept = rates
+                kept.append(rates)
             if len(later):
                 weights = torch.tensor(block.weights(plan.table, len(plan.times)), dtype=z.dtype, device=z.device)
                 for total, rate in zip(later, [*rates.log_det, *rates.costs], strict=True):
                     total += torch.einsum("ts,ksn->tkn", weights, rate.detach())
 
-        march = March(plan, z, keep or len(later) > 0, None if keep else _STEPS_AT_ONCE, done)
-        march.run(z)
-        del march.done  # which knows of the march: a cycle would keep the whole record until it is collected
-        if march.log_det is not None:
-            integrals[0] = march.log_det
-        ctx.plan, ctx.others = plan, others
-        ctx.blocks = march.blocks if plan.solver.gradient != "adjoint" else []
+        forward = Forward(plan, z, None if keep else _STEPS_AT_ONCE, done if keep or len(later) else None)
+        forward.run(z)
+        if forward.log_det is not None:
+            integrals[0] = forward.log_det
+        ctx.plan, ctx.others, ctx.kept = plan, others, kept[0] if kept else None
+        ctx.blocks = forward.blocks if plan.solver.gradient != "adjoint" else []
         # The states of an adjoint solve are its outputs; saved as such, they make no cycle.
-        ctx.save_for_backward(z0, *tensors, *([march.ys] if plan.solver.gradient == "adjoint" else []))
-        return march.ys, integrals
+        ctx.save_for_backward(z0, *tensors, *([forward.ys] if plan.solver.gradient == "adjoint" else []))
+        return forward.ys, integrals
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -225,14 +250,16 @@ class _Solve(torch.autograd.Function):
         ys = saved.pop() if plan.solver.gradient == "adjoint" else None
         z0, *tensors = saved
         if torch.is_grad_enabled():
+            plan.caller_stats.reason_backward = "gradients of gradients were asked for"
             return None, None, *_by_autograd(plan, "direct", [z0, *tensors], grads)
         others, bars = tensors[: ctx.others], (grads[0], grads[1])
         if ys is None:
-            start_bar, other_bars, own = go_back(plan, ctx.blocks, ctx.kept, bars, others)
+            start_bar, other_bars, own = discrete_adjoint(plan, ctx.blocks, ctx.kept, bars, others)
             return None, None, start_bar, *other_bars, *own
         try:
-            start_bar, other_bars, own = solve_adjoint(plan, ys, bars, others)
-        except GaveUpError:  # the general solver tries too, and explains why it cannot be done
+            start_bar, other_bars, own = continuous_adjoint(plan, ys, bars, others)
+        except GaveUpError:  # the general engine tries too, and explains why it cannot be done
+            plan.caller_stats.reason_backward = "the adjoint equation failed in closed form"
             return None, None, *_by_autograd(plan, "adjoint", [z0, *tensors], grads)
         return None, None, start_bar, *other_bars, *own
 
@@ -244,6 +271,6 @@ def _by_autograd(plan: Plan, gradient: str, inputs: Sequence[Tensor], grads: Seq
         # Inputs may depend on one another. As views of their own, none has a share in another's gradient.
         inputs = [x.view_as(x) for x in inputs]
         wanted = [x for x in inputs if x.requires_grad]
-        outputs = plan.again(gradient, *inputs)
+        outputs = plan.by_autograd(gradient, *inputs)
         found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in inputs]

@@ -1,4 +1,4 @@
-r"""The continuous adjoint of a solve by closed forms: backward in time with memory that does not grow with the steps.
+r"""The continuous adjoint of a solve in closed form: backward in time with memory that does not grow with the steps.
 
 For a loss of the outputs and of integrals with rates $\ell_q$ along the path,
 $$\dot\lambda = -(\partial v/\partial z)^\top\lambda - \textstyle\sum_q \mu_q\,\partial \ell_q/\partial z, \qquad
@@ -13,19 +13,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowfactor.fields._sum_adjoint import Found
+from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals
 from flowfactor.solve.discrete_adjoint import Totals, cotangents_of, rates_of
 from flowfactor.solve.forward import GaveUpError, Plan
 from flowfactor.solve.runge_kutta import StepControl, Steps
 
-_STAGES_AT_ONCE = 16  # stages whose record is held until their share of the parameters' integrals is taken
+_STAGES_AT_ONCE = 16  # stages whose residuals are held until their share of the parameters' integrals is taken
 
 
-def solve_adjoint(
+@dataclass
+class _Stage:
+    """A stage of the adjoint's solve: its time, its residuals, lambda and mu there."""
+
+    t: float
+    residuals: Residuals
+    lam: Tensor
+    mu: Tensor
+
+
+def continuous_adjoint(
     plan: Plan, ys: Tensor, bars: tuple[Tensor, Tensor], others: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor | None], list[Tensor | None]]:
     """Solves the adjoint equation from the last output back to the first.
@@ -37,52 +48,57 @@ def solve_adjoint(
         others: What the costs depend on beside the field.
 
     Returns:
-        Cotangents of the start, of ``others`` and of the tape's inputs.
+        Cotangents of the start, of ``others`` and of the adjoint's inputs.
     """
     ys_bar, integrals_bar = bars
-    way = _WayBack(plan, ys[0], others)
+    solve = _AdjointSolve(plan, ys[0], others)
     lam = ys_bar[-1]
     mu = torch.zeros_like(integrals_bar[:, 0])
     for i in range(len(plan.times) - 1, 0, -1):
         mu = mu + integrals_bar[:, i]
-        lam = way.interval(ys[i], lam, mu, plan.times[i], plan.times[i - 1]) + ys_bar[i - 1]
-    way.flush()
-    return lam, way.other_bars.values, way.own.values
+        lam = solve.interval(ys[i], lam, mu, plan.times[i], plan.times[i - 1]) + ys_bar[i - 1]
+    solve.flush()
+    return lam, solve.other_bars.values, solve.own.values
 
 
-class _WayBack:
+class _AdjointSolve:
     """The state of a solve of the adjoint equation."""
 
     def __init__(self, plan: Plan, like: Tensor, others: Sequence[Tensor]) -> None:
-        self.plan, self.tape, self.table, self.others = plan, plan.tape, plan.table, others
+        self.plan, self.adjoint, self.table, self.others = plan, plan.adjoint, plan.table, others
         self.steps = Steps(plan.table, torch.stack([like, like]), solver=plan.solver)
         self.control = StepControl(plan.solver, plan.table.order)
-        self.own, self.other_bars = Totals(len(plan.tape.inputs)), Totals(len(others))
+        self.own, self.other_bars = Totals(len(plan.adjoint.inputs)), Totals(len(others))
         self.size: float | None = None
-        self.looks: list[tuple[float, Found, Tensor]] = []  # of the step under way: time, record, lambda
-        self.waiting: list[tuple[float, Found, Tensor, Tensor]] = []  # time, record, weighted lambda and mu
+        self.stages: list[_Stage] = []  # of the step under way
+        self.accepted: list[_Stage] = []  # whose share of the parameters' integrals is not taken yet, with its weight
 
     def rate(self, t: float, y: Tensor, mu: Tensor) -> Tensor:
-        """The right-hand side of ``[z, lambda]``, both ``[K, n, D]``; notes what it found."""
+        """The right-hand side of ``[z, lambda]``, both ``[K, n, D]``; notes the stage."""
         z, lam = y[0], y[1]
-        velocity, found = self.tape.velocity(z, self.tape.terms([t], z)[0], False)
-        self.plan.told.nfe_backward += 1
-        self.tape.put([found], [t])
-        cotangents, _, z_bar = self._cotangents([t], mu.unsqueeze(2))
-        direct = self.tape.begin(cotangents, weights=False)
-        back = self.tape.pull((slice(None), 0), lam)
-        for more in (direct, z_bar):
+        velocity, residuals = self.adjoint.velocity(z, self.adjoint.time_terms([t])[0])
+        self.plan.caller_stats.nfe_backward += 1
+        stage = _Stage(t, residuals, lam, mu)
+        pullback, _, z_bar = self._pullback([stage], parameters=False)
+        back = pullback.pull(0, lam)
+        for more in (pullback.direct, z_bar):
             if more is not None:
                 back = back + more[:, 0]
-        self.looks.append((t, found, lam))
+        self.stages.append(stage)
         return torch.stack([velocity, back.neg_()])
 
-    def _cotangents(
-        self, ts: list[float], bars: Tensor
-    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor | None]:
+    def _pullback(
+        self, stages: Sequence[_Stage], *, parameters: bool
+    ) -> tuple[Pullback, list[Tensor | None], Tensor | None]:
+        """The adjoint of some stages, and the cotangents of ``others`` and, beside it, of z."""
+        ts = [stage.t for stage in stages]
+        joined = self.adjoint.stack([stage.residuals for stage in stages], ts)
         if not self.plan.quadratures:
-            return {}, [None] * len(self.others), None
-        return cotangents_of(self.plan, rates_of(self.plan, ts, log_det=False, graph=True), bars, self.others)
+            return joined.pullback(Outputs(), parameters=parameters), [None] * len(self.others), None
+        rates = rates_of(self.plan, joined, ts, log_det=False, graph=True)
+        mu = torch.stack([stage.mu for stage in stages], 2)
+        cotangents, others, z_bar = cotangents_of(self.plan, rates, mu, self.others)
+        return joined.pullback(cotangents, parameters=parameters), others, z_bar
 
     def interval(self, z: Tensor, lam: Tensor, mu: Tensor, t: float, end: float) -> Tensor:
         """Goes back from ``z`` and ``lam`` at ``t``; returns lambda at ``end``."""
@@ -102,7 +118,7 @@ class _WayBack:
             for i, c in enumerate(self.table.c.tolist()):
                 self.steps.note(i, self.rate(a + c * (b - a), self.steps.stage(i, y) if i else y, self.mu))
             y = self.steps.end(y)
-            self._took(b - a, 0)
+            self._accept(b - a, 0)
         return y
 
     def _adaptive(self, y: Tensor, t: float, end: float) -> Tensor:
@@ -131,51 +147,47 @@ class _WayBack:
             # A step cut short by the end of an interval says little about the natural size.
             self.size = natural if ratio > 1 or not cut else max(natural, self.size)
             if ratio > 1:
-                del self.looks[1:]
+                del self.stages[1:]
                 continue
-            self._took(dt, 1)
+            self._accept(dt, 1)
             y, t = at, e
             steps.carry()
-        self.looks = []  # the next interval begins with another lambda
+        self.stages = []  # the next interval begins with another lambda
         return y
 
     def _first_step(self, y: Tensor, t: float, sign: float) -> float:
         f0 = sign * self.steps.k[0].reshape(y.shape)
-        noted = len(self.looks)
+        noted = len(self.stages)
         size = self.control.first(
             lambda s, y: sign * self.rate(t + sign * s, y, self.mu), y, f0,
             lambda x: self._norm(x.square().mean(-1)).sqrt(),
         )  # fmt: skip
-        del self.looks[noted:]
+        del self.stages[noted:]
         return size
 
     def _norm(self, squares: Tensor) -> Tensor:
         """The larger of the norms of z and lambda, from mean squares ``[2, K, n]``."""
         if self.plan.solver.norm == "sample":
             return squares.amax()
-        real = self.plan.real
-        return (squares.mean((1, 2)) if real is None else (squares * real).sum((1, 2))).amax()
+        shares = self.plan.shares
+        return (squares.mean((1, 2)) if shares is None else (squares * shares).sum((1, 2))).amax()
 
-    def _took(self, dt: float, keep: int) -> None:
-        """Enters an accepted step; ``keep`` looks at its end begin the next one."""
-        for (t, found, lam), b in zip(self.looks, self.table.b.tolist(), strict=True):
+    def _accept(self, dt: float, keep: int) -> None:
+        """Enters an accepted step; its last ``keep`` stages begin the next one."""
+        for stage, b in zip(self.stages, self.table.b.tolist(), strict=True):
             if b:
                 weight = -dt * b * self.scale
-                self.waiting.append((t, found, lam * weight, self.mu * weight))
-        self.looks = self.looks[-1:] if keep else []
-        if len(self.waiting) >= _STAGES_AT_ONCE:
+                self.accepted.append(_Stage(stage.t, stage.residuals, stage.lam * weight, stage.mu * weight))
+        self.stages = self.stages[-1:] if keep else []
+        if len(self.accepted) >= _STAGES_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
-        """Adds the waiting stages' share to the gradients of all parameters."""
-        if not self.waiting:
+        """Adds the accepted stages' share to the gradients of all parameters."""
+        if not self.accepted:
             return
-        ts, found, lams, mus = zip(*self.waiting, strict=True)
-        self.waiting = []
-        self.tape.put(found, list(ts))
-        cotangents, more, _ = self._cotangents(list(ts), torch.stack(mus, 2))
+        stages, self.accepted = self.accepted, []
+        pullback, more, _ = self._pullback(stages, parameters=True)
         self.other_bars.add(more)
-        self.tape.begin(cotangents)
-        lam = torch.stack(lams, 1)
-        self.tape.pull((slice(None), slice(None)), lam)
-        self.own.add(self.tape.gradients(lam))
+        pullback.pull(slice(None), torch.stack([stage.lam for stage in stages], 1))
+        self.own.add(pullback.gradients())

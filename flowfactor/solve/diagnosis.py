@@ -15,18 +15,9 @@ RHS = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def failure(
-    rhs: RHS,
-    t: Tensor,
-    y: Tensor,
-    dt: float,
-    t_start: float,
-    t_end: float,
-    y_start: Tensor,
-    step: int,
-    *,
-    limit: int | None,
-    fixed: bool = False,
-) -> FlowSolveError:
+    rhs: RHS, t: Tensor, y: Tensor, dt: float, t_start: float, t_end: float, y_start: Tensor, step: int, *,
+    limit: int | None, fixed: bool = False,
+) -> FlowSolveError:  # fmt: skip
     """Builds the error of a solve that stopped.
 
     Args:

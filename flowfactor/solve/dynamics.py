@@ -1,4 +1,4 @@
-"""The right-hand side of a solve as torchdiffeq calls it, with what is counted and limited on the way."""
+"""The right-hand side of a solve as torchdiffeq calls it, with what is counted and limited during the solve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowfactor.solve.diagnosis import stiffness
 from flowfactor.solve.runge_kutta import tableau
 from flowfactor.solver import SCIPY_METHOD, Solver
 
-LOOK_EVERY = 1_000  # attempted steps between two looks at whether a solve can still end within its limit
+CHECK_EVERY = 1_000  # attempted steps between two checks that a solve can still end within its limit
 
 
 class StepLimitError(Exception):
@@ -91,7 +91,7 @@ class Dynamics:
         attempts, limit = self.stats.accepted + self.stats.rejected, self.solver.max_steps
         if attempts >= limit:
             raise StepLimitError
-        if attempts % LOOK_EVERY == LOOK_EVERY - 1:
+        if attempts % CHECK_EVERY == CHECK_EVERY - 1:
             hopeless = abs(self.end - float(t.detach())) > (limit - attempts) * abs(self.last[2])
             if hopeless and stiffness(self.rhs, t, y)[0] * abs(self.last[2]) > 1:
                 raise StepLimitError
@@ -116,7 +116,7 @@ class Dynamics:
     def _backward_failure(self, now: float, reason: Reason) -> FlowSolveError:
         within = f" within max_steps={self.solver.max_steps}" if reason == "steps" else ""
         return FlowSolveError(
-            f"the adjoint equation could not be solved beyond t={now:.6g} on its way back{within}. Backpropagate with "
+            f"the adjoint equation could not be solved backwards in time beyond t={now:.6g}{within}. Backpropagate with "
             'gradient="checkpoint" (its memory is small too), or use looser tolerances',
             reason=reason, time=now, step=self.stats.accepted,
         )  # fmt: skip

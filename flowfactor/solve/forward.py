@@ -1,21 +1,19 @@
-"""The way forward of a solve by closed forms: torchdiffeq's steps without autograd, with a record of every stage."""
+"""The forward pass of a solve in closed form: torchdiffeq's steps without autograd, keeping the residuals of every stage."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactor.fields._sum_adjoint import FieldTape, Found
-from flowfactor.fields._weighted_adjoint import WeightedTape
 from flowfactor.fields.base import Evaluation
+from flowfactor.networks.stage_adjoint import Residuals, StageAdjoint, TimeTerms
 from flowfactor.path import SolveStats
-from flowfactor.solve.dynamics import LOOK_EVERY
+from flowfactor.solve.dynamics import CHECK_EVERY
 from flowfactor.solve.runge_kutta import StepControl, Steps, Tableau
 from flowfactor.solver import Solver
 
@@ -25,7 +23,7 @@ class GaveUpError(Exception):
 
 
 @dataclass
-class Taken:
+class Step:
     """One accepted step: its size, the stages it used, and the outputs that lie in it."""
 
     dt: float
@@ -45,14 +43,14 @@ class Block:
 
     z: Tensor | None
     t: float
-    taken: list[Taken] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     stage_times: list[float] = field(default_factory=list)
     reached: int = 1
 
     def weights(self, table: Tableau, outputs: int) -> np.ndarray:
         """Weights ``[T, S]`` by which the rates of the stages add to the integrals at the outputs."""
         result, sofar = np.zeros((outputs, len(self.stage_times))), np.zeros(len(self.stage_times))
-        for step in self.taken:
+        for step in self.steps:
             for out, inside in step.outputs:
                 result[out] = sofar
                 np.add.at(result[out], step.stages, step.dt * inside)
@@ -65,7 +63,7 @@ class Block:
 class Plan:
     """What one solve needs to know."""
 
-    tape: FieldTape | WeightedTape
+    adjoint: StageAdjoint
     table: Tableau
     solver: Solver
     times: list[float]
@@ -74,12 +72,12 @@ class Plan:
     costs: Mapping[str, Callable[[Evaluation], Tensor]]
     want: frozenset[str]
     probe: Tensor | None
-    real: Tensor | None  # weight of every row in a mean over the batch, where some rows repeat others
+    shares: Tensor | None  # weight of every place in a mean over the batch, where some samples are repeated
     stats: SolveStats
-    told: SolveStats  # what the caller sees, for evaluations on the way back
+    caller_stats: SolveStats  # what the caller sees, for evaluations of the backward pass
     attempted: int  # steps of the stretches before this one
     differentiable: bool  # whether gradients are on: inside a Function they never are
-    again: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
+    by_autograd: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
 
     @property
     def steered(self) -> bool:
@@ -92,23 +90,24 @@ class Plan:
         return self.log_det + len(self.costs)
 
 
-class March:
-    """The way forward.
+class Forward:
+    """The forward pass.
 
     Args:
         plan: What is solved.
         z0: State at the start, ``[K, n, D]``.
-        record: Whether the tape keeps what every accepted stage found.
         limit: Steps of a block; None for one block whatever its length.
-        done: Called with every block when it is complete and its record is still there.
+        done: Called with every complete block and the residuals of its stages, which are dropped then; None where nobody
+            needs residuals.
     """
 
     def __init__(
-        self, plan: Plan, z0: Tensor, record: bool, limit: int | None = None,
-        done: Callable[[Block], None] = lambda block: None,
+        self, plan: Plan, z0: Tensor, limit: int | None = None,
+        done: Callable[[Block, list[Residuals]], None] | None = None,
     ) -> None:  # fmt: skip
-        self.plan, self.tape, self.solver = plan, plan.tape, plan.solver
-        self.record, self.limit, self.done = record, limit, done
+        self.plan, self.adjoint, self.solver = plan, plan.adjoint, plan.solver
+        self.limit, self.done = limit, done
+        self.residuals: list[Residuals] = []  # of the accepted stages of the block under way
         self.steered = plan.steered
         self.steps = Steps(plan.table, z0, self.steered, plan.solver)
         self.blocks: list[Block] = []
@@ -118,38 +117,44 @@ class March:
         self.ys[0] = z0
         self.log_det = z0.new_zeros(len(plan.times), *z0.shape[:-1]) if self.steered else None
 
-    def look(self, i: int, t: float, z: Tensor, terms: Any) -> Found:
-        """Evaluates the field at a stage."""
-        _, found = self.tape.velocity(z, terms, self.record, self.steps.each[i])
+    def evaluate(self, i: int, z: Tensor, terms: TimeTerms) -> Residuals:
+        """Evaluates the velocity at stage ``i`` of a step."""
+        _, residuals = self.adjoint.velocity(z, terms, self.steps.each[i])
         self.plan.stats.nfe += 1
-        self.block.stage_times.append(t)
-        return found
+        return residuals
+
+    def _accept(self, ts: Sequence[float], residuals: Sequence[Residuals]) -> None:
+        """Enters accepted stages at the times ``ts``."""
+        self.block.stage_times += ts
+        if self.done is not None:
+            self.residuals += residuals
 
     def run(self, z: Tensor) -> None:
         """Takes all steps from ``z``."""
         (self._adaptive if self.solver.adaptive else self._fixed)(z)
-        if self.block.taken:
+        if self.block.steps:
             self._close()
 
     def _close(self) -> None:
-        self.done(self.block)
+        last, residuals = self.residuals[-1:], self.residuals
+        self.residuals = last if self.solver.adaptive else []  # the last stage of a step is the first of the next
+        if self.done is not None:
+            self.done(self.block, residuals)
         self.blocks.append(self.block)
 
-    def _took(self, step: Taken, z: Tensor, t: float, reached: int) -> None:
+    def _end_step(self, step: Step, z: Tensor, t: float, reached: int) -> None:
         """Enters an accepted step that led to ``z`` at ``t``; begins a new block after the last step of one."""
         block = self.block
-        block.taken.append(step)
+        block.steps.append(step)
         block.reached = reached
         self.plan.stats.accepted += 1
-        if self.limit is None or len(block.taken) < self.limit or reached == len(self.plan.times):
+        if self.limit is None or len(block.steps) < self.limit or reached == len(self.plan.times):
             return
         self._close()
         # One state an output is kept: with many steps between two outputs the others are found again.
         self.block = Block(z if reached > self.kept else None, t, reached=reached)
         self.kept = reached
-        if self.record:
-            self.tape.begin_block(self.solver.adaptive)
-        if self.solver.adaptive:  # the last stage of a step is the first of the next
+        if self.solver.adaptive:
             self.block.stage_times.append(t)
 
     def _fixed(self, z: Tensor) -> None:
@@ -157,21 +162,22 @@ class March:
         times = torch.tensor(self.plan.times, dtype=torch.float64)
         grid, table = self.solver.grid(times).tolist(), self.plan.table
         asked = [t + c * (e - t) for t, e in zip(grid[:-1], grid[1:], strict=True) for c in table.c.tolist()]
-        terms = iter(self.tape.terms(asked, z))
+        terms = iter(self.adjoint.time_terms(asked))
         out = 1
         for t, e in zip(grid[:-1], grid[1:], strict=True):
             dt = e - t
             self.steps.start(dt)
             begun = len(self.block.stage_times)
             for i, c in enumerate(table.c.tolist()):
-                self.look(i, t + c * dt, self.steps.stage(i, z) if i else z, next(terms))
+                residuals = self.evaluate(i, self.steps.stage(i, z) if i else z, next(terms))
+                self._accept([t + c * dt], [residuals])
             z = self.steps.end(z)
             landed = e == self.plan.times[out]
-            step = Taken(dt, list(range(begun, begun + table.size)), [(out, table.b)] if landed else [])
+            step = Step(dt, list(range(begun, begun + table.size)), [(out, table.b)] if landed else [])
             if landed:
                 self.ys[out] = z
                 out += 1
-            self._took(step, z, e, out)
+            self._end_step(step, z, e, out)
         if not bool(torch.isfinite(self.ys).all()):
             raise GaveUpError
 
@@ -183,9 +189,10 @@ class March:
         control = StepControl(self.solver, table.order)
         before = plan.start[..., 0] if self.steered else 0
         ell = plan.start[..., 0] if self.steered else None
-        found = self.look(0, t, z, self.tape.terms([t], z)[0])
+        first = self.evaluate(0, z, self.adjoint.time_terms([t])[0])
+        self._accept([t], [first])
         if self.steered:
-            steps.note_rates(0, self.tape.divergence([found]))
+            steps.note_rates(0, self.adjoint.divergence([first]))
         size = self._first_step(control, z, t, sign)
         landings = [end] if self.solver.method == "dopri5" else times[1:]
         out, attempts = 1, plan.attempted
@@ -197,22 +204,20 @@ class March:
             attempts = self._limit(attempts, t, dt, end)
             begun = len(self.block.stage_times)
             steps.start(dt)
-            at, looks = z, []
+            at, residuals = z, []
             moments = [e if c == 1 else t + c * dt for c in table.c[1:].tolist()]
-            for i, (moment, terms) in enumerate(zip(moments, self.tape.terms(moments, z), strict=True), 1):
+            for i, terms in enumerate(self.adjoint.time_terms(moments), 1):
                 at = steps.stage(i, z)
-                looks.append(self.look(i, moment, at, terms))
+                residuals.append(self.evaluate(i, at, terms))
             if self.steered:  # nothing depends on it before the step is judged
-                steps.note_rates(1, self.tape.divergence(looks))
+                steps.note_rates(1, self.adjoint.divergence(residuals))
             ratio = self._ratio(z, at, ell)
             size = control.next(abs(dt), ratio)
             if ratio > 1:
                 plan.stats.rejected += 1
-                del self.block.stage_times[begun:]
-                if self.record:
-                    self.tape.forget(begun)
                 continue
-            step = Taken(dt, list(range(begun - 1, begun + table.size - 1)), [])
+            self._accept(moments, residuals)
+            step = Step(dt, list(range(begun - 1, begun + table.size - 1)), [])
             while out < len(times) and (e - times[out]) * sign >= 0:
                 step.outputs.append((out, table.inside((times[out] - t) / dt if times[out] != e else 1.0)))
                 out += 1
@@ -227,7 +232,7 @@ class March:
                     ell = ell + over
             z, t = at, e
             steps.carry()
-            self._took(step, z, t, out)
+            self._end_step(step, z, t, out)
 
     def _first_step(self, control: StepControl, z: Tensor, t: float, sign: float) -> float:
         def pack(velocity: Tensor, rate: Tensor | None) -> Tensor:
@@ -235,9 +240,9 @@ class March:
 
         def func(s: float, y: Tensor) -> Tensor:
             at = y[..., : z.shape[-1]].contiguous()
-            velocity, found = self.tape.velocity(at, self.tape.terms([t + sign * s], at)[0], False)
+            velocity, residuals = self.adjoint.velocity(at, self.adjoint.time_terms([t + sign * s])[0])
             self.plan.stats.nfe += 1
-            return sign * pack(velocity, self.tape.divergence([found])[0] if self.steered else None)
+            return sign * pack(velocity, self.adjoint.divergence([residuals])[0] if self.steered else None)
 
         rate = self.steps.rates[0].reshape(z.shape[:-1]) if self.steps.rates is not None else None
         f0 = sign * pack(self.steps.k[0].reshape(z.shape), rate)
@@ -247,11 +252,11 @@ class March:
     def _mean(self, squares: Tensor) -> Tensor:
         if self.solver.norm == "sample":
             return squares.amax()
-        return squares.mean() if self.plan.real is None else (squares * self.plan.real).sum()
+        return squares.mean() if self.plan.shares is None else (squares * self.plan.shares).sum()
 
     def _ratio(self, z: Tensor, end: Tensor, ell: Tensor | None) -> float:
         """The error of a step over the tolerance."""
-        if self.solver.norm == "batch" and self.plan.real is None:
+        if self.solver.norm == "batch" and self.plan.shares is None:
             square = self.steps.mean_error(z, end, ell)
         else:
             square = float(self._mean(self.steps.error(z, end, ell)))
@@ -261,7 +266,7 @@ class March:
 
     def _limit(self, attempts: int, t: float, dt: float, end: float) -> int:
         limit = self.solver.max_steps
-        hopeless = attempts % LOOK_EVERY == LOOK_EVERY - 1 and abs(end - t) > (limit - attempts) * abs(dt)
+        hopeless = attempts % CHECK_EVERY == CHECK_EVERY - 1 and abs(end - t) > (limit - attempts) * abs(dt)
         if attempts >= limit or t + dt == t or hopeless:
             raise GaveUpError
         return attempts + 1

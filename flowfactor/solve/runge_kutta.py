@@ -1,7 +1,7 @@
 """Runge-Kutta steps over states of any layout, with torchdiffeq's tableaus, first step and step-size control.
 
 torchdiffeq keeps the k of a step in the last dimension and its times in tensors. For the small states of latent flows that
-costs more than the field. Here the k are rows, so that each combination of them is one matrix product, and times are
+costs more than the field. Here a matrix holds the k, so that each combination of them is one product, and times are
 numbers; which steps are tried and taken is decided by torchdiffeq's rules from the same error estimate.
 """
 
@@ -72,16 +72,16 @@ _FIXED = {
 
 @cache
 def tableau(method: str) -> Tableau | None:
-    """The tableau of a method, or None where it is not a Runge-Kutta method whose steps can be told one by one.
+    """The tableau of a method, or None where it is not a Runge-Kutta method whose steps are independent of one another.
 
     torchdiffeq begins a step of an adaptive method with the last stage of the step before. Where that stage does not lie
     at the new state (adaptive_heun, fehlberg2), a step depends on its predecessor, and there is none.
     """
     if method in _FIXED:
-        rows, b = _FIXED[method]
+        below, b = _FIXED[method]
         a = np.zeros((len(b), len(b)))
-        for i, row in enumerate(rows):
-            a[i, : len(row)] = row
+        for i, weights in enumerate(below):
+            a[i, : len(weights)] = weights
         return Tableau(a, np.array(b), a.sum(1))
     kind = SOLVERS.get(method)
     if kind is None or not issubclass(kind, RKAdaptiveStepsizeODESolver):
@@ -89,8 +89,8 @@ def tableau(method: str) -> Tableau | None:
     own = kind.tableau
     q = len(own.alpha) + 1
     a = np.zeros((q, q))
-    for i, row in enumerate(own.beta):
-        a[i + 1, : i + 1] = row.double().numpy()
+    for i, weights in enumerate(own.beta):
+        a[i + 1, : i + 1] = weights.double().numpy()
     b = own.c_sol.double().numpy()
     if b[-1] != 0 or not np.array_equal(b[:-1], a[-1, :-1]):
         return None
@@ -149,11 +149,11 @@ class Steps:
         self.k = like.new_empty(q, like.numel())
         self.rates = like.new_empty(q, like.shape[:-1].numel()) if quadrature else None
         self.a = torch.tensor(table.a, dtype=like.dtype, device=like.device)
-        rows = [table.b] if table.error is None else [table.b, table.error]
-        self.ends = torch.tensor(np.stack(rows), dtype=like.dtype, device=like.device)
+        ends = [table.b] if table.error is None else [table.b, table.error]
+        self.ends = torch.tensor(np.stack(ends), dtype=like.dtype, device=like.device)
         # Weights for the step under way. For small states an index costs as much as a product: all are taken once.
         self.scaled, self.scaled_ends = torch.empty_like(self.a), torch.empty_like(self.ends)
-        self.each = [row.view(self.shape) for row in self.k.unbind(0)]
+        self.each = [k.view(self.shape) for k in self.k.unbind(0)]
         self.before = [(self.k[:i].mT, self.scaled[i, :i]) for i in range(q)]
         self.whole = self.k.mT, self.scaled_ends[0]
 
@@ -185,9 +185,9 @@ class Steps:
         """The state at the end of a step from ``z``."""
         return torch.addmv(z.reshape(-1), *self.whole).view(self.shape)
 
-    def weights(self, rows: list[np.ndarray], dt: float) -> Tensor:
-        """Weights of `Tableau.inside` for a step of ``dt``, ``[len(rows), q]``."""
-        return torch.tensor(np.array(rows) * dt, dtype=self.k.dtype, device=self.k.device)
+    def weights(self, parts: list[np.ndarray], dt: float) -> Tensor:
+        """Weights of `Tableau.inside` for a step of ``dt``, ``[len(parts), q]``."""
+        return torch.tensor(np.array(parts) * dt, dtype=self.k.dtype, device=self.k.device)
 
     def at(self, z: Tensor, weights: Tensor) -> Tensor:
         """The state inside a step from ``z``, by its weights ``[q]``."""

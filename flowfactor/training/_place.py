@@ -73,7 +73,9 @@ class Place:
             if error.args:
                 raise
             how = (
-                f"Go on from the last checkpoint: {resume_command(self.folder)}" if self.begun else "Nothing was saved"
+                f"Go on from the last checkpoint: {resume_command(self.folder, self.config.imports)}"
+                if self.begun
+                else "Nothing was saved"
             )
             raise KeyboardInterrupt(how) from None
         except OSError as error:

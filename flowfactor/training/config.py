@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowfactor._checks import choices, did_you_mean
+from flowfactor._methods import METHODS, SHARED_OPTIONS
+from flowfactor._plugins import import_modules, is_imported, load_plugins
 from flowfactor.errors import require
 from flowfactor.training.datasets import DataConfig
 from flowfactor.training.folder import run_folder
 from flowfactor.training.settings import SettingError, check_settings, kinds, read, short, unknown_key
-from flowfactor.training.signatures import METHOD_SOURCES, read_model
+from flowfactor.training.signatures import model_settings, read_model
 
 PRESETS = Path(__file__).parent.parent / "configs"
 """Folder of the presets."""
@@ -132,10 +134,13 @@ class Config:
         method: Name of the method in `flowfactor.models.METHODS`.
         seed: Seed of the initial weights and of all draws.
         output: Folder of the run.
+        imports: Modules of your own that register methods, data sets or parts: names, or paths of ``.py`` files. They are
+            not imported here: in Python import them first, on the command line give ``--import``.
 
     Raises:
         TypeError: If a section is not of its type; `from_dict` makes one of plain values.
-        ValueError: If the method is unknown, or its model has no such setting, or a value is of another type.
+        ValueError: If the method is unknown, or its model has no such setting, or a value is of another type, or a module
+            of `imports` has not been imported.
 
     Example:
         >>> config = load_config("demo")
@@ -149,18 +154,30 @@ class Config:
     method: str = "ours"
     seed: int = 0
     output: str = "runs/latest"
+    imports: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, kind in (("data", DataConfig), ("train", TrainConfig), ("model", dict)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}")
-        for name in ("model", "method", "seed", "output"):
+        for name in ("model", "method", "seed", "output", "imports"):
             setattr(self, name, read(name, kinds(Config)[name], getattr(self, name)))
         if abs(self.seed) >= 2**63:
             raise SettingError("seed", f"must be below 2^63 in size, got {short(self.seed)}")
-        if self.method not in METHOD_SOURCES:
+        missing = [entry for entry in self.imports if not is_imported(entry)]
+        if missing:
             raise SettingError(
-                "method", f"names the unknown method {self.method!r}{choices(self.method, METHOD_SOURCES)}"
+                "imports",
+                f"names code of the user's ({', '.join(missing)}), which runs when it is imported: if you trust it, allow "
+                f"it by {' '.join(f'--import {entry}' for entry in missing)}, or import it first in Python",
+            )
+        if self.method not in METHODS:
+            load_plugins()
+        if self.method not in METHODS:
+            raise SettingError(
+                "method",
+                f"names the unknown method {self.method!r}{choices(self.method, METHODS)}; one of your own comes by "
+                "--import",
             )
         self.model = read_model(self.method, self.model)
 
@@ -168,6 +185,8 @@ class Config:
         """Gives the settings as plain values, ready for JSON and YAML."""
         plain = asdict(self)
         plain["train"]["betas"] = list(plain["train"]["betas"])
+        if not self.imports:
+            del plain["imports"]
         return plain
 
     def as_yaml(self) -> str:
@@ -198,10 +217,8 @@ class Config:
             >>> load_config("demo").with_method("vae").model
             {'latent_dim': 32, 'frames_per_step': 2, 'decoder': {'initial_mean': 0.1}}
         """
-        from flowfactor.models.methods import SHARED_OPTIONS, get_method
-
-        get_method(method)
-        shared = {name: value for name, value in self.model.items() if name in SHARED_OPTIONS}
+        known = model_settings(Config(method=method).method)  # tells where there is no such method
+        shared = {name: value for name, value in self.model.items() if name in SHARED_OPTIONS and name in known}
         return Config.from_dict(self.as_dict() | {"method": method, "model": shared})
 
     @classmethod
@@ -282,13 +299,16 @@ def preset_path(preset: str | Path, also: Iterable[str] = ()) -> Path:
     raise ValueError(f"unknown preset {name!r}{choices(name, presets)}, or give the path of a YAML file")
 
 
-def load_config(preset: str | Path) -> Config:
+def load_config(preset: str | Path, *, imports: Iterable[str] = ()) -> Config:
     """Reads a preset, or your own YAML file.
 
     The ``config.yaml`` in the folder of a run means that folder as its output, wherever the run was when it was written.
+    What a file says in ``imports`` is never imported because it says so.
 
     Args:
         preset: One of `list_presets`, or the path of a YAML file.
+        imports: Modules of yours to import first, which register methods, data sets or parts: names, or paths of ``.py``
+            files.
 
     Returns:
         The configuration.
@@ -297,7 +317,9 @@ def load_config(preset: str | Path) -> Config:
         ValueError: If there is no such preset, or the file does not hold a configuration: the message names the file, the
             line and the key.
         FileNotFoundError: If there is no such file.
+        ImportError: If a module cannot be imported.
     """
+    import_modules(imports)
     path = preset_path(preset)
     values, lines = read_file(path)
     with located(path, lines):
@@ -306,6 +328,23 @@ def load_config(preset: str | Path) -> Config:
     if folder is not None:
         config.output = str(folder)
     return config
+
+
+def imports_of(path: Path) -> list[str]:
+    """What a file of settings says is to be imported; nothing where it lies in the folder of a run, which may be anybody's.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Names of modules, and paths of ``.py`` files.
+
+    Raises:
+        ValueError: If they are not a list of these.
+    """
+    values, lines = read_file(path)
+    with located(path, lines):
+        return [] if run_folder(path) is not None else read("imports", list[str], values.get("imports", []))
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

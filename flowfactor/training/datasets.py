@@ -4,36 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from flowfactor.training.own import open_own
+from flowfactor._datasets import DATASETS
+from flowfactor._plugins import load_plugins
 from flowfactor.training.settings import check_settings
+from flowfactor.training.signatures import read_options
 
 if TYPE_CHECKING:
     from flowfactor.data import SequenceDataset
-
-DataName = Literal[
-    "mnist",
-    "digits",
-    "scenes",
-    "shapes3d",
-    "dsprites",
-    "falcor3d",
-    "isaac3d",
-    "smallnorb",
-    "mnist-combined",
-    "scenes-combined",
-    "sequences",
-]
-DATA_NAMES: tuple[str, ...] = get_args(DataName)
-"""Every data set that a configuration can name."""
-
-_GRIDS: Mapping[str, str] = {
-    "scenes": "Scenes", "shapes3d": "Shapes3D", "dsprites": "DSprites", "falcor3d": "Falcor3D", "isaac3d": "Isaac3D",
-    "smallnorb": "SmallNORB",
-}  # fmt: skip
-_ON_DISK = ("mnist", "mnist-combined", "shapes3d", "dsprites", "falcor3d", "isaac3d", "smallnorb")
-_FETCHED = ("mnist", "mnist-combined", "shapes3d", "dsprites", "smallnorb")
 
 
 def data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,9 +44,11 @@ class DataConfig:
     Args:
         name: ``mnist``, ``digits``, ``scenes``, ``shapes3d``, ``dsprites``, ``falcor3d``, ``isaac3d``, ``smallnorb``;
             ``mnist-combined`` or ``scenes-combined``, in whose training sequences transformations act together or one
-            after another, and in whose test sequences they act alone; or ``sequences`` (your own pictures and films).
+            after another, and in whose test sequences they act alone; ``sequences`` (your own pictures and films); or what
+            you have registered by `flowfactor.register_dataset`.
         root: Folder or file of the data, where it has one.
-        steps: Steps T of a sequence: T + 1 frames. Ignored by ``sequences``, which are as long as they are.
+        steps: Steps T of a sequence: T + 1 frames. Ignored by ``sequences`` and by registered data sets that take no
+            ``steps``, whose sequences are as long as they are.
         flows: Names of the transformations, in the order of k: of `flowfactor.data.paper_transforms` for ``mnist`` and
             ``digits``, of the factors that move for the others; null takes the data set's usual ones.
         download: Fetch the data if they are missing, where the data set knows from where.
@@ -91,7 +72,7 @@ class DataConfig:
         ('rotation', 'perspective')
     """
 
-    name: DataName = "mnist"
+    name: Annotated[str, DATASETS] = "mnist"
     root: str | None = None
     steps: int = 8
     flows: list[str] | None = None
@@ -103,12 +84,14 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.name not in DATASETS:
+            load_plugins()
         check_settings(self, "data.")
 
     @property
     def is_combined(self) -> bool:
         """Whether transformations combine in the training sequences."""
-        return self.name.endswith("-combined")
+        return "combined" in DATASETS[self.name].takes
 
     def dataset(self, split: Literal["train", "test"] = "train", *, combined: bool | None = None) -> SequenceDataset:
         """Opens the data set.
@@ -130,17 +113,32 @@ class DataConfig:
                 be split.
             TypeError: If the data set takes no such option.
         """
-        if self.name not in DATA_NAMES:
-            raise ValueError(f"data.name is one of {', '.join(DATA_NAMES)}, got {self.name!r}")
-        if self.download and self.name not in _FETCHED:
-            raise ValueError(f"data.download fetches {', '.join(_FETCHED)}; {self.name} it cannot: leave it out")
+        check_settings(self, "data.")  # what was set since it was made is checked too
+        source = DATASETS[self.name]
+        self._check_taken(source.takes)
         if combined and not self.is_combined:
             raise ValueError(f"transformations combine in mnist-combined and scenes-combined, not in {self.name}")
-        if self.test_root is not None and self.name != "sequences":
-            raise ValueError(f"data.test_root is for your own sequences; {self.name} has a test split: leave it out")
-        combined = self.is_combined and split == "train" if combined is None else combined
-        made = open_own(self, split) if self.name == "sequences" else self._known(split, combined)
+        given = {name: getattr(self, name, None) for name in source.takes}
+        settings = {name: value for name, value in given.items() if value is not None and value is not False}
+        if self.is_combined:
+            settings["combined"] = split == "train" if combined is None else combined
+        made = source.open(split=split, **read_options(self.name, self.options), **settings)
+        _check_opened(made, self.name)
         return made if self.limit is None or split != "train" else self._limited(made)
+
+    def _check_taken(self, takes: tuple[str, ...]) -> None:
+        """Refuses what is set and the data set does not take."""
+        if self.download and "download" not in takes:
+            fetched = ", ".join(name for name, source in DATASETS.items() if "download" in source.takes)
+            raise ValueError(f"data.download fetches {fetched}; {self.name} it cannot: leave it out")
+        if self.test_root is not None and "test_root" not in takes:
+            raise ValueError(f"data.test_root is for your own sequences; {self.name} has a test split: leave it out")
+        if self.root is not None and "root" not in takes:
+            raise ValueError(f"data.root is for data sets that lie in files, and {self.name} does not: leave it out")
+        if self.flows is not None and "flows" not in takes:
+            raise ValueError(
+                f"data.flows chooses among what a data set offers; those of {self.name} are its own: leave it out"
+            )
 
     def _limited(self, made: SequenceDataset) -> SequenceDataset:
         from flowfactor.data.splits import draw
@@ -150,37 +148,11 @@ class DataConfig:
         except (ValueError, TypeError) as error:
             raise type(error)(f"data.{error}") from None
 
-    def _known(self, split: Literal["train", "test"], combined: bool) -> SequenceDataset:
-        from flowfactor import data
 
-        base = self.name.removesuffix("-combined")
-        settings: dict[str, Any] = dict(self.options)
-        # What makes the training sequences of the combined sets, and would mean nothing to the plain ones.
-        mixing = {
-            name: settings.pop(name)
-            for name in ("modes", "strength", "seed", "count")
-            if self.is_combined and name in settings
-        }
-        settings["steps"] = self.steps
-        if self.name in _ON_DISK and self.root is not None:
-            settings["root"] = self.root
-        if self.download:
-            settings["download"] = True
-        if base in _GRIDS:
-            if self.flows is not None:
-                settings["vary"] = tuple(self.flows)
-            grid = getattr(data, _GRIDS[base])(split=split, **settings)
-            return data.CombinedScenes(grid, **mixing) if combined else grid
-        if self.flows is not None:
-            settings["transforms"] = data.paper_transforms(self.steps, self.flows)
-        plain = (data.MNIST if base == "mnist" else data.Digits)(split=split, **settings)
-        if not combined:
-            return plain
-        return data.CombinedImages(
-            plain.images,
-            plain.transforms,
-            self.steps,
-            colour=settings.get("colour", "red"),
-            labels=plain.labels,
-            **mixing,
+def _check_opened(made: Any, name: str) -> None:
+    from flowfactor.data import SequenceDataset
+
+    if not isinstance(made, SequenceDataset):
+        raise TypeError(
+            f"the data set {name!r} gives a {type(made).__name__}, not a flowfactor.data.SequenceDataset: derive one from it"
         )

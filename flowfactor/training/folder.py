@@ -263,9 +263,14 @@ def holds_run(folder: Path) -> bool:
     return holds_checkpoint(folder) or (folder / RESULT).exists()
 
 
-def resume_command(folder: Path) -> str:
+def resume_command(folder: Path, imports: Iterable[str] = ()) -> str:
     """The command that goes on with the run in a folder, from wherever it is given."""
-    return f"flowfactor train {shlex.quote(str((folder / CONFIG).absolute()))} --resume"
+    return f"flowfactor train {shlex.quote(str((folder / CONFIG).absolute()))} --resume{import_options(imports)}"
+
+
+def import_options(imports: Iterable[str]) -> str:
+    """The options by which a command on a run may import what it was made with."""
+    return "".join(f" --import {shlex.quote(entry)}" for entry in imports)
 
 
 def run_folder(path: Path) -> Path | None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import platform
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 import flowfactor
+from flowfactor._plugins import import_modules, load_plugins
 from flowfactor.data import SequenceDataset
 from flowfactor.models import load_pretrained
 from flowfactor.training._cluster import settle
@@ -44,6 +45,7 @@ from flowfactor.training.folder import (
     RESULT,
     check_folder,
     check_writable,
+    import_options,
     own,
     remove,
     write_text,
@@ -176,7 +178,7 @@ class Run:
             except KeyboardInterrupt:
                 if failure is not None:
                     raise failure from None
-                how = f"flowfactor evaluate {shlex.quote(str(self.folder.absolute()))}"
+                how = f"flowfactor evaluate {shlex.quote(str(self.folder.absolute()))}{import_options(self.config.imports)}"
                 raise KeyboardInterrupt(
                     f"The model is trained and saved, but not measured. Measure it: {how}"
                 ) from None
@@ -249,6 +251,7 @@ def prepare(config: Config | str | Path, *, resume: bool = False, overwrite: boo
             those of the run to resume; or if its table or all of its checkpoints are damaged.
         TypeError: If the model takes no such setting.
     """
+    load_plugins()
     config = config if isinstance(config, Config) else load_config(config)
     config = Config.from_dict(config.as_dict())  # what was set in a section since it was made is checked too
     settle(config.train)
@@ -306,24 +309,33 @@ def train(config: Config | str | Path, *, resume: bool = False, overwrite: bool 
     return prepare(config, resume=resume, overwrite=overwrite).fit()
 
 
-def load_run(folder: str | Path) -> tuple[Any, Config]:
+def load_run(folder: str | Path, *, imports: Iterable[str] = ()) -> tuple[Any, Config]:
     """Loads the model and the settings of a run.
+
+    No file of the folder, which anybody may have sent, has code imported: where the run was made with methods, data or parts
+    of one's own, say from where they come, or import that first.
 
     Args:
         folder: Folder of the run.
+        imports: Modules of yours to import first: names, or paths of ``.py`` files.
 
     Returns:
         The model, in evaluation mode, and its configuration.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or no model yet.
+        ImportError: If a module cannot be imported.
+        ValueError: If a file is damaged, or the run was made with modules that have not been imported; it names them.
     """
+    import_modules(imports)
+    load_plugins()
     folder = Path(folder).expanduser()
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a run: it holds no {CONFIG}")
     if not (folder / MODEL).is_dir():
         raise FileNotFoundError(f"{folder} holds no {MODEL}/ yet: the training has not ended; train with --resume")
-    return load_pretrained(folder / MODEL), load_config(folder / CONFIG)
+    config = load_config(folder / CONFIG)  # first: it says what a model of one's own needs
+    return load_pretrained(folder / MODEL), config
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flowfactor._checks import did_you_mean
 from flowfactor.errors import require
@@ -101,10 +101,17 @@ def check_settings(settings: Any, section: str) -> None:
         setattr(settings, name, read(section + name, kind, getattr(settings, name)))
 
 
-@cache
 def kinds(kind: type[Any]) -> dict[str, Any]:
-    """The annotation of every field of a dataclass."""
-    hints = get_type_hints(kind)
+    """The annotation of every field of a dataclass; one of names out of a registry is of those that it has now."""
+    return {
+        name: Literal[tuple(hint.__metadata__[0])] if get_origin(hint) is Annotated else hint
+        for name, hint in _hints(kind).items()
+    }
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
     return {entry.name: hints[entry.name] for entry in fields(kind)}
 
 

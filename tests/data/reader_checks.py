@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
-import numpy as np
 import torch
 
 from flowfactor.data.factors import FactorSequences
-
-
-def grid(*sizes: int) -> np.ndarray:
-    """The states of every combination, in the row-major order of the published files."""
-    return np.array(list(itertools.product(*map(range, sizes))))
 
 
 def check_sequences(data: FactorSequences, shown) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import struct
 from pathlib import Path
 
@@ -11,28 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reader_checks import check_sequences, check_splits, grid
+from published_files import PREFIX, RENDERED, write_matrix, write_norb, write_rendered
+from reader_checks import check_sequences, check_splits
 
-from flowfactor.data import Falcor3D, Isaac3D, SmallNORB
+from flowfactor.data import Falcor3D, SmallNORB
 from flowfactor.data.readers.norb import read_binary_matrix
-
-RENDERED = {
-    "falcor": (Falcor3D, (2, 3, 3, 2, 2, 2, 2), "train-rec.labels", "Falcor3D_down128"),
-    "isaac": (Isaac3D, (2, 3, 3, 2, 2, 1, 2, 2, 2), "labels.npy", "Isaac3D_down128"),
-}
-
-
-def write_rendered(folder: Path, name: str) -> Path:
-    _, sizes, labels, _ = RENDERED[name]
-    states = grid(*sizes)
-    (folder / "images").mkdir(parents=True)
-    with (folder / labels).open("wb") as file:  # np.save adds an ending to a name
-        np.save(file, states / np.maximum(np.array(sizes) - 1, 1))
-    for n, row in enumerate(states):
-        picture = np.zeros((3, 5, 3), dtype=np.uint8)
-        picture.reshape(-1)[: len(row)] = row * 60 + 1
-        Image.fromarray(picture).save(folder / "images" / f"{n:06}.png")
-    return folder
 
 
 def show_rendered(states: torch.Tensor) -> torch.Tensor:
@@ -109,32 +91,7 @@ def test_rendered_damaged_or_missing(rendered, tmp_path: Path) -> None:
 
 # --- SmallNORB --------------------------------------------------------------------------------------------------------
 
-NORB = {"training": (4, 6, 7), "testing": (0, 1, 5)}
-PREFIX = {"training": "smallnorb-5x46789x9x18x6x2x96x96", "testing": "smallnorb-5x01235x9x18x6x2x96x96"}
 NORB_SETTINGS = {"steps": 2, "vary": ("elevation", "azimuth")}
-
-
-def write_matrix(path: Path, array: np.ndarray, magic: int) -> None:
-    shape = [*array.shape, *[1] * (3 - array.ndim)]
-    header = struct.pack(f"<II{len(shape)}i", magic, array.ndim, *shape)
-    content = header + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def write_norb(root: Path, ending: str = "") -> Path:
-    for part, instances in NORB.items():
-        rows = np.array(list(itertools.product(range(2), instances, range(3), range(0, 8, 2), range(2))))
-        rows = rows[np.random.default_rng(0).permutation(len(rows))].astype(
-            "<i4"
-        )  # as in the published files: shuffled
-        pictures = np.zeros((len(rows), 2, 4, 6), dtype=np.uint8)
-        pictures[:, 0, 1, :5] = rows
-        pictures[:, 1, 2, :5] = rows
-        name = f"{PREFIX[part]}-{part}"
-        write_matrix(root / f"{name}-dat.mat{ending}", pictures, 0x1E3D4C55)
-        write_matrix(root / f"{name}-cat.mat{ending}", rows[:, 0].copy(), 0x1E3D4C54)
-        write_matrix(root / f"{name}-info.mat{ending}", rows[:, 1:].copy(), 0x1E3D4C54)
-    return root
 
 
 def show_norb(data: SmallNORB, row: int):

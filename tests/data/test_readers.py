@@ -12,28 +12,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from reader_checks import check_sequences, check_splits, grid
+from published_files import SIZES, SPRITES, shapes_arrays, sprite_arrays, write_shapes, write_sprites
+from reader_checks import check_sequences, check_splits
 
 from flowfactor.data import DSprites, Shapes3D, SmallNORB
 
-SIZES = (4, 3, 4, 3, 2, 3)
 SHAPES = {"vary": ("floor_hue", "scale", "object_hue"), "steps": 2}
-
-
-def shapes_arrays() -> tuple[np.ndarray, np.ndarray]:
-    states = grid(*SIZES)
-    images = np.zeros((len(states), 6, 4, 3), dtype=np.uint8)
-    images[:, :, 1, 2] = states * 50 + 3
-    values = [np.arange(n) / 10 for n in SIZES[:3]]
-    values += [np.linspace(0.75, 1.25, 3), np.arange(2.0), np.linspace(-30, 30, 3)]
-    return images, np.stack([value[states[:, f]] for f, value in enumerate(values)], 1)
-
-
-def write_shapes(path: Path, images: np.ndarray, labels: np.ndarray, **storage) -> Path:
-    with h5py.File(path, "w") as file:
-        file.create_dataset("images", data=images, **storage)
-        file.create_dataset("labels", data=labels)
-    return path
 
 
 def show_shapes(states: torch.Tensor) -> torch.Tensor:
@@ -146,27 +130,7 @@ def test_shapes3d_labels_that_do_not_match(tmp_path: Path, change, message: str)
 
 # --- DSprites ---------------------------------------------------------------------------------------------------------
 
-SPRITES = (1, 3, 3, 5, 6, 5)
 SPRITE_SETTINGS = {"steps": 2}
-
-
-def sprite_arrays() -> dict[str, np.ndarray]:
-    classes = grid(*SPRITES)
-    pixels = np.arange(25)
-    # Binary numbers of the states, spread over the picture: different states, different pictures.
-    code = np.concatenate([(classes[:, f : f + 1] >> np.arange(4)) & 1 for f in range(1, 6)], 1)
-    images = np.zeros((len(classes), 5, 5), dtype=np.uint8)
-    images.reshape(-1, 25)[:, pixels[:20]] = code
-    values = [np.ones(1), np.arange(1.0, 4), np.linspace(0.5, 1, 3), np.linspace(0, 2 * np.pi, 5)]
-    values += [np.linspace(0, 1, 6), np.linspace(0, 1, 5)]
-    latents = np.stack([value[classes[:, f]] for f, value in enumerate(values)], 1)
-    return {"imgs": images, "latents_classes": classes, "latents_values": latents}
-
-
-def write_sprites(path: Path, **changes) -> Path:
-    metadata = np.array({"title": "dSprites", "latents_names": ("color", "shape")}, dtype=object)
-    np.savez_compressed(path, metadata=metadata, **{**sprite_arrays(), **changes})
-    return path
 
 
 def show_sprites(states: torch.Tensor) -> torch.Tensor:

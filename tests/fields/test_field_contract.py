@@ -3,67 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
+from constructors import FIELDS, D, K, mlp
+from constructors import build as make
 from torch import Tensor, nn
 
 import flowfactor as ff
 from flowfactor.fields import Field
 
-D, K = 4, 3
 F, P = ff.fields, ff.potentials
+pytestmark = pytest.mark.contract
 
-
-class _User(Field):
-    def __init__(self) -> None:
-        super().__init__(D, K)
-        self.matrix = nn.Parameter(torch.randn(K, D, D))
-
-    def flow_velocity(self, z: Tensor, t: Tensor, k: int) -> Tensor:
-        assert t.shape == z.shape[:-1]
-        return torch.tanh(z @ self.matrix[k]) * torch.cos(t).unsqueeze(-1)
-
-
-class _Layered(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, D))
-
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.net(z) + t.unsqueeze(-1)
-
-
-def _mlp() -> ff.potentials.Potential:
-    return P.MLPPotential(D, K, (6, 5), rank=2, time_features=4, init_scale=1.0)
-
-
-MAKERS: dict[str, Callable[[], Field]] = {
-    "gradient": lambda: F.GradientField(_mlp()),
-    "skew-learned": lambda: F.SkewGradientField(_mlp()),
-    "skew-canonical": lambda: F.SkewGradientField(_mlp(), "canonical"),
-    "skew-given": lambda: F.SkewGradientField(_mlp(), torch.randn(K, D, D)),
-    "skew-quadratic": lambda: F.SkewGradientField(P.QuadraticPotential(D, K)),
-    "helmholtz": lambda: F.HelmholtzField(_mlp(), _mlp()),
-    "helmholtz-two": lambda: F.HelmholtzField(_mlp(), P.ResNetPotential(D, K, width=6), _mlp(), skew="canonical"),
-    "solenoidal": lambda: F.SolenoidalField(D, K, 6, rank=2, time_features=4, init_scale=1.0),
-    "solenoidal-rank-0": lambda: F.SolenoidalField(D, K, 6, rank=0, time_features=4),
-    "helmholtz-ridges": lambda: F.HelmholtzField(_mlp(), F.SolenoidalField(D, K, 6, time_features=4), _mlp()),
-    "free": lambda: F.FreeField(D, K, (6, 5), rank=2, time_features=4, init_scale=1.0),
-    "free-rank-0": lambda: F.FreeField(D, K, (6, 5), rank=0, time_features=4),
-    "user": _User,
-    "module": lambda: F.from_module([_Layered() for _ in range(K)], D),
-}
-everyone = pytest.mark.parametrize("name", MAKERS)
+everyone = pytest.mark.parametrize("name", FIELDS)
 
 
 def build(name: str) -> Field:
-    field = MAKERS[name]()
-    with torch.no_grad():
-        for p in field.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return field
+    return make(FIELDS, name)
 
 
 def jacobian(field: Field, z: Tensor, t: float, control: int | Tensor) -> Tensor:
@@ -97,7 +54,7 @@ def test_hutchinson_over_all_probes_is_the_exact_divergence(name: str) -> None:
     torch.testing.assert_close(total / 2**D, field.divergence(z, 0.6, k), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [n for n in MAKERS if n.startswith(("skew", "solenoidal"))])
+@pytest.mark.parametrize("name", [n for n in FIELDS if n.startswith(("skew", "solenoidal"))])
 def test_skew_fields_are_divergence_free(name: str) -> None:
     field = build(name).double()
     z = 2 * torch.randn(10, D).double()
@@ -264,17 +221,17 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="hidden must be positive"):
         F.SolenoidalField(2, hidden=0)
     with pytest.raises(ValueError, match="stream 0 has dim 9"):
-        F.HelmholtzField(_mlp(), F.SolenoidalField(9, K))
+        F.HelmholtzField(mlp(), F.SolenoidalField(9, K))
     with pytest.raises(TypeError, match="Potential"):
         F.GradientField(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="skew"):
-        F.SkewGradientField(_mlp(), "twisted")
+        F.SkewGradientField(mlp(), "twisted")
     with pytest.raises(ValueError, match="skew"):
-        F.SkewGradientField(_mlp(), torch.eye(D + 1))
+        F.SkewGradientField(mlp(), torch.eye(D + 1))
     with pytest.raises(ValueError, match="stream"):
-        F.HelmholtzField(_mlp())
+        F.HelmholtzField(mlp())
     with pytest.raises(ValueError, match="flows"):
-        F.HelmholtzField(_mlp(), P.MLPPotential(D, K + 1))
+        F.HelmholtzField(mlp(), P.MLPPotential(D, K + 1))
     with pytest.raises(ValueError, match="probe"):
         build("free").divergence(torch.zeros(2, D), 0.0, kind="hutchinson")
     with pytest.raises(ValueError, match="kind"):

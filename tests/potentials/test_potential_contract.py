@@ -6,54 +6,22 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from constructors import DTYPE, POTENTIALS, D, K
+from constructors import build as make
 from torch import Tensor
 
 import flowfactor as ff
 from flowfactor.potentials import Derivatives, Potential
 
-D, K = 4, 3
 P = ff.potentials
+pytestmark = pytest.mark.contract
 
-
-class _User(Potential):
-    def __init__(self) -> None:
-        super().__init__(D, K)
-        self.direction = torch.nn.Parameter(torch.randn(K, D))
-        self.rate = torch.nn.Parameter(torch.ones(()))
-
-    def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
-        assert t.shape == z.shape[:-1]
-        return torch.sin(z @ self.direction[k] + self.rate * t)
-
-
-class _Layered(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(D, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
-
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.net(z).squeeze(-1) * torch.cos(t)
-
-
-MAKERS: dict[str, Callable[[], Potential]] = {
-    "mlp": lambda: P.MLPPotential(D, K, (6, 5)),
-    "convex": lambda: P.ConvexPotential(D, K, (6, 5)),
-    "paper": lambda: P.PaperPotential(D, K),
-    "resnet": lambda: P.ResNetPotential(D, K, width=6, depth=2),
-    "quadratic": lambda: P.QuadraticPotential(D, K),
-    "user": _User,
-    "module": lambda: P.from_module([_Layered() for _ in range(K)], D),
-}
 FIELDS = ("value", "gradient", "time", "laplacian")
-everyone = pytest.mark.parametrize("name", MAKERS)
+everyone = pytest.mark.parametrize("name", POTENTIALS)
 
 
 def build(name: str) -> Potential:
-    u = MAKERS[name]()
-    with torch.no_grad():
-        for p in u.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return u
+    return make(POTENTIALS, name)
 
 
 def close(a: Derivatives, b: Derivatives, pick: Callable[[Tensor], Tensor] = lambda x: x, atol: float = 1e-10) -> None:
@@ -188,8 +156,9 @@ def test_bad_arguments_are_named() -> None:
         u([[0.0] * D], 0.0)
     with pytest.raises(ValueError, match=r"\[\*batch, 4\]"):
         u(torch.randn(5, D + 1), 0.0)
-    with pytest.raises(TypeError, match="float64"):
-        u(z.double(), 0.0)
+    other = torch.float64 if torch.float32 == DTYPE else torch.float32
+    with pytest.raises(TypeError, match=f"{other} and the parameters are {DTYPE}"):
+        u(z.to(other), 0.0)
     with pytest.raises(TypeError, match="int64"):
         u(z.long(), 0.0)
     with pytest.raises(ValueError, match="one time per sample"):

@@ -19,7 +19,7 @@ from flowfactor.comparison import ABLATIONS, configure, get_variant
 from flowfactor.models import METHODS
 from flowfactor.training import Config, DataConfig, EvaluationConfig, TrainConfig, list_presets, load_config
 from flowfactor.training.settings import describe_kind, kinds, read
-from flowfactor.training.signatures import METHOD_SOURCES, model_settings, of_dataclass, of_source
+from flowfactor.training.signatures import data_settings, model_settings, of_dataclass, of_source
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ WRONG = [
     ({"model": None}, "model must be a mapping, got None"),
     ({"model": {"latent_dims": 3}}, "model.latent_dims is no setting: did you mean model.latent_dim?"),
     ({"model": {"hidden": "big"}}, "model.hidden must be a list of whole numbers, got 'big'"),
-    ({"model": {"encoder": 3}}, "model.encoder must be a mapping or null, got 3"),
+    ({"model": {"encoder": 3}}, "model.encoder must be text or a mapping or null, got 3"),
     ({"method": "vea"}, "unknown method 'vea': did you mean vae?"),
     ({"method": None}, "method must be text, got None"),
     ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
@@ -295,16 +295,15 @@ def test_random_settings_are_read_back_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_settings_of_a_model_are_those_of_its_builder_and_class(method: str) -> None:
-    assert list(METHOD_SOURCES) == list(METHODS)
     found = model_settings(method)
     expected: dict[str, inspect.Parameter] = {}
-    for place in reversed(METHOD_SOURCES[method]):
-        file, _, name = place.partition(":")
+    for place in reversed(METHODS[method].settings_from):
+        file, _, name = str(place).partition(":")
         owner = getattr(importlib.import_module(f"flowfactor.{file.removesuffix('.py').replace('/', '.')}"), name)
         expected |= dict(inspect.signature(owner).parameters)
     # Parts are made in Python, and cannot be written down.
     parts = {"name", "generator", "settings", "flow", "scale_encoder"}
-    parts |= {"prior", "force", "potential"} if "baselines" in METHOD_SOURCES[method][0] else set()
+    parts |= {"prior", "force", "potential"} if "baselines" in str(METHODS[method].settings_from[0]) else set()
     assert set(found) - parts == set(expected) - parts
     for name, setting in found.items():
         assert setting.default == expected[name].default and setting.help
@@ -319,9 +318,15 @@ def test_the_settings_of_an_evaluation_are_those_of_its_class() -> None:
 
 @pytest.mark.parametrize("method", ["ours", "sta", "beta-vae"])
 def test_help_shows_what_is_taken(method: str) -> None:
-    shown = set(re.findall(r"^  --([\w.]+)", train_help(method), re.MULTILINE)) - {"config", "resume", "overwrite"}
+    shown = set(re.findall(r"^  --([\w.]+)", train_help(method), re.MULTILINE)) - {
+        "config",
+        "import",
+        "resume",
+        "overwrite",
+    }
     taken = {f"data.{name}" for name in kinds(DataConfig)} | {f"train.{name}" for name in kinds(TrainConfig)}
     taken |= {f"model.{name}" for name in model_settings(method)} | {"method", "seed", "output"}
+    taken |= {f"data.options.{name}" for name in data_settings("mnist")}
     assert shown == taken
     assert all(setting.help for settings in train_settings(method).values() for setting in settings)
     for section, settings in train_settings(method).items():

@@ -1,18 +1,19 @@
-"""Solves with a written-out way back against the same solves through autograd."""
+"""Solves in closed form against the same solves by the general engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
 import flowfactor as ff
-from flowfactor.solve import closed_form
 
 D, K = 4, 3
+T = TypeVar("T")
 
 
 class Value(torch.nn.Module):
@@ -46,56 +47,51 @@ def field(kind: str, activation: str) -> ff.fields.Field | ff.potentials.Potenti
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "euler", "bosh3"])
 @pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_same_steps_values_and_gradients(
-    activation: str, method: str, kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    same_steps_values_and_gradients(field(kind, activation), ff.Solver(method), divergence, monkeypatch)
+def test_same_steps_values_and_gradients(activation: str, method: str, kind: str, divergence: str) -> None:
+    same_steps_values_and_gradients(field(kind, activation), ff.Solver(method), divergence)
 
 
 @pytest.mark.parametrize("control", [torch.tensor([1, 0, 2, 2, 0]), torch.tensor(1)], ids=["filled up", "one flow"])
-def test_same_steps_by_the_norm_of_the_whole_batch(control: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_steps_by_the_norm_of_the_whole_batch(control: Tensor) -> None:
     solver = ff.Solver("dopri5", norm="batch")
     control = control.expand(5)
-    same_steps_values_and_gradients(field("gradient", "logcosh"), solver, "hutchinson", monkeypatch, control)
+    same_steps_values_and_gradients(field("gradient", "logcosh"), solver, "hutchinson", control)
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_the_papers_potential(gradient: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_potential(gradient: str, divergence: str) -> None:
     solver = ff.Solver("rk4", gradient=gradient)
-    same_steps_values_and_gradients(field("paper", ""), solver, divergence, monkeypatch)
+    same_steps_values_and_gradients(field("paper", ""), solver, divergence)
 
 
 @pytest.mark.parametrize(("method", "gradient"), [("dopri5", "direct"), ("rk4", "checkpoint"), ("euler", "direct")])
 @pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge", "paper"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_superpositions(
-    method: str, gradient: str, kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_superpositions(method: str, gradient: str, kind: str, divergence: str) -> None:
     solver = ff.Solver(method, gradient=gradient)
     weights = (0.5 * torch.randn(5, K).double()).requires_grad_()
-    same_steps_values_and_gradients(field(kind, "logcosh"), solver, divergence, monkeypatch, weights, [weights])
+    same_steps_values_and_gradients(field(kind, "logcosh"), solver, divergence, weights, [weights])
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
 @pytest.mark.parametrize("kind", ["gradient", "learned", "ridge", "paper"])
-def test_schedules_of_weights(method: str, gradient: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedules_of_weights(method: str, gradient: str, kind: str) -> None:
     pieces = [(0.5 * torch.randn(5, K).double()).requires_grad_() for _ in range(3)]
     # One switch at an output, one between two of them, and the first piece begins before the solve does.
     control = ff.Schedule(list(zip([-1.0, 0.7, 1.1], pieces, strict=True)))
     solver = ff.Solver(method, gradient=gradient, step_size=0.3)
-    same_steps_values_and_gradients(field(kind, "logcosh"), solver, "hutchinson", monkeypatch, control, pieces)
+    same_steps_values_and_gradients(field(kind, "logcosh"), solver, "hutchinson", control, pieces)
 
 
-def test_a_schedule_of_weights_is_one_solve(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[object] = []
-    forward = closed_form._Solve.forward
-    monkeypatch.setattr(closed_form._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
+def test_a_schedule_of_weights_is_one_solve() -> None:
     flow = ff.LatentFlow(field("ridge", "logcosh"), ff.Solver("euler", step_size=1.0))
     z, weights = torch.randn(2, 5, D).double(), torch.randn(8, 2, 5, K).double()
     path = flow(z, torch.arange(9.0).double(), ff.Schedule([(float(i), w) for i, w in enumerate(weights)]))
-    assert len(taken) == 1 and path.stats.accepted == 8
+    assert (
+        path.stats.engine == "closed form" and path.stats.accepted == 8
+    )  # stretches of one step go to the other engine
     now = z
     for i, w in enumerate(weights):
         now = now + flow.velocity(now, float(i), w)
@@ -106,7 +102,6 @@ def same_steps_values_and_gradients(
     field: ff.fields.Field | ff.potentials.Potential,
     solver: ff.Solver,
     divergence: str,
-    monkeypatch: pytest.MonkeyPatch,
     control: Tensor | ff.Schedule | None = None,
     weights: Sequence[Tensor] = (),
 ) -> None:
@@ -127,10 +122,8 @@ def same_steps_values_and_gradients(
         return path, list(torch.autograd.grad(loss, inputs, allow_unused=True))
 
     for times in ([0.0, 0.7, 1.5], [1.5, 0.7, 0.0]):
-        monkeypatch.undo()
-        path, found = run(times)
-        monkeypatch.setattr(closed_form, "_suits", lambda *_: False)
-        other, expected = run(times)
+        (path, found), (other, expected) = by_both_engines(flow, lambda times=times: run(times))
+        assert (path.stats.engine, other.stats.engine) == ("closed form", "general")
         assert (path.stats.nfe, path.stats.accepted) == (other.stats.nfe, other.stats.accepted)
         torch.testing.assert_close(path.z, other.z)
         torch.testing.assert_close(path.log_det, other.log_det)
@@ -153,9 +146,7 @@ def same_steps_values_and_gradients(
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("control", ["index", "weights", "schedule"])
 @pytest.mark.parametrize("divergence", [None, "exact", "hutchinson"])
-def test_free_fields(
-    solver: ff.Solver, rank: int, control: str, divergence: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_free_fields(solver: ff.Solver, rank: int, control: str, divergence: Any) -> None:
     field = ff.fields.FreeField(D, K, (6, 5), rank=rank, time_features=4, init_scale=1.5).double()
     flow = ff.LatentFlow(field, solver, divergence or "exact")
     acting: Tensor | ff.Schedule = torch.tensor([1, 0, 2, 2, 0])
@@ -178,11 +169,11 @@ def test_free_fields(
         found = torch.autograd.grad(loss, inputs, allow_unused=True)
         return [*outputs, *(x for x in found if x is not None)]
 
-    both_ways(monkeypatch, run)
+    both_ways(flow, run)
 
 
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_gradients_of_gradients_of_a_free_field(divergence: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_gradients_of_a_free_field(divergence: Any) -> None:
     field = ff.fields.FreeField(D, K, (6, 5), time_features=4, init_scale=1.5).double()
     flow = ff.LatentFlow(field, ff.Solver("rk4"), divergence)
     z = torch.randn(3, D).double().requires_grad_()
@@ -197,7 +188,7 @@ def test_gradients_of_gradients_of_a_free_field(divergence: Any, monkeypatch: py
         found = torch.autograd.grad(first.square().sum(), inputs, allow_unused=True)
         return [x for x in found if x is not None]
 
-    both_ways(monkeypatch, run)
+    both_ways(flow, run)
 
 
 def test_the_divergence_of_a_free_field_is_that_of_its_map() -> None:
@@ -219,22 +210,26 @@ def _rolled(field: ff.fields.Field, z: Tensor) -> Tensor:
     return z
 
 
-def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Sequence[Tensor]]) -> None:
-    """Holds the written-out way back against autograd."""
-    taken: list[object] = []
-    forward = closed_form._Solve.forward
-    monkeypatch.setattr(closed_form._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))
-    found = run()
-    assert taken, "the case does not take the written-out way"
-    monkeypatch.setattr(closed_form, "_suits", lambda *_: False)
-    for a, b in zip(found, run(), strict=True):
+def by_both_engines(flow: ff.LatentFlow, run: Callable[[], T]) -> tuple[T, T]:
+    """What a run gives in closed form, of which nothing is left to the general engine, and by the general engine."""
+    engines: tuple[ff.solver.EngineChoice, ...] = ("closed form", "general")
+    results = []
+    for engine in engines:
+        flow.solver = replace(flow.solver, engine=engine)
+        results.append(run())
+    return results[0], results[1]
+
+
+def both_ways(flow: ff.LatentFlow, run: Callable[[], Sequence[Tensor]]) -> None:
+    """Holds the closed form against autograd."""
+    for a, b in zip(*by_both_engines(flow, run), strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("control", ["some flows", "all flows", "weights"])
 @pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-def test_gradients_of_gradients(control: str, kind: str, divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_gradients(control: str, kind: str, divergence: str) -> None:
     flow = ff.LatentFlow(field(kind, "logcosh"), ff.Solver("rk4"), divergence=divergence)
     z = torch.randn(3, D).double().requires_grad_()
     acting = torch.tensor([2, 0, 2] if control == "some flows" else [2, 0, 1])
@@ -250,7 +245,7 @@ def test_gradients_of_gradients(control: str, kind: str, divergence: str, monkey
         second = torch.autograd.grad(sum(x.square().sum() for x in first), inputs, allow_unused=True)
         return [torch.zeros(()).double() if x is None else x for x in second]
 
-    both_ways(monkeypatch, run)
+    both_ways(flow, run)
 
 
 def test_a_graph_that_is_kept_can_be_walked_again() -> None:
@@ -266,7 +261,7 @@ def test_a_graph_that_is_kept_can_be_walked_again() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_costs_that_share_a_force(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_that_share_a_force() -> None:
     flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver("rk4"))
     force = ff.regularizers.NegativeSquare(D).double()
     costs = {name: ff.regularizers.HamiltonJacobi(force) for name in ("one", "other")}
@@ -276,7 +271,7 @@ def test_costs_that_share_a_force(monkeypatch: pytest.MonkeyPatch) -> None:
         path = flow(z, [0.0, 1.0], costs=costs)
         return torch.autograd.grad(path.costs["one"][-1].sum() + 2 * path.costs["other"][-1].sum(), force.parameters())
 
-    both_ways(monkeypatch, run)
+    both_ways(flow, run)
 
 
 def test_a_cost_of_the_users_own_keeps_its_gradients() -> None:
@@ -296,7 +291,7 @@ def test_a_cost_of_the_users_own_keeps_its_gradients() -> None:
 
 
 @pytest.mark.parametrize("norm", ["sample", "batch"])
-def test_schedules_and_groups_of_unequal_size(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedules_and_groups_of_unequal_size(norm: str) -> None:
     """Repeated rows count once in a mean, and tolerances know what a log-determinant holds already."""
     flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver(rtol=1e-3, atol=1e-6, norm=norm))
     control = ff.Schedule([(0.0, torch.tensor([1, 0, 2, 2, 0])), (0.6, 1), (1.3, torch.tensor([2, 2, 0, 0, 1]))])
@@ -308,7 +303,7 @@ def test_schedules_and_groups_of_unequal_size(norm: str, monkeypatch: pytest.Mon
         steps = torch.tensor([path.stats.nfe, path.stats.accepted, path.stats.rejected])
         return [steps, path.z, path.log_det, *torch.autograd.grad(path.z.sum() + path.log_det.sum(), z)]
 
-    both_ways(monkeypatch, run)
+    both_ways(flow, run)
 
 
 def test_the_limit_of_steps() -> None:
@@ -323,7 +318,7 @@ def test_the_limit_of_steps() -> None:
         ff.LatentFlow(u, ff.Solver(max_steps=attempted - 1))(z, [0.0, 2.0], switch)
 
 
-def test_transforms_of_functions_go_the_general_way() -> None:
+def test_transforms_of_functions_go_to_the_general_engine() -> None:
     flow = ff.LatentFlow(field("gradient", "logcosh"), ff.Solver("rk4"))
     z, weights = torch.randn(2, D).double(), dict(flow.named_parameters())
 

@@ -1,0 +1,71 @@
+"""The general engine: torchdiffeq, in any of the three gradient modes, for fields of every kind."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowfactor._functorch import is_transforming
+from flowfactor.path import SolveStats
+from flowfactor.solve.captured import captured_tensors
+from flowfactor.solve.checkpoint import Checkpoint
+from flowfactor.solve.compiled import RHS, Program
+from flowfactor.solve.dynamics import Dynamics
+from flowfactor.solve.odeint import call_torchdiffeq, check_fixed_steps
+from flowfactor.solver import SCIPY_METHOD, Solver
+
+
+def integrate(
+    solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, stats: SolveStats, program: Program | None = None
+) -> Tensor:
+    """Solves dy/dt = rhs(t, y) from ``y0`` over the times ``t``.
+
+    Args:
+        solver: The settings.
+        rhs: The right-hand side.
+        y0: State ``[*batch, S]``.
+        t: Strictly monotone times ``[T]``, T at least 2.
+        steered: Number of leading columns of the state that steer the step size.
+        stats: Counted into.
+        program: What compiles the right-hand side; None where it runs as written.
+
+    Returns:
+        States ``[T, *batch, S]``.
+
+    Raises:
+        FlowSolveError: If the solve fails.
+        ValueError: If a gradient is asked for that the method cannot give, or a transform of torch.func cannot follow.
+    """
+    _check_transforms(solver)
+    stats.method = solver.method
+    check_fixed_steps(solver, t)
+    dynamics = Dynamics(rhs, solver, stats, t, program)
+    if not torch.is_grad_enabled():
+        ys = call_torchdiffeq(dynamics, y0, t, steered)
+    elif solver.gradient == "direct":
+        if solver.method == SCIPY_METHOD and (y0.requires_grad or captured_tensors(rhs, t[0], y0)):
+            raise ValueError(
+                'scipy_solver gives no gradients by itself: use Solver("scipy_solver", gradient="adjoint"), '
+                "or solve under torch.no_grad()"
+            )
+        ys = call_torchdiffeq(dynamics, y0, t, steered)
+    elif solver.gradient == "adjoint":
+        ys = call_torchdiffeq(dynamics, y0, t, steered, captured=captured_tensors(rhs, t[0], y0))
+    else:
+        if solver.method == SCIPY_METHOD:
+            raise ValueError('scipy_solver cannot be replayed by gradient="checkpoint"; use gradient="adjoint"')
+        if t.requires_grad:
+            raise ValueError('gradient="checkpoint" gives times no gradient; use gradient="direct" or "adjoint"')
+        captured = captured_tensors(rhs, t[0], y0)
+        ys = Checkpoint.apply(dynamics, steered, t.detach(), y0, *captured)
+    dynamics.forward_done, dynamics.asked = True, 0
+    dynamics.last = None  # holds a part of the graph
+    return ys
+
+
+def _check_transforms(solver: Solver) -> None:
+    if solver.adaptive and is_transforming():
+        raise ValueError(
+            f"transforms of torch.func cannot follow the adaptive steps of {solver.method}: take fixed ones, "
+            'for example Solver("rk4", step_size=0.1), or torch.autograd'
+        )

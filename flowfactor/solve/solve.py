@@ -1,0 +1,114 @@
+"""A solve from its checked arguments to its path: stretches, the closed form or the general engine for each, the path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowfactor.control import Control, ResolvedControl, resolve
+from flowfactor.fields.base import Divergence, Field
+from flowfactor.networks.stage_adjoint import NoClosedForm
+from flowfactor.path import FlowPath, SolveStats
+from flowfactor.potentials.base import rademacher_like
+from flowfactor.solve.closed_form import FAILED, solve_segment, solve_segments
+from flowfactor.solve.compiled import program_of
+from flowfactor.solve.general import integrate
+from flowfactor.solve.problem import Cost, Packing, Segment, needs_of, resting, segments_of
+from flowfactor.solver import Solver
+
+
+def solve(
+    field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *, log_det: bool,
+    costs: Mapping[str, Cost], generator: torch.Generator | None,
+) -> FlowPath:  # fmt: skip
+    """Follows a field from ``z0`` at ``t[0]`` through all times; its arguments are those of `LatentFlow`, checked.
+
+    Args:
+        field: The field.
+        solver: How to solve.
+        divergence: How to take the divergence.
+        z0: States at ``t[0]``, ``[*batch, D]``.
+        t: Times in frames, strictly monotone, ``[T]``.
+        control: Which flow acts.
+        log_det: Whether to carry the log-determinant.
+        costs: Running costs by name.
+        generator: Source of Hutchinson's probe.
+
+    Returns:
+        The path, time first.
+
+    Raises:
+        ValueError: If the control does not fit, or the closed form is demanded of a solve that has none.
+        FlowSolveError: If the solve fails.
+    """
+    batch, needs = z0.shape[:-1], needs_of(costs)
+    segments = segments_of(control, t)
+    acting = [resolve(s.control, batch, field.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
+    stats = SolveStats(method=solver.method)
+    if z0.numel() == 0 or len(t) == 1:
+        return resting(z0, t, log_det, costs, stats)
+    probed = "probe" in needs or (log_det and divergence == "hutchinson")
+    probe = rademacher_like(z0, generator) if probed else None
+    packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if bool(t[-1] > t[0]) else -1.0)
+    task = _Task(field, solver, divergence, packing, needs & {"value", "time"}, probe, stats)
+    return packing.path(task.states(segments, acting, packing.start(z0)), t.to(z0.dtype), stats)
+
+
+_ASKED_FOR = NoClosedForm('Solver(engine="general") asks for it')
+
+
+@dataclass
+class _Task:
+    """What stays the same over the stretches of a solve."""
+
+    field: Field
+    solver: Solver
+    divergence: Divergence
+    packing: Packing
+    want: frozenset[str]
+    probe: Tensor | None
+    stats: SolveStats
+
+    def states(self, segments: Sequence[Segment], acting: Sequence[ResolvedControl], y: Tensor) -> Tensor:
+        """The packed states ``[T, *batch, S]``, from ``y [*batch, S]`` on."""
+        how: tuple[Field, Solver, Divergence] = self.field, self.solver, self.divergence
+        rest = self.packing, self.want, self.probe, self.stats
+        general = self.solver.engine == "general"
+        whole = _ASKED_FOR if general else solve_segments(*how, segments, acting, y, *rest)
+        if not isinstance(whole, NoClosedForm):
+            self.stats.ran("closed form")
+            return whole
+        outputs = []
+        for segment, control in zip(segments, acting, strict=True):
+            ys = _ASKED_FOR if general else solve_segment(*how, segment, control, y, *rest)
+            if isinstance(ys, NoClosedForm):
+                ys = self._general(segment, control, y, ys)
+            else:
+                self.stats.ran("closed form")
+            outputs.append(ys[segment.first : segment.last])
+            y = ys[-1]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _general(self, segment: Segment, control: ResolvedControl, y: Tensor, why: NoClosedForm) -> Tensor:
+        """A stretch by the general engine."""
+        demanded = self.solver.engine == "closed form"
+        if demanded and why is not FAILED:
+            raise _not_closed(why)
+        packing, batch = self.packing, y.shape[:-1]
+        kind = self.divergence if packing.log_det else None
+        rhs = packing.rhs(self.field.bind(control, batch, want=self.want, divergence=kind, probe=self.probe))
+        program = program_of(self.field) if self.solver.compile else None
+        self.stats.ran("general", why.reason)
+        ys = integrate(self.solver, rhs, y, segment.times, steered=packing.steered, stats=self.stats, program=program)
+        if demanded:  # it was to say why the closed form failed, and has not failed itself
+            raise _not_closed(why)
+        return ys
+
+
+def _not_closed(why: NoClosedForm) -> ValueError:
+    return ValueError(
+        f'Solver(engine="closed form") cannot do this solve: {why.reason}. With engine="auto" the general engine takes it'
+    )
