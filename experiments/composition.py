@@ -101,7 +101,7 @@ def fit(data: Any, seed: int, minutes: float) -> tuple[Any, int]:
     optimiser = torch.optim.AdamW(
         model.parameters(), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
     )
-    schedule = training.Schedule(minutes=minutes, warmup=settings.warmup, kind=settings.schedule)
+    schedule = training.LearningRateSchedule(minutes=minutes, warmup=settings.warmup, kind=settings.schedule)
     generator = torch.Generator().manual_seed(seed)
     loader = data.loader(settings.batch_size, generator=generator)
     begun = time.process_time()

@@ -18,7 +18,7 @@ from flowfactor.potentials.base import Potential, rademacher_like
 from flowfactor.solve.closed_form import solve_segment, solve_segments
 from flowfactor.solve.compiled import program_of
 from flowfactor.solve.odeint import integrate
-from flowfactor.solve.problem import Cost, Packing, segments_of
+from flowfactor.solve.problem import Cost, Packing, needs_of, segments_of
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform
 
@@ -120,7 +120,9 @@ class LatentFlow(nn.Module):
                 are integrated along the path and do not steer the step size. A cost with the attribute
                 ``many_stages = True`` promises two things, for which closed-form solves reward it with speed: it takes
                 evaluations of several stages at once (``[K, S, n, D]`` in place of ``[*batch, D]``), and what it
-                captures are parameters of its own (it is a module) or nothing.
+                captures are parameters of its own (it is a module) or nothing. By its attribute ``needs``, a tuple, a cost
+                asks for what is not computed otherwise: ``"value"`` and ``"time"`` of the potential, a ``"potential"`` at
+                all, the ``"probe"`` of the solve.
             generator: Source of Hutchinson's probe.
 
         Returns:
@@ -128,7 +130,8 @@ class LatentFlow(nn.Module):
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
-            ValueError: If an argument has the wrong shape, is NaN, or names a flow that does not exist.
+            ValueError: If an argument has the wrong shape, is NaN, or names a flow that does not exist, or a cost needs
+                what no solve provides.
             FlowSolveError: If the solve fails.
         """
         t = self._checked(z0, t, control)
@@ -137,6 +140,7 @@ class LatentFlow(nn.Module):
                 f"costs maps names to callables, such as {{'hj': HamiltonJacobi()}}; got {type(costs).__name__}"
             )
         named = dict(costs or {})
+        needs = needs_of(named)
         for name, cost in named.items():
             if not callable(cost):
                 raise TypeError(f"cost {name!r} must be a callable of an Evaluation, got {type(cost).__name__}")
@@ -149,11 +153,8 @@ class LatentFlow(nn.Module):
         if z0.numel() == 0 or len(t) == 1:
             return _resting(z0, t, log_det, named, stats)
 
-        needs_probe = (log_det and self.divergence == "hutchinson") or any(
-            "probe" in getattr(c, "needs", ()) for c in named.values()
-        )
+        needs_probe = (log_det and self.divergence == "hutchinson") or "probe" in needs
         probe = rademacher_like(z0, generator) if needs_probe else None
-        needs = {need for cost in named.values() for need in getattr(cost, "needs", ())}
         want = frozenset(needs & {"value", "time"})
         packing = Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
         y, outputs = packing.start(z0), []

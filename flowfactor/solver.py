@@ -9,11 +9,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from flowfactor.errors import renamed
+
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
 MULTISTEP_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
 SCIPY_METHOD = "scipy_solver"
-METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS, SCIPY_METHOD)
+SOLVER_METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS, SCIPY_METHOD)
 
 Gradient: TypeAlias = Literal["direct", "adjoint", "checkpoint"]
 
@@ -66,8 +68,8 @@ class Solver:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; torchdiffeq has {', '.join(METHODS)}")
+        if self.method not in SOLVER_METHODS:
+            raise ValueError(f"unknown method {self.method!r}; torchdiffeq has {', '.join(SOLVER_METHODS)}")
         if self.gradient not in ("direct", "adjoint", "checkpoint"):
             raise ValueError(f'gradient must be "direct", "adjoint" or "checkpoint", got {self.gradient!r}')
         if self.norm not in ("sample", "batch"):
@@ -127,3 +129,6 @@ class Solver:
             fractions = torch.arange(1, steps + 1, dtype=t.dtype, device=t.device) / steps
             pieces.append(torch.cat([(a + (b - a) * fractions)[:-1], b.reshape(1)]))
         return torch.cat(pieces)
+
+
+__getattr__ = renamed(__name__, {"METHODS": "SOLVER_METHODS"})

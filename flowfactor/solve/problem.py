@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flowfactor._checks import choices
 from flowfactor.control import Control, PieceControl, Schedule
 from flowfactor.fields.base import BoundField, Evaluation
 from flowfactor.path import FlowPath, SolveStats
 
 Cost = Callable[[Evaluation], Tensor]
+NEEDS = ("potential", "value", "time", "probe")  # what a cost may ask for by its attribute `needs`
+
+
+def needs_of(costs: Mapping[str, Cost]) -> frozenset[str]:
+    """What the costs of a solve ask for by their attribute `needs`; a name that nobody knows is refused."""
+    found: set[str] = set()
+    for name, cost in costs.items():
+        needs = getattr(cost, "needs", ())
+        if not isinstance(needs, (tuple, list, set, frozenset)) or not all(isinstance(need, str) for need in needs):
+            raise TypeError(f"cost {name!r}: needs must be a tuple of names such as ('value', 'time'), got {needs!r}")
+        for need in needs:
+            if need not in NEEDS:
+                raise ValueError(f"cost {name!r} needs {need!r}, which no solve provides{choices(need, NEEDS)}")
+        found.update(needs)
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
