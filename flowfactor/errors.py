@@ -1,11 +1,14 @@
-"""Errors that flowfactor raises, and the guard for optional dependencies."""
+"""Errors that flowfactor raises, the guard for optional dependencies, and names that have changed."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 Reason = Literal["nan", "blowup", "stiff", "steps", "underflow"]
 
@@ -73,3 +76,34 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise ImportError(
             f"{package} is needed here and is not installed. It comes with an extra: pip install 'flowfactor[{extra}]'"
         ) from error
+
+
+def renamed(module: str, names: Mapping[str, str], stacklevel: int = 2) -> Callable[[str], Any]:
+    """Makes a module's ``__getattr__`` that gives old names their new meaning, with a `DeprecationWarning`.
+
+    Args:
+        module: The module's name.
+        names: New names, which the module has, by old ones.
+        stacklevel: Calls up from the function to the line that is warned of.
+
+    Returns:
+        The function, which raises `AttributeError` for any other name.
+
+    Example:
+        >>> get = renamed("math", {"squareroot": "sqrt"})
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always")
+        ...     get("squareroot")(9.0), str(told[0].message)
+        (3.0, 'math.squareroot is now math.sqrt; the old name goes in the next release')
+    """
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        new = names[name]
+        message = f"{module}.{name} is now {module}.{new}; the old name goes in the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+        return getattr(sys.modules[module], new)
+
+    return get

@@ -15,7 +15,7 @@ from flowfactor.fields.potential_fields import GradientField
 from flowfactor.networks.controlled import check_state
 from flowfactor.path import FlowPath
 from flowfactor.potentials.base import Potential
-from flowfactor.solve.problem import Cost
+from flowfactor.solve.problem import Cost, needs_of
 from flowfactor.solve.solve import solve
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform
@@ -138,6 +138,7 @@ class LatentFlow(nn.Module):
                 f"costs maps names to callables, such as {{'hj': HamiltonJacobi()}}; got {type(costs).__name__}"
             )
         named = dict(costs or {})
+        needs_of(named)
         for name, cost in named.items():
             if not callable(cost):
                 raise TypeError(f"cost {name!r} must be a callable of an Evaluation, got {type(cost).__name__}")

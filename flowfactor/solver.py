@@ -9,12 +9,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from flowfactor.errors import renamed
+
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
 CLOSED_FORM_METHODS = ("dopri5", "dopri8", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4")
 MULTISTEP_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
 SCIPY_METHOD = "scipy_solver"
-METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS, SCIPY_METHOD)
+SOLVER_METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS, SCIPY_METHOD)
 
 Gradient: TypeAlias = Literal["direct", "adjoint", "checkpoint"]
 EngineChoice: TypeAlias = Literal["auto", "general", "closed form"]
@@ -74,8 +76,8 @@ class Solver:
     engine: EngineChoice = "auto"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; torchdiffeq has {', '.join(METHODS)}")
+        if self.method not in SOLVER_METHODS:
+            raise ValueError(f"unknown method {self.method!r}; torchdiffeq has {', '.join(SOLVER_METHODS)}")
         if self.gradient not in ("direct", "adjoint", "checkpoint"):
             raise ValueError(f'gradient must be "direct", "adjoint" or "checkpoint", got {self.gradient!r}')
         if self.norm not in ("sample", "batch"):
@@ -148,3 +150,6 @@ class Solver:
             fractions = torch.arange(1, steps + 1, dtype=t.dtype, device=t.device) / steps
             pieces.append(torch.cat([(a + (b - a) * fractions)[:-1], b.reshape(1)]))
         return torch.cat(pieces)
+
+
+__getattr__ = renamed(__name__, {"METHODS": "SOLVER_METHODS"})

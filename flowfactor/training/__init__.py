@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flowfactor.errors import renamed, require
 from flowfactor.training.config import Config, DataConfig, TrainConfig, list_presets, load_config
 from flowfactor.training.process import prepare_process
-from flowfactor.training.schedule import Schedule
+from flowfactor.training.schedule import LearningRateSchedule
 
 if TYPE_CHECKING:
     from flowfactor.training.data import SequenceData
@@ -23,7 +24,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "FlowModule",
-    "Schedule",
+    "LearningRateSchedule",
     "SequenceData",
     "TrainConfig",
     "evaluate",
@@ -51,6 +52,7 @@ _MOVED = {
     *("ABLATIONS", "ABLATION_GROUPS", "BENCHMARKS", "Benchmark", "Variant"),
     *("choose_variants", "configure", "get_variant", "plan_benchmark", "write_report"),
 }
+_renamed = renamed(__name__, {"Schedule": "LearningRateSchedule"}, stacklevel=3)
 
 
 def __getattr__(name: str) -> Any:
@@ -58,8 +60,6 @@ def __getattr__(name: str) -> Any:
     if name in _MOVED:
         return getattr(importlib.import_module("flowfactor.comparison"), name)
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flowfactor.errors import require
-
+        return _renamed(name)
     require("lightning.pytorch", extra="train")
     return getattr(require(f"flowfactor.training.{_HOMES[name]}", extra="train"), name)

@@ -18,7 +18,7 @@ from flowfactor._config import plain_name, uncompiled
 from flowfactor.models.methods import class_of
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.training.checkpoints import DamagedCheckpointError, check_seal
-from flowfactor.training.schedule import Schedule
+from flowfactor.training.schedule import LearningRateSchedule
 
 SETTINGS = ("learning_rate", "betas", "weight_decay", "seed", "clock")
 """What a `FlowModule` is made with, beside its model and schedule."""
@@ -101,7 +101,7 @@ def arguments(checkpoint: dict[str, Any], path: Path, given: dict[str, Any]) -> 
     written = checkpoint["flowfactor"].get("module", {})
     try:
         settings = written.get("settings", {}) | {name: given[name] for name in SETTINGS if name in given}
-        schedule = given.get("schedule") or Schedule(**written.get("schedule", {}))
+        schedule = given.get("schedule") or LearningRateSchedule(**written.get("schedule", {}))
     except (AttributeError, TypeError, ValueError) as error:
         if "module" in checkpoint["flowfactor"]:
             raise ValueError(f"{path} does not say how its module was made ({error})") from error

@@ -18,14 +18,14 @@ from flowfactor.training._diverged import Watch, not_finite, shown
 from flowfactor.training._restored import arguments, named_for, plain, read_checkpoint, told
 from flowfactor.training.checkpoints import Checkpoints
 from flowfactor.training.data import SequenceData
-from flowfactor.training.schedule import Schedule
+from flowfactor.training.schedule import LearningRateSchedule
 
 
 class FlowModule(pl.LightningModule):
     """A model of sequences with its optimiser and schedule, for Lightning's Trainer.
 
-    The optimiser is AdamW. The learning rate follows a `Schedule` over steps or minutes; time is counted from the first
-    step and goes on where a checkpoint left it. A checkpoint also holds the state of the random draws. Every
+    The optimiser is AdamW. The learning rate follows a `LearningRateSchedule` over steps or minutes; time is counted
+    from the first step and goes on where a checkpoint left it. A checkpoint also holds the state of the random draws. Every
     ``log_every_n_steps`` of the Trainer the terms of the objective, the learning rate and the speed are logged; in
     between no step waits for the device. A loss or gradient that became NaN or infinite ends the training with a
     FloatingPointError: at that step on a CPU, before its weights move, and two steps later elsewhere. It names the term, the
@@ -49,7 +49,7 @@ class FlowModule(pl.LightningModule):
 
     Example:
         >>> from torch import nn
-        >>> module = FlowModule(nn.Linear(2, 2), Schedule(steps=10), learning_rate=0.1)
+        >>> module = FlowModule(nn.Linear(2, 2), LearningRateSchedule(steps=10), learning_rate=0.1)
         >>> module.configure_optimizers().param_groups[0]["lr"]
         0.1
     """
@@ -57,7 +57,7 @@ class FlowModule(pl.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        schedule: Schedule,
+        schedule: LearningRateSchedule,
         *,
         learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.99),

@@ -52,7 +52,7 @@ from flowfactor.training.folder import (
 )
 from flowfactor.training.identity import check_data, fingerprints
 from flowfactor.training.module import FlowModule
-from flowfactor.training.schedule import Schedule
+from flowfactor.training.schedule import LearningRateSchedule
 
 _MAY_CHANGE = (
     *("minutes", "steps", "log_every", "checkpoint_minutes", "checkpoint_steps", "tensorboard", "progress"),
@@ -361,9 +361,9 @@ def use_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _schedule(config: Config) -> Schedule:
+def _schedule(config: Config) -> LearningRateSchedule:
     train = config.train
-    return Schedule(train.steps, train.minutes, train.warmup, train.schedule)
+    return LearningRateSchedule(train.steps, train.minutes, train.warmup, train.schedule)
 
 
 def _check_resumable(config: Config, folder: Path, data: SequenceDataset) -> None:

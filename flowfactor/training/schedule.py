@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from flowfactor.errors import renamed
+
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateSchedule:
     """A learning rate's factor as a function of progress, which steps or minutes measure.
 
     With w the share of warm-up and p the progress, the factor is p / w up to w, and then constant, or half a cosine,
@@ -24,7 +26,7 @@ class Schedule:
         ValueError: If neither length is given, or an argument is out of range.
 
     Example:
-        >>> schedule = Schedule(minutes=10, warmup=0.1)
+        >>> schedule = LearningRateSchedule(minutes=10, warmup=0.1)
         >>> [round(schedule(schedule.progress(step=1, seconds=s)), 3) for s in (0, 30, 60, 330, 600)]
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
@@ -68,3 +70,6 @@ class Schedule:
         if self.kind == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+
+__getattr__ = renamed(__name__, {"Schedule": "LearningRateSchedule"})  # pickles also hold the old name

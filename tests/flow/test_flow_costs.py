@@ -151,3 +151,25 @@ def test_fixed_steps_land_on_outputs() -> None:
     assert len(grid) == 1 + 10 + 3 + 1
     assert {0.0, 1.0, 1.25, 1.27} <= set(grid.tolist()) and grid.diff().max() < 0.1 + 1e-9
     assert len(solver.grid(torch.tensor([0.0, 1.0]))) == 11  # whatever the rounding of 0.1
+
+
+@pytest.mark.parametrize(
+    ("needs", "error", "match"),
+    [
+        (("value", "tiem"), ValueError, r"cost 'own' needs 'tiem', which no solve provides: did you mean time\?"),
+        (("gradient",), ValueError, "'gradient'.* choose among potential, value, time, probe"),
+        ("value", TypeError, r"needs must be a tuple of names such as \('value', 'time'\), got 'value'"),
+        ((1,), TypeError, r"must be a tuple of names"),
+        (True, TypeError, r"must be a tuple of names.*got True"),
+    ],
+)
+def test_a_need_that_nobody_meets_is_refused_before_the_solve(needs: object, error: type, match: str) -> None:
+    def own(e: ff.fields.Evaluation) -> Tensor:
+        raise AssertionError("evaluated")
+
+    own.needs = needs  # pyright: ignore[reportFunctionMemberAccess]
+    z0 = torch.randn(2, D).double()
+    with pytest.raises(error, match=match):
+        ff.LatentFlow(field())(z0, [0.0, 1.0], 0, costs={"own": own})
+    with pytest.raises(error, match=match):  # nothing moves here, and the mistake is the same
+        ff.LatentFlow(field())(z0, [0.0], 0, costs={"own": own})

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 import flowfactor as ff
-from flowfactor.solver import ADAPTIVE_METHODS, METHODS
+from flowfactor.solver import ADAPTIVE_METHODS, SOLVER_METHODS
 
 D, K = 3, 3
 TIGHT = {"rtol": 1e-11, "atol": 1e-11}
@@ -40,10 +40,10 @@ CASES = {
 
 
 def test_every_method_has_a_case() -> None:
-    assert set(CASES) == set(METHODS)
+    assert set(CASES) == set(SOLVER_METHODS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOLVER_METHODS)
 @pytest.mark.parametrize("backward", [False, True])
 def test_every_method_meets_the_matrix_exponential(method: str, backward: bool) -> None:
     scale, span, step = CASES[method]

@@ -116,7 +116,7 @@ def test_one_optimiser_trains_both_players(tmp_path: Path) -> None:
         torch.rand(8, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 10), "grow": (ff.data.Scale(), 1, 1.2)}, steps=2
     )
     models = [make("factor-vae", hidden=(16,)) for _ in range(2)]
-    schedule = ff_training().Schedule(steps=4, kind="constant")
+    schedule = ff_training().LearningRateSchedule(steps=4, kind="constant")
     module = ff_training().FlowModule(models[0], schedule, learning_rate=1e-3, betas=(0.8, 0.99))
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=4, log_every_n_steps=1, logger=False, enable_checkpointing=False,

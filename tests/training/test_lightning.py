@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 import flowfactor as ff
-from flowfactor.training import FlowModule, Schedule, SequenceData
+from flowfactor.training import FlowModule, LearningRateSchedule, SequenceData
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -30,7 +30,9 @@ def _data() -> ff.data.TransformedImages:
 
 def _module() -> FlowModule:
     torch.manual_seed(0)
-    return FlowModule(ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8)), Schedule(steps=1000), learning_rate=1e-3)
+    return FlowModule(
+        ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8)), LearningRateSchedule(steps=1000), learning_rate=1e-3
+    )
 
 
 def _trainer(folder: Path, **settings: Any) -> pl.Trainer:

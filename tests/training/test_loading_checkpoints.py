@@ -14,7 +14,7 @@ from torch import nn
 
 import flowfactor as ff
 from flowfactor.models import METHODS, load_pretrained
-from flowfactor.training import FlowModule, Schedule, SequenceData, load_run, train
+from flowfactor.training import FlowModule, LearningRateSchedule, SequenceData, load_run, train
 
 
 class Own(nn.Module):
@@ -57,7 +57,7 @@ def test_a_runs_checkpoint_makes_its_model(method: str, tmp_path: Path) -> None:
 def test_modelcheckpoints_files_make_their_model_and_settings_may_be_replaced(tmp_path: Path) -> None:
     module = _module()
     path = _saved(tmp_path, module)
-    loaded = FlowModule.load_from_checkpoint(path, learning_rate=0.5, schedule=Schedule(steps=3))
+    loaded = FlowModule.load_from_checkpoint(path, learning_rate=0.5, schedule=LearningRateSchedule(steps=3))
     _same(loaded.model, module.model)
     assert loaded.learning_rate == 0.5 and loaded.schedule.steps == 3 and loaded.elapsed == 0
     torch.load(path, weights_only=True)
@@ -107,9 +107,11 @@ def test_a_checkpoint_of_an_earlier_release_asks_for_the_model(tmp_path: Path) -
     with pytest.raises(ValueError, match="hand over model= and schedule="):
         FlowModule.load_from_checkpoint(path)
     with pytest.raises(ValueError, match="model="):
-        FlowModule.load_from_checkpoint(path, schedule=Schedule(steps=2))
+        FlowModule.load_from_checkpoint(path, schedule=LearningRateSchedule(steps=2))
     fresh = ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8))
-    _same(FlowModule.load_from_checkpoint(path, model=fresh, schedule=Schedule(steps=2)).model, module.model)
+    _same(
+        FlowModule.load_from_checkpoint(path, model=fresh, schedule=LearningRateSchedule(steps=2)).model, module.model
+    )
 
 
 def test_a_checkpoint_that_asks_for_a_huge_model_is_refused_before_it_is_made(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from small_runs import SIZES, TINY, small_run
 from flowfactor.cli import main
 from flowfactor.data import Rotate, Scale, SequenceLoader, TransformedImages
 from flowfactor.models import FlowFactorizedVAE, build_vae
-from flowfactor.training import DataConfig, FlowModule, Schedule, SequenceData, load_run, prepare, train
+from flowfactor.training import DataConfig, FlowModule, LearningRateSchedule, SequenceData, load_run, prepare, train
 from flowfactor.training import module as module_of_training
 from flowfactor.training._diverged import Watch
 from flowfactor.training.checkpoints import Checkpoints
@@ -30,18 +30,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_cosine_has_its_closed_form() -> None:
-    schedule = Schedule(steps=100, warmup=0.1)
+    schedule = LearningRateSchedule(steps=100, warmup=0.1)
     assert [schedule(p) for p in (0.0, 0.05, 0.1, 1.0, 2.0)] == pytest.approx([0, 0.5, 1, 0, 0])
     for p in (0.3, 0.55, 0.9):
         assert schedule(p) == pytest.approx(math.cos(math.pi / 2 * (p - 0.1) / 0.9) ** 2)
-    assert Schedule(steps=100, kind="constant")(0.99) == 1
+    assert LearningRateSchedule(steps=100, kind="constant")(0.99) == 1
 
 
 def test_the_nearer_end_decides() -> None:
-    schedule = Schedule(steps=100, minutes=2)
+    schedule = LearningRateSchedule(steps=100, minutes=2)
     assert schedule.progress(50, 30) == 0.5
     assert schedule.progress(10, 90) == 0.75
-    assert Schedule(minutes=2).progress(10**6, 60) == 0.5
+    assert LearningRateSchedule(minutes=2).progress(10**6, 60) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_nearer_end_decides() -> None:
 )
 def test_wrong_schedules_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Schedule(**options)
+        LearningRateSchedule(**options)
 
 
 def test_a_run_from_end_to_end(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_the_module_works_in_a_trainer_of_ones_own(tmp_path: Path) -> None:
     images = torch.rand(8, 1, 8, 8)
     data = TransformedImages(images, {"turn": (Rotate(), 0, 10)}, steps=2)
     model = build_vae((1, 8, 8), 1, 4, hidden=(8, 8))
-    module = FlowModule(model, Schedule(steps=3))
+    module = FlowModule(model, LearningRateSchedule(steps=3))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=3,

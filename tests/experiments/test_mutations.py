@@ -1,10 +1,10 @@
-"""Damaged files: no code is run, nothing hangs, and every error names its file. The long run is benchmarks/mutations.py."""
+"""Damaged files: no code is run, nothing hangs, and every error names its file. The long run is experiments/mutations.py."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.mutations import KINDS, run
+from experiments.mutations import KINDS, run
 
 HARMLESS = ("checkpoint", "metrics.csv", "settings.json", "result.json")
 """Damage to these is mostly passed over, since there is another checkpoint, or they take longer, so that fewer are read."""

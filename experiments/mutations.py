@@ -1,4 +1,4 @@
-"""Seeded damage to every file that flowfactor reads: python -m benchmarks.mutations --count 5000 --seed 0.
+"""Seeded damage to every file that flowfactor reads: python -m experiments.mutations --count 5000 --seed 0.
 
 Each case writes a good file, mutates it, and reads it by a public entry point, in a process of its own that has limits of
 time and memory. Good outcomes are a right result, another result without an error (of formats without a checksum), and
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.files_read import KINDS, Kind
+from experiments.files_read import KINDS, Kind
 
 SECONDS, MEMORY = 20, 3 * 2**30
 CANARY = "canary"

@@ -1,4 +1,4 @@
-"""The files that flowfactor reads, as `benchmarks.mutations` damages them: how good ones are made, and what reads them."""
+"""The files that flowfactor reads, as `experiments.mutations` damages them: how good ones are made, and what reads them."""
 
 from __future__ import annotations
 

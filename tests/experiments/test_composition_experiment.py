@@ -1,4 +1,4 @@
-"""The benchmark of composition: its measurements of a model that is known, its trainings and its tables."""
+"""The experiment on composition: its measurements of a model that is known, its trainings and its tables."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 import flowfactor as ff
 
-if not Path(__file__).parents[1].joinpath("benchmarks").is_dir():  # any other failure to import them is one
+if not Path(__file__).parents[2].joinpath("experiments").is_dir():  # any other failure to import them is one
     pytest.skip("needs a checkout", allow_module_level=True)
 
-from benchmarks import composition
+from experiments import composition
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ programs do not shorten), and measures it on test digits:
 - ``combined``: on single, superposed and switching sequences in equal shares, with the true weights as the control;
 - ``held-out``: as ``single``, without the digits 8 and 9.
 
-``python -m benchmarks.composition --mnist DIR`` trains what is not yet in ``benchmarks/results``, prints the tables and
+``python -m experiments.composition --mnist DIR`` trains what is not yet in ``experiments/results``, prints the tables and
 draws the figure.
 """
 
@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 import flowfactor as ff
-from benchmarks.run import RESULTS, machine
+from benchmarks.run import machine
+from experiments import RESULTS
 from flowfactor import training
 from flowfactor.metrics.composition import as_control
 from flowfactor.metrics.draw import draw_elements
@@ -38,7 +39,7 @@ STEPS, PER_KIND, DIGITS = 8, 1000, 1000  # frames trained on; test sequences of 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.composition", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.composition", description=__doc__)
     parser.add_argument("--mnist", help="folder of MNIST's files (default: FLOWFACTOR_MNIST)")
     parser.add_argument("--minutes", type=float, default=3.0, help="length of each training, in processor time")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -100,7 +101,7 @@ def fit(data: Any, seed: int, minutes: float) -> tuple[Any, int]:
     optimiser = torch.optim.AdamW(
         model.parameters(), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
     )
-    schedule = training.Schedule(minutes=minutes, warmup=settings.warmup, kind=settings.schedule)
+    schedule = training.LearningRateSchedule(minutes=minutes, warmup=settings.warmup, kind=settings.schedule)
     generator = torch.Generator().manual_seed(seed)
     loader = data.loader(settings.batch_size, generator=generator)
     begun = time.process_time()

@@ -1,4 +1,4 @@
-"""A few runs that are killed, and a few whose newest checkpoint is damaged; benchmarks/robustness.py has many."""
+"""A few runs that are killed, and a few whose newest checkpoint is damaged; experiments/robustness.py has many."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.skipif(not (ROOT / "benchmarks" / "robustness.py").is_file(), reason="needs a checkout")
+@pytest.mark.skipif(not (ROOT / "experiments" / "robustness.py").is_file(), reason="needs a checkout")
 def test_killed_runs_and_damaged_checkpoints_end_as_if_nothing_had_happened() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.robustness", "--kills", "3", "--damaged", "3", "--seed", "1"],
+        [sys.executable, "-m", "experiments.robustness", "--kills", "3", "--damaged", "3", "--seed", "1"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -8,7 +8,7 @@ with given frequencies, and measures on test digits, every transformation alike,
 - ``balanced, soft``: marginals held at ``balance=0.5`` only, so that they give way as the temperature falls;
 - ``enumerate`` and ``gumbel``: no marginals are imposed.
 
-``python -m benchmarks.frequencies --mnist DIR`` trains what is not yet in ``benchmarks/results`` and prints the table.
+``python -m experiments.frequencies --mnist DIR`` trains what is not yet in ``experiments/results`` and prints the table.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import flowfactor as ff
-from benchmarks.composition import write
-from benchmarks.run import RESULTS
+from experiments import RESULTS
+from experiments.composition import write
 from flowfactor import training
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.matched import match_flows
@@ -39,7 +39,7 @@ TEST_DIGITS = 1000
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.frequencies", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.frequencies", description=__doc__)
     parser.add_argument("--mnist", help="folder of MNIST's files (default: FLOWFACTOR_MNIST)")
     parser.add_argument("--frequencies", nargs="+", type=float, default=[0.1, 0.3, 0.6])
     parser.add_argument("--steps", type=int, default=400)

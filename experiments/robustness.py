@@ -1,6 +1,6 @@
 """Runs that are killed, and runs whose newest checkpoint is damaged: all have to end as if nothing had happened.
 
-``python -m benchmarks.robustness --kills 50 --damaged 50 --seed 0`` trains a tiny model again and again, ends it by SIGKILL
+``python -m experiments.robustness --kills 50 --damaged 50 --seed 0`` trains a tiny model again and again, ends it by SIGKILL
 at random moments, damages the newest checkpoint of every second part of the runs, and goes on. The weights then have to
 be those of an undisturbed run bit for bit, and ``metrics.csv`` the same but for times. It prints JSON and ends with code 1
 where a run is not so. Needs a system with ``fork``: each training is a process, without the seconds of its imports.
