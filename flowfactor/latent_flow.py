@@ -13,6 +13,7 @@ from flowfactor.control import Control, Schedule, control_shape, resolve, times
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.networks.controlled import check_state
+from flowfactor.networks.overrides import prepare_for_solve
 from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.path import FlowPath, SolveStats
 from flowfactor.potentials.base import Potential, rademacher_like
@@ -159,6 +160,7 @@ class LatentFlow(nn.Module):
         packing = Packing(self.dim, log_det, named, sign=1.0 if bool(t[-1] > t[0]) else -1.0)
         y, outputs = packing.start(z0), []
         program = program_of(self.field) if self.solver.compile else None
+        prepare_for_solve(self.field)
         how = self.field, self.solver, self.divergence
         whole = solve_segments(*how, segments, resolved, y, packing, want, probe, stats)
         if not isinstance(whole, NoClosedForm):

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
 from flowfactor._config import Recorded
 from flowfactor.fields.base import Evaluation
+from flowfactor.networks.overrides import hooked, overridden
 
 Force = Callable[[Tensor, Tensor], Tensor]
+
+
+def _changed(part: nn.Module, owner: type[nn.Module], *methods: str) -> str | None:
+    """Why a part may compute something else than its class says: overridden methods, or hooks."""
+    refusal = overridden(part, owner, methods)
+    if refusal is not None:
+        return refusal.reason
+    return f"this {type(part).__name__} has forward hooks" if hooked(part) else None
 
 
 class NegativeSquare(Recorded, nn.Module):
@@ -73,10 +83,20 @@ class HamiltonJacobi(nn.Module):
     needs = ("potential", "time")
 
     @property
+    def one_stage_reason(self) -> str | None:
+        """Why it takes one stage of a solve at a time; None where `many_stages` holds."""
+        force = self.force
+        if force is not None and not isinstance(force, NegativeSquare):
+            kind = "function" if isinstance(force, FunctionType) else type(force).__name__
+            return f"its force is a {kind}, which may depend on more than parameters, not a NegativeSquare"
+        return _changed(self, HamiltonJacobi, "forward", "residual") or (
+            None if force is None else _changed(force, NegativeSquare, "forward")
+        )
+
+    @property
     def many_stages(self) -> bool:
         """Whether several stages of a solve can be evaluated at once, and parameters are all that is captured."""
-        known = type(self) is HamiltonJacobi  # a subclass may mean something else
-        return known and (self.force is None or type(self.force) is NegativeSquare)
+        return self.one_stage_reason is None
 
     def __init__(self, force: Force | None = None) -> None:
         super().__init__()
@@ -110,9 +130,14 @@ class TransportCost(nn.Module):
     """
 
     @property
+    def one_stage_reason(self) -> str | None:
+        """Why it takes one stage of a solve at a time; None where `many_stages` holds."""
+        return _changed(self, TransportCost, "forward")
+
+    @property
     def many_stages(self) -> bool:
         """Whether several stages of a solve can be evaluated at once, and nothing is captured."""
-        return type(self) is TransportCost  # a subclass may mean something else
+        return self.one_stage_reason is None
 
     def forward(self, evaluation: Evaluation) -> Tensor:
         """Half the squared speed, ``[*batch]``."""

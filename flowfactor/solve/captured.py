@@ -1,6 +1,6 @@
 """Finds the tensors that a function captures and that gradients have to reach.
 
-The adjoint and checkpoint modes cut the autograd graph around a solve, so they must be told every tensor on which the
+The adjoint and checkpoint modes cut the autograd graph around a solve, so they must know every tensor on which the
 field depends: parameters, but also context tensors, weights and forces that a closure or an attribute holds.
 """
 

@@ -179,9 +179,10 @@ def _as_field(adjoint: StageAdjoint, inputs: Sequence[Tensor], probe: Tensor | N
 
 def _unsuited(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> NoClosedForm | None:
     """Why a solve is not of the kind whose adjoint is written out: plain tensors, plain settings, known costs."""
-    unknown = [name for name, cost in packing.costs.items() if not getattr(cost, "many_stages", False)]
-    if unknown:
-        return NoClosedForm(f"cost {unknown[0]!r} does not promise many_stages = True")
+    for name, cost in packing.costs.items():
+        if not getattr(cost, "many_stages", False):
+            reason = getattr(cost, "one_stage_reason", None) or "it does not promise many_stages = True"
+            return NoClosedForm(f"cost {name!r} takes one stage at a time: {reason}")
     reasons = {
         "the solver has options of torchdiffeq's": bool(solver.options),
         "the solver compiles": solver.compile,
@@ -259,7 +260,7 @@ class _Solve(torch.autograd.Function):
 
 
 def _by_autograd(plan: Plan, gradient: str, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients of `inputs` by the general solver, of which there are gradients again."""
+    """Gradients of `inputs` by the general solver, which can be differentiated themselves."""
     create = torch.is_grad_enabled()
     with torch.enable_grad():
         # Inputs may depend on one another. As views of their own, none has a share in another's gradient.

@@ -15,7 +15,7 @@ from flowfactor.solve.diagnosis import stiffness
 from flowfactor.solve.runge_kutta import tableau
 from flowfactor.solver import SCIPY_METHOD, Solver
 
-LOOK_EVERY = 1_000  # attempted steps between two looks at whether a solve can still end within its limit
+CHECK_EVERY = 1_000  # attempted steps between two checks of whether a solve can still end within its limit
 
 
 class StepLimitError(Exception):
@@ -91,7 +91,7 @@ class Dynamics:
         attempts, limit = self.stats.accepted + self.stats.rejected, self.solver.max_steps
         if attempts >= limit:
             raise StepLimitError
-        if attempts % LOOK_EVERY == LOOK_EVERY - 1:
+        if attempts % CHECK_EVERY == CHECK_EVERY - 1:
             hopeless = abs(self.end - float(t.detach())) > (limit - attempts) * abs(self.last[2])
             if hopeless and stiffness(self.rhs, t, y)[0] * abs(self.last[2]) > 1:
                 raise StepLimitError

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowfactor.fields.base import Evaluation
 from flowfactor.networks.stage_adjoint import Residuals, StageAdjoint, TimeTerms
 from flowfactor.path import SolveStats
-from flowfactor.solve.dynamics import LOOK_EVERY
+from flowfactor.solve.dynamics import CHECK_EVERY
 from flowfactor.solve.runge_kutta import StepControl, Steps, Tableau
 from flowfactor.solver import Solver
 
@@ -151,7 +151,7 @@ class Forward:
         if self.limit is None or len(block.steps) < self.limit or reached == len(self.plan.times):
             return
         self._close()
-        # One state an output is kept: with many steps between two outputs the others are found again.
+        # One state an output is kept: with many steps between two outputs the others are recomputed.
         self.block = Block(z if reached > self.kept else None, t, reached=reached)
         self.kept = reached
         if self.solver.adaptive:
@@ -266,7 +266,7 @@ class Forward:
 
     def _limit(self, attempts: int, t: float, dt: float, end: float) -> int:
         limit = self.solver.max_steps
-        hopeless = attempts % LOOK_EVERY == LOOK_EVERY - 1 and abs(end - t) > (limit - attempts) * abs(dt)
+        hopeless = attempts % CHECK_EVERY == CHECK_EVERY - 1 and abs(end - t) > (limit - attempts) * abs(dt)
         if attempts >= limit or t + dt == t or hopeless:
             raise GaveUpError
         return attempts + 1

@@ -72,7 +72,7 @@ _FIXED = {
 
 @cache
 def tableau(method: str) -> Tableau | None:
-    """The tableau of a method, or None where it is not a Runge-Kutta method whose steps can be told one by one.
+    """The tableau of a method, or None where it is not a Runge-Kutta method whose steps can be taken one by one.
 
     torchdiffeq begins a step of an adaptive method with the last stage of the step before. Where that stage does not lie
     at the new state (adaptive_heun, fehlberg2), a step depends on its predecessor, and there is none.

@@ -1,4 +1,4 @@
-"""Solves with a written-out way back against the same solves through autograd."""
+"""Solves in closed form against the same solves through autograd."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _rolled(field: ff.fields.Field, z: Tensor) -> Tensor:
 
 
 def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Sequence[Tensor]]) -> None:
-    """Holds the written-out way back against autograd."""
+    """Holds the closed form against autograd."""
     taken: list[object] = []
     forward = closed_form._Solve.forward
     monkeypatch.setattr(closed_form._Solve, "forward", staticmethod(lambda *a: (taken.append(a), forward(*a))[1]))

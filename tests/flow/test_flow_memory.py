@@ -72,7 +72,7 @@ def test_memory_does_not_grow_with_the_steps(gradient: ff.solver.Gradient) -> No
 
 
 def _measure_closed_form(gradient: ff.solver.Gradient, steps: int) -> tuple[int, int]:
-    """The same for a potential with a way back of its own, where what is kept are plain tensors."""
+    """The same for a potential with an adjoint in closed form, where what is kept are plain tensors."""
     torch.manual_seed(0)
     potential = ff.potentials.MLPPotential(4, hidden=(64, 64))
     flow = ff.LatentFlow(potential, ff.Solver("rk4", step_size=1.0 / steps, gradient=gradient))
