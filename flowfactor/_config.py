@@ -89,6 +89,9 @@ def rebuild(config: dict[str, Any]) -> nn.Module:
     if known is None or cls not in known.__all__:
         raise ValueError(f"a model file names the part {name!r}, which this flowfactor does not have")
     arguments = {key: _read(value) for key, value in config["arguments"].items()}
+    for old, new in getattr(getattr(known, cls), "renamed_arguments", {}).items():
+        if old in arguments:
+            arguments[new] = arguments.pop(old)
     positional = arguments.pop("*", [])
     if not positional:
         return getattr(known, cls)(**arguments)
