@@ -163,10 +163,8 @@ class StackedSumAdjoint(StageAdjoint):
 
         def evaluate(z: Tensor, t: Tensor) -> Outputs:
             out = function(torch.cat([z] * self.parts), t)
-            return {
-                **{name: x.chunk(self.parts)[0] for name, x in out.items()},
-                "velocity": self.total(out["velocity"]),
-            }
+            own = {name: x.chunk(self.parts)[0] for name, x in out.items()}
+            return {**own, "gradient": own["velocity"], "velocity": self.total(out["velocity"])}
 
         return evaluate
 
