@@ -113,6 +113,9 @@ def rebuild(config: dict[str, Any]) -> Any:
         raise ValueError(f"a model file names the part {config['name']!r} where it has to say its type")
     cls = _class_of(str(config.get("type", "")))
     arguments = {key: read(value) for key, value in config["arguments"].items()}
+    for old, new in getattr(cls, "renamed_arguments", {}).items():
+        if old in arguments:
+            arguments[new] = arguments.pop(old)
     positional = arguments.pop("*", [])
     if not positional:
         return cls(**arguments)

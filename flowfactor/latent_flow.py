@@ -13,6 +13,7 @@ from flowfactor.control import Control, Schedule, control_shape, times
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
 from flowfactor.networks.controlled import check_state
+from flowfactor.networks.overrides import prepare_for_solve
 from flowfactor.path import FlowPath
 from flowfactor.potentials.base import Potential
 from flowfactor.solve.problem import Cost, needs_of
@@ -144,6 +145,7 @@ class LatentFlow(nn.Module):
                 raise TypeError(f"cost {name!r} must be a callable of an Evaluation, got {type(cost).__name__}")
             if "potential" in getattr(cost, "needs", ()) and not self.field.has_potential:
                 raise TypeError(f"cost {name!r} needs a potential, and {type(self.field).__name__} has none")
+        prepare_for_solve(self.field)
         return solve(
             self.field, self.solver, self.divergence, z0, t, control, log_det=log_det, costs=named, generator=generator
         )

@@ -34,7 +34,7 @@ class SolveStats:
         >>> speed = lambda evaluation: evaluation.velocity.norm(dim=-1)
         >>> stats = flow(torch.zeros(3, 2), [0.0, 1.0], costs={"speed": speed}).stats
         >>> stats.engine, stats.reason
-        ('general', "cost 'speed' does not promise many_stages = True")
+        ('general', "cost 'speed' takes one stage at a time: it does not promise many_stages = True")
     """
 
     nfe: int = 0

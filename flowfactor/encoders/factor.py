@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -36,12 +38,13 @@ class FactorEncoder(Configured, nn.Module):
         patch_size: 1, 2, 4 or 8: side of the patches that the frames are cut into.
         activation: ``"relu"``, ``"silu"``, ``"gelu"`` or ``"tanh"``. Of as few hidden units as here, ``"relu"`` may lose too
             many at large learning rates to tell the transformations apart.
-        looks: How many of the frames it looks at, from the first to the last at even distances; all where None. A
+        frames_seen: How many of the frames it sees, from the first to the last at even distances; all where None. A
             transformation shows in three frames as in nine, at a third of the cost.
+        looks: The former name of ``frames_seen``, deprecated.
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If a size does not fit or a name is unknown.
+        ValueError: If a size does not fit, a name is unknown, or ``looks`` and ``frames_seen`` are both given.
 
     Example:
         >>> import torch
@@ -52,6 +55,8 @@ class FactorEncoder(Configured, nn.Module):
     """
 
     kind_of_part = "encoder"
+    #: Arguments that saved models may have under a former name.
+    renamed_arguments: ClassVar = {"looks": "frames_seen"}
 
     def __init__(
         self,
@@ -66,6 +71,7 @@ class FactorEncoder(Configured, nn.Module):
         kernel_size: int = KERNEL,
         patch_size: int = PATCH,
         activation: str = "silu",
+        frames_seen: int | None = None,
         looks: int | None = None,
     ) -> None:
         super().__init__()
@@ -75,18 +81,27 @@ class FactorEncoder(Configured, nn.Module):
             raise ValueError(
                 f"num_frames must be at least 2, since one frame shows no transformation, got {num_frames}"
             )
-        if looks is not None and not 2 <= check_count("looks", looks) <= num_frames:
-            raise ValueError(f"looks must lie between 2 and num_frames = {num_frames}, or be None, got {looks}")
-        stacked = check_count("channels", channels) * (num_frames if looks is None else looks)
+        if looks is not None:
+            if frames_seen is not None:
+                raise ValueError(f"looks is the former name of frames_seen: give one, got {looks} and {frames_seen}")
+            warnings.warn("looks is called frames_seen now", DeprecationWarning, stacklevel=2)
+            frames_seen = looks
+        if frames_seen is None:
+            seen = range(num_frames)
+        elif 2 <= check_count("frames_seen", frames_seen) <= num_frames:
+            seen = [round(i * (num_frames - 1) / (frames_seen - 1)) for i in range(frames_seen)]
+        else:
+            raise ValueError(
+                f"frames_seen must lie between 2 and num_frames = {num_frames}, or be None, got {frames_seen}"
+            )
+        self._seen = seen
+        stacked = check_count("channels", channels) * len(seen)
         shape = (strides, hidden, kernel_size, patch_size, 0, False, activation, "patches")
         plan = make_plan(stacked, image_size, widths, *shape)
         if widths is None:  # to tell K transformations apart takes less than to rebuild a frame
             plan = make_plan(stacked, image_size, (_WIDTH,) * len(plan.widths), *shape)
         self.event_shape = (num_frames, channels, *plan.image)
-        self._fill_in(**plan.chosen)
-        self._looks = (
-            range(num_frames) if looks is None else [round(i * (num_frames - 1) / (looks - 1)) for i in range(looks)]
-        )
+        self._fill_in(**plan.chosen, frames_seen=frames_seen, looks=None)
         self.body, features = patches_encoder(plan, activation_layer(activation))
         self.head = nn.Linear(features, num_flows)
 
@@ -104,7 +119,7 @@ class FactorEncoder(Configured, nn.Module):
             ValueError: If the trailing dimensions are not (T+1, C, H, W).
         """
         flat = flatten_batch(frames, self.event_shape, "sequences", self)
-        logits = self.head(self.body[2:](self._first_layer([flat[:, i] for i in self._looks])))
+        logits = self.head(self.body[2:](self._first_layer([flat[:, i] for i in self._seen])))
         # Log-probabilities in float32 at least: under autocast the head gives halves.
         logits = logits.to(frames.dtype).reshape(*frames.shape[:-4], self.num_flows)
         return Categorical(logits=logits, validate_args=False)

@@ -144,10 +144,10 @@ class Field(Controlled):
         assert result is not None
         return result
 
-    def stage_adjoint(
+    def closed_form(
         self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> StageAdjoint | NoClosedForm:
-        """Binds the field for one solve in closed form (see `flowfactor.networks.stage_adjoint`).
+    ) -> ClosedForm | NoClosedForm:
+        """What solves in closed form are made of (see `flowfactor.networks.stage_adjoint`).
 
         Args:
             layout: Which samples follow which flow; they lie as one block.
@@ -156,19 +156,23 @@ class Field(Controlled):
             probe: Hutchinson's probe, laid out as a block.
 
         Returns:
-            The adjoint, or why there is none.
+            The closed form, or why there is none.
         """
-        return _nothing_for(self)
+        return NoClosedForm(
+            f"{type(self).__name__} has no closed-form adjoint; its solves are differentiated by autograd"
+        )
+
+    def stage_adjoint(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> StageAdjoint | NoClosedForm:
+        """Binds the field for one solve in closed form; arguments are those of `closed_form`."""
+        form = self.closed_form(layout, want, divergence, probe)
+        return form if isinstance(form, NoClosedForm) else form.build(form.stack)
 
     def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str] = (),
-        divergence: Divergence | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundField:
+        self, control: ResolvedControl, batch_shape: Sequence[int], *, want: Iterable[str] = (),
+        divergence: Divergence | None = None, probe: Tensor | None = None,
+    ) -> BoundField:  # fmt: skip
         """Fixes everything that stays the same over a solve and returns the function that is left.
 
         Args:
@@ -221,19 +225,10 @@ class DivergenceFreeField(Field):
         """Binds the velocity alone: a function of ``z`` and ``t``."""
         raise NotImplementedError
 
-    def closed_form(self, layout: Layout) -> ClosedForm | NoClosedForm:
-        """What solves in closed form are made of (see `flowfactor.networks.stage_adjoint`), or why there is nothing."""
-        return _nothing_for(self)
-
     def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str] = (),
-        divergence: Divergence | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundField:
+        self, control: ResolvedControl, batch_shape: Sequence[int], *, want: Iterable[str] = (),
+        divergence: Divergence | None = None, probe: Tensor | None = None,
+    ) -> BoundField:  # fmt: skip
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
         velocity = self.bind_velocity(control, batch_shape)
 
@@ -242,10 +237,6 @@ class DivergenceFreeField(Field):
             return Evaluation(z, t, velocity(z, t), zero, probe=probe, velocity_at=lambda z: velocity(z, t))
 
         return evaluate
-
-
-def _nothing_for(field: Field) -> NoClosedForm:
-    return NoClosedForm(f"{type(field).__name__} has no closed-form adjoint; its solves are differentiated by autograd")
 
 
 def _checked_velocity(v: object, z: Tensor) -> Tensor:

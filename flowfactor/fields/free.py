@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack, layout_of, run
 from flowfactor.networks.overrides import features_changed, overridden
 from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
-from flowfactor.networks.stage_adjoint import NoClosedForm, StageAdjoint
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 from flowfactor.networks.velocity_adjoint import VelocityAdjoint
 from flowfactor.potentials.module import list_of_modules
@@ -76,14 +77,9 @@ class FreeField(Field):
             self.p = uniform((K, dim, rank), rank, init_scale, generator=g)
 
     def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str] = (),
-        divergence: Divergence | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundField:
+        self, control: ResolvedControl, batch_shape: Sequence[int], *, want: Iterable[str] = (),
+        divergence: Divergence | None = None, probe: Tensor | None = None,
+    ) -> BoundField:  # fmt: skip
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
         layout = layout_of(control, batch_shape, self.num_flows)
         stacks = layout.select(own_tensors(self))
@@ -91,19 +87,21 @@ class FreeField(Field):
         functions = [self._bind_stack(s, divergence, e) for s, e in zip(stacks, probes, strict=True)]
         return self._finish(lambda z, t: run(layout, functions, z, t, {"velocity": 1, "divergence": 0}), probe)
 
-    def stage_adjoint(
+    def closed_form(
         self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> StageAdjoint | NoClosedForm:
-        """See `Field.stage_adjoint`."""
+    ) -> ClosedForm | NoClosedForm:
+        """See `Field.closed_form`."""
         refusal = overridden(self, FreeField, ("flow_velocity", "bind", "_bind_stack", "_finish"))
         refusal = refusal or features_changed(self)
         if refusal is not None:
             return refusal
-        stack = layout.select(own_tensors(self))[0]
-        return VelocityAdjoint(
-            stack, lambda p: self._bind_stack(p, divergence, probe), self.features, divergence,
-            probe if divergence == "hutchinson" else None,
-        )  # fmt: skip
+        estimate = probe if divergence == "hutchinson" else None
+
+        def build(stack: Stack) -> VelocityAdjoint:
+            bind = partial(self._bind_stack, divergence=divergence, probe=estimate)
+            return VelocityAdjoint(stack, bind, self.features, divergence, estimate)
+
+        return ClosedForm(layout.select(own_tensors(self))[0], build)
 
     def _bind_stack(
         self, p: Stack, divergence: Divergence | None, probe: Tensor | None

@@ -14,7 +14,7 @@ from flowfactor.fields.base import BoundField, Divergence, DivergenceFreeField, 
 from flowfactor.fields.solenoidal import SolenoidalField
 from flowfactor.networks.batching import Layout, layout_of
 from flowfactor.networks.overrides import overridden
-from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm, StageAdjoint
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.sum_adjoint import SumAdjoint, sum_of
 from flowfactor.potentials.base import Potential
 
@@ -40,14 +40,9 @@ class GradientField(Field):
         self.potential = potential
 
     def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str] = (),
-        divergence: Divergence | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundField:
+        self, control: ResolvedControl, batch_shape: Sequence[int], *, want: Iterable[str] = (),
+        divergence: Divergence | None = None, probe: Tensor | None = None,
+    ) -> BoundField:  # fmt: skip
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
         wanted = {*want, "gradient"} | ({"laplacian"} if divergence else set())
         estimate = probe if divergence == "hutchinson" else None
@@ -65,18 +60,11 @@ class GradientField(Field):
     def closed_form(
         self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
     ) -> ClosedForm | NoClosedForm:
-        """The closed form of u (see `Potential.closed_form`), or why there is none."""
+        """See `Field.closed_form`."""
         refusal = overridden(self, GradientField, ("flow_velocity", "bind"))
         wanted = want | {"laplacian"} if divergence else want
         estimate = probe if divergence == "hutchinson" else None
         return refusal or self.potential.closed_form(layout, wanted, divergence, estimate)
-
-    def stage_adjoint(
-        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> StageAdjoint | NoClosedForm:
-        """See `Field.stage_adjoint`."""
-        form = self.closed_form(layout, want, divergence, probe)
-        return form if isinstance(form, NoClosedForm) else form.build(form.stack)
 
 
 class SkewGradientField(DivergenceFreeField):
@@ -131,21 +119,17 @@ class SkewGradientField(DivergenceFreeField):
 
         return rotated
 
-    def closed_form(self, layout: Layout) -> ClosedForm | NoClosedForm:
-        """See `DivergenceFreeField.closed_form`."""
+    def closed_form(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> ClosedForm | NoClosedForm:
+        """See `Field.closed_form`."""
         refusal = overridden(self, SkewGradientField, ("flow_velocity", "bind", "bind_velocity"))
         form = refusal or self.potential.closed_form(layout, frozenset(), None, None)
         if isinstance(form, NoClosedForm):
             return form
         skew = self.forms.matrices(next(iter(form.stack.values())))
-        return replace(form, stack={**form.stack, "skew": layout.select({"skew": skew})[0]["skew"]})
-
-    def stage_adjoint(
-        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> StageAdjoint | NoClosedForm:
-        """See `Field.stage_adjoint`."""
-        form = self.closed_form(layout)
-        return form if isinstance(form, NoClosedForm) else SumAdjoint([form.build(form.stack)], has_potential=False)
+        stack, part = {**form.stack, "skew": layout.select({"skew": skew})[0]["skew"]}, form.build
+        return replace(form, stack=stack, build=lambda stack: SumAdjoint([part(stack)], has_potential=False))
 
 
 class HelmholtzField(Field):
@@ -206,14 +190,9 @@ class HelmholtzField(Field):
         return self.irrotational.potential
 
     def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str] = (),
-        divergence: Divergence | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundField:
+        self, control: ResolvedControl, batch_shape: Sequence[int], *, want: Iterable[str] = (),
+        divergence: Divergence | None = None, probe: Tensor | None = None,
+    ) -> BoundField:  # fmt: skip
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
         return self.bind_parts(control, control, batch_shape, want=want, divergence=divergence, probe=probe)
 
@@ -240,16 +219,13 @@ class HelmholtzField(Field):
 
         return evaluate
 
-    def stage_adjoint(
+    def closed_form(
         self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> StageAdjoint | NoClosedForm:
-        """See `Field.stage_adjoint`."""
+    ) -> ClosedForm | NoClosedForm:
+        """See `Field.closed_form`."""
         refusal = overridden(self, HelmholtzField, ("flow_velocity", "bind", "bind_parts"))
-        if refusal is not None:
-            return refusal
-        parts = [self.irrotational.closed_form(layout, want, divergence, probe)]
-        parts += [part.closed_form(layout) for part in self.solenoidal]  # type: ignore[operator]
-        refusal = next((part for part in parts if isinstance(part, NoClosedForm)), None)
+        parts = [part.closed_form(layout, want, divergence, probe) for part in (self.irrotational, *self.solenoidal)]  # type: ignore[operator]
+        refusal = refusal or next((part for part in parts if isinstance(part, NoClosedForm)), None)
         return refusal or sum_of([part for part in parts if isinstance(part, ClosedForm)])
 
 

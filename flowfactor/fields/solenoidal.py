@@ -14,7 +14,7 @@ from flowfactor.networks.batching import Layout, Stack, layout_of, run
 from flowfactor.networks.overrides import features_changed, overridden
 from flowfactor.networks.ridge_adjoint import RidgeAdjoint
 from flowfactor.networks.stacked import own_tensors, uniform
-from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm, StageAdjoint
+from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 
 
@@ -83,8 +83,10 @@ class SolenoidalField(DivergenceFreeField):
         functions = [self._bind_stack(stack) for stack in layout.select(self._stack())]
         return lambda z, t: run(layout, functions, z, t, {"velocity": 1})["velocity"]
 
-    def closed_form(self, layout: Layout) -> ClosedForm | NoClosedForm:
-        """See `DivergenceFreeField.closed_form`."""
+    def closed_form(
+        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
+    ) -> ClosedForm | NoClosedForm:
+        """See `Field.closed_form`."""
         methods = ("flow_velocity", "bind", "bind_velocity", "_bind_stack", "_stack")
         refusal = overridden(self, SolenoidalField, methods) or features_changed(self)
         if refusal is not None:
@@ -95,13 +97,6 @@ class SolenoidalField(DivergenceFreeField):
             return lambda z, t: {**bound(z, t), "divergence": torch.zeros_like(z[..., 0])}
 
         return ClosedForm(layout.select(self._stack())[0], lambda stack: RidgeAdjoint(stack, bind, self.features))
-
-    def stage_adjoint(
-        self, layout: Layout, want: frozenset[str], divergence: Divergence | None, probe: Tensor | None
-    ) -> StageAdjoint | NoClosedForm:
-        """See `Field.stage_adjoint`."""
-        form = self.closed_form(layout)
-        return form if isinstance(form, NoClosedForm) else form.build(form.stack)
 
     def _stack(self) -> Stack:
         """The parameters by name, output weights made transverse."""

@@ -68,10 +68,10 @@ class Layout:
         """
         first, event = chunks[0], _event(chunks[0], event_ndim)
         lead = tuple(first.shape[: first.ndim - event_ndim - 2]) if self.sizes is None else ()
-        flat = first.reshape(*lead, -1, *event) if len(chunks) == 1 else torch.cat(list(chunks))
+        flat = first.reshape((*lead, -1, *event)) if len(chunks) == 1 else torch.cat(list(chunks))
         if self.place is not None:
             flat = flat.index_select(len(lead), self.place)
-        return flat.reshape(*lead, *self.batch_shape, *event)
+        return flat.reshape((*lead, *self.batch_shape, *event))
 
     def shares(self) -> Tensor | None:
         """The weight of each place of a block in a mean over the batch, ``[G, n]``; None where all are the same."""

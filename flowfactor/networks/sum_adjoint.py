@@ -14,14 +14,14 @@ from torch import Tensor
 from flowfactor.networks.stage_adjoint import ClosedForm, Outputs, Pullback, Residuals, StageAdjoint, Stages, TimeTerms
 
 
-def sum_of(parts: Sequence[ClosedForm]) -> StageAdjoint:
-    """The adjoint of a sum whose first part is the gradient of a potential: in one where all are of one kind."""
+def sum_of(parts: Sequence[ClosedForm]) -> ClosedForm:
+    """The closed form of a sum whose first part is the gradient of a potential: one stack where all are of one kind."""
     if len(parts) == 1 or not _alike(parts):
-        return SumAdjoint([part.build(part.stack) for part in parts], has_potential=True)
+        return ClosedForm({}, lambda _: SumAdjoint([part.build(part.stack) for part in parts], has_potential=True))
     # Of what only some parts have, J, the identity stands in for the others.
     names = dict.fromkeys(name for part in parts for name in part.stack)
     stack = {name: torch.cat([_tensor(part, name, parts) for part in parts]) for name in names}
-    return StackedSumAdjoint(parts[0].build(stack), len(parts))
+    return ClosedForm(stack, lambda stack: StackedSumAdjoint(parts[0].build(stack), len(parts)))
 
 
 def _shapes(part: ClosedForm) -> dict[str, torch.Size]:
@@ -163,10 +163,8 @@ class StackedSumAdjoint(StageAdjoint):
 
         def evaluate(z: Tensor, t: Tensor) -> Outputs:
             out = function(torch.cat([z] * self.parts), t)
-            return {
-                **{name: x.chunk(self.parts)[0] for name, x in out.items()},
-                "velocity": self.total(out["velocity"]),
-            }
+            own = {name: x.chunk(self.parts)[0] for name, x in out.items()}
+            return {**own, "gradient": own["velocity"], "velocity": self.total(out["velocity"])}
 
         return evaluate
 

@@ -54,11 +54,10 @@ class TwoLayerAdjoint(NetworkAdjoint):
         super().__init__(stack, lambda p: _with_velocity(bind(p), p.get("skew")))
         p = self.p
         self.leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in stack.items()}
-        self.act, self.laplacian, self.probe = activation, laplacian, probe
-        self.time_maps, self.derivative = time_maps, derivative
+        self.act, self.time_maps, self.derivative = activation, time_maps, derivative
+        self.laplacian, self.probe = laplacian, probe
         self.w1, self.w2, self.w3, self.skew = p["w1"], p["w2"], p["w3"], p.get("skew")
-        self.h1 = self.w1.shape[-2]
-        self.has_quad = "quad" in p
+        self.h1, self.has_quad = self.w1.shape[-2], "quad" in p
         # One product serves W1 z and A z, one W1' x and A' s y.
         self.up = torch.cat([self.w1, p["quad"]], -2) if self.has_quad else self.w1
         self.down = torch.cat([self.w1, p["scale"].mT * p["quad"]], -2) if self.has_quad else self.w1
@@ -67,8 +66,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         if self.skew is not None:  # J acts on the weights, once a solve
             self.lam_up, self.out = (self.up @ self.skew.mT).mT.contiguous(), self.down @ self.skew.mT
             self.bias = self.bias @ self.skew.mT if self.bias is not None else None
-        self.w2_t = self.w2.mT.contiguous()
-        self.w3_w2 = self.w3.mT * self.w2
+        self.w2_t, self.w3_w2 = self.w2.mT.contiguous(), self.w3.mT * self.w2
         self.stage_terms = None
         if features is not None:
             layers = [(p["v1"], p["b1"], self.up.shape[-2]), (p["v2"], p["b2"], self.w2.shape[-2])]
@@ -122,6 +120,8 @@ class TwoLayerAdjoint(NetworkAdjoint):
 
     def laplacians(self, b1: Tensor, b2: Tensor, g1: Tensor) -> Tensor:
         """The Laplacians ``[G, S, n]`` at S stages."""
+        if self.laplacian is None:
+            raise RuntimeError("this adjoint was bound without a Laplacian")
         s1, s2 = self.act.first(b1), self.act.first(b2)
         of_first = self.act.second(b1, s1).mul_(g1)
         m2 = self.act.second(b2, s2)
@@ -160,8 +160,7 @@ class TwoLayerStages(Stages):
         self.adjoint, self.ts = adjoint, ts
         self.z, self.inner, self.a2, self.b1, self.b2, self.g1, self.h1_value = residuals
 
-    # Slopes and second derivatives are worked out when an output or a pullback needs them: until then the solve holds
-    # the residuals alone.
+    # Worked out when an output or a pullback needs it: until then the solve holds the residuals alone.
 
     @cached_property
     def s1(self) -> Tensor:
@@ -217,9 +216,8 @@ class TwoLayerStages(Stages):
         if "time" in want:
             _, d1, _, d2 = self.c
             assert d2 is not None
-            out["time"] = dot(self.w3_s2, d2.detach())
-            if d1 is not None:
-                out["time"] += dot(self.inner[..., : a.h1], d1.detach())
+            first = 0 if d1 is None else dot(self.inner[..., : a.h1], d1.detach())
+            out["time"] = dot(self.w3_s2, d2.detach()) + first
         if "divergence" in want:
             out["divergence"] = a.laplacians(self.b1, self.b2, self.g1)
         return out
@@ -262,9 +260,8 @@ class TwoLayerPullback(Pullback):
         sum_into(self.extra, "w3", (u * s.h2()).sum((1, 2)).unsqueeze(-2))
         if not a.has_quad:
             return
-        q = s.inner[..., a.h1 :]
-        self.rq = u * q
-        sum_into(self.extra, "scale", 0.5 * (self.rq * q).sum((1, 2)).unsqueeze(-2))
+        self.rq = u * s.inner[..., a.h1 :]
+        sum_into(self.extra, "scale", 0.5 * (self.rq * s.inner[..., a.h1 :]).sum((1, 2)).unsqueeze(-2))
         sum_into(self.extra, "linear", (u * s.z).sum((1, 2)).unsqueeze(-2))
         self.direct = u * a.p["linear"].unsqueeze(1)
 
@@ -308,9 +305,9 @@ class TwoLayerPullback(Pullback):
                 norms, wanted = a.row_norms(s1, m2), (s1, m2)
             found = torch.autograd.grad(norms, wanted, flat(mu).squeeze(-1))
         s1_bar, m2_bar = found[0].reshape(s.s1.shape), found[1].reshape(s.s2.shape)
-        squared1, w3 = a.squared1.unsqueeze(1), a.w3.unsqueeze(1)
+        squared1 = a.squared1.unsqueeze(1)
         self.r1 = mu * squared1 * s.s1_prime
-        self.r2 = w3 * m2_bar * a.act.third(s.b2, s.s2, s2_prime)
+        self.r2 = a.w3.unsqueeze(1) * m2_bar * a.act.third(s.b2, s.s2, s2_prime)
         self.r3 = s1_bar * s.s1_prime + mu * s.g1 * squared1 * s1_second
         if not parameters:
             return
@@ -394,10 +391,9 @@ class TwoLayerPullback(Pullback):
         ]
         if not pairs:
             return
-        found = torch.autograd.grad(
-            [c for c, _ in pairs], [a.leaves[n] for n in a.names], [bar for _, bar in pairs], allow_unused=True,
-            retain_graph=True,
-        )  # fmt: skip
+        cs, bars = [c for c, _ in pairs], [bar for _, bar in pairs]
+        leaves = [a.leaves[name] for name in a.names]
+        found = torch.autograd.grad(cs, leaves, bars, allow_unused=True, retain_graph=True)
         for name, value in zip(a.names, found, strict=True):
             if value is not None:
                 sum_into(out, name, value)

@@ -85,6 +85,8 @@ class VelocityAdjoint(NetworkAdjoint):
 
     def divergence_of(self, s1: Tensor, s2: Tensor) -> Tensor:
         """The divergences ``[G, S, n]`` at S stages, of the slopes of both layers."""
+        if self.kind is None:
+            raise RuntimeError("this adjoint was bound without a divergence")
         if self.kind == "exact":
             div = product(s2, self.form).mul_(s1).sum(-1)
         else:

@@ -29,14 +29,9 @@ class StackedPotential(Potential):
         raise NotImplementedError
 
     def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str],
-        laplacian: Laplacian | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundPotential:
+        self, control: ResolvedControl, batch_shape: Sequence[int], *, want: Iterable[str],
+        laplacian: Laplacian | None = None, probe: Tensor | None = None,
+    ) -> BoundPotential:  # fmt: skip
         """Fixes control, weights and probe for a solve (see `Potential.bind`)."""
         layout = layout_of(control, batch_shape, self.num_flows)
         stacks = layout.select(self._stack())

@@ -150,14 +150,9 @@ class Potential(Controlled):
         return self.bind(resolved, z.shape[:-1], want=want, laplacian=laplacian, probe=probe)(z, t)
 
     def bind(
-        self,
-        control: ResolvedControl,
-        batch_shape: Sequence[int],
-        *,
-        want: Iterable[str],
-        laplacian: Laplacian | None = None,
-        probe: Tensor | None = None,
-    ) -> BoundPotential:
+        self, control: ResolvedControl, batch_shape: Sequence[int], *, want: Iterable[str],
+        laplacian: Laplacian | None = None, probe: Tensor | None = None,
+    ) -> BoundPotential:  # fmt: skip
         """Fixes everything that stays the same over a solve and returns the function that is left.
 
         A solver calls the result at every stage, so that what depends on the control, the weights or the probe alone

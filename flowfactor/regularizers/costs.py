@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
 from flowfactor.fields.base import Evaluation
-from flowfactor.networks.overrides import overridden
+from flowfactor.networks.overrides import hooked, overridden
 from flowfactor.registry import Recorded
 
 Force = Callable[[Tensor, Tensor], Tensor]
+
+
+def _changed(part: nn.Module, owner: type[nn.Module], *methods: str) -> str | None:
+    """Why a part may compute something else than its class says: overridden methods, or hooks."""
+    refusal = overridden(part, owner, methods)
+    if refusal is not None:
+        return refusal.reason
+    return f"this {type(part).__name__} has forward hooks" if hooked(part) else None
 
 
 class NegativeSquare(Recorded, nn.Module):
@@ -47,11 +56,6 @@ class NegativeSquare(Recorded, nn.Module):
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    @property
-    def many_stages(self) -> bool:
-        """Whether several stages of a solve can be evaluated at once, and parameters are all that is captured."""
-        return overridden(self, NegativeSquare, ("forward",)) is None  # a subclass may mean something else
-
     def forward(self, z: Tensor, t: float | Tensor) -> Tensor:
         """The force at ``z [*batch, D]`` and ``t`` (scalar or ``[*batch]``), shape ``[*batch]``."""
         time = torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(z.shape[:-1]).unsqueeze(-1)
@@ -80,10 +84,20 @@ class HamiltonJacobi(Recorded, nn.Module):
     needs = ("potential", "time")
 
     @property
+    def one_stage_reason(self) -> str | None:
+        """Why it takes one stage of a solve at a time; None where `many_stages` holds."""
+        force, changed = self.force, _changed(self, HamiltonJacobi, "forward", "residual")
+        if changed or force is None or getattr(force, "many_stages", False):
+            return changed
+        if isinstance(force, NegativeSquare):
+            return _changed(force, NegativeSquare, "forward")
+        kind = "function" if isinstance(force, FunctionType) else type(force).__name__
+        return f"its force is a {kind}, which may depend on more than parameters, not a NegativeSquare"
+
+    @property
     def many_stages(self) -> bool:
         """Whether several stages of a solve can be evaluated at once, and parameters are all that is captured."""
-        known = overridden(self, HamiltonJacobi, ("forward", "residual")) is None  # a subclass may mean something else
-        return known and (self.force is None or bool(getattr(self.force, "many_stages", False)))
+        return self.one_stage_reason is None
 
     def __init__(self, force: Force | None = None) -> None:
         super().__init__()
@@ -117,9 +131,14 @@ class TransportCost(Recorded, nn.Module):
     """
 
     @property
+    def one_stage_reason(self) -> str | None:
+        """Why it takes one stage of a solve at a time; None where `many_stages` holds."""
+        return _changed(self, TransportCost, "forward")
+
+    @property
     def many_stages(self) -> bool:
         """Whether several stages of a solve can be evaluated at once, and nothing is captured."""
-        return overridden(self, TransportCost, ("forward",)) is None  # a subclass may mean something else
+        return self.one_stage_reason is None
 
     def forward(self, evaluation: Evaluation) -> Tensor:
         """Half the squared speed, ``[*batch]``."""

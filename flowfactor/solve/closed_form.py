@@ -183,8 +183,8 @@ def _unsuited(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> NoClose
     """Why a solve is not of the kind whose adjoint is written out: plain tensors, plain settings, known costs."""
     for name, cost in packing.costs.items():
         if not getattr(cost, "many_stages", False):
-            force = "" if getattr(cost, "force", None) is None else " (or its force)"
-            return NoClosedForm(f"cost {name!r}{force} does not promise many_stages = True")
+            reason = getattr(cost, "one_stage_reason", None) or "it does not promise many_stages = True"
+            return NoClosedForm(f"cost {name!r} takes one stage at a time: {reason}")
     reasons = {
         "the solver has options of torchdiffeq's": bool(solver.options),
         "the solver compiles": solver.compile,
@@ -265,7 +265,7 @@ class _Solve(torch.autograd.Function):
 
 
 def _by_autograd(plan: Plan, gradient: str, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients of `inputs` by the general solver, of which there are gradients again."""
+    """Gradients of `inputs` by the general solver, which can be differentiated themselves."""
     create = torch.is_grad_enabled()
     with torch.enable_grad():
         # Inputs may depend on one another. As views of their own, none has a share in another's gradient.

@@ -151,7 +151,7 @@ class Forward:
         if self.limit is None or len(block.steps) < self.limit or reached == len(self.plan.times):
             return
         self._close()
-        # One state an output is kept: with many steps between two outputs the others are found again.
+        # One state an output is kept: with many steps between two outputs the others are recomputed.
         self.block = Block(z if reached > self.kept else None, t, reached=reached)
         self.kept = reached
         if self.solver.adaptive:

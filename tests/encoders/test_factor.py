@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flowfactor._config import describe, rebuild
 from flowfactor.encoders import FactorEncoder
 
 
@@ -94,19 +95,19 @@ def test_wrong_sequences_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
-@pytest.mark.parametrize("looks", [None, 2, 3])
-def test_the_first_layer_sees_the_first_frame_and_the_changes(kernel_size: int, looks: int | None) -> None:
-    encoder = FactorEncoder(2, 5, 3, 16, kernel_size=kernel_size, looks=looks).double()
+@pytest.mark.parametrize("few", [None, 2, 3])
+def test_the_first_layer_sees_the_first_frame_and_the_changes(kernel_size: int, few: int | None) -> None:
+    encoder = FactorEncoder(2, 5, 3, 16, kernel_size=kernel_size, frames_seen=few).double()
     frames = torch.rand(4, 5, 3, 16, 16, dtype=torch.float64)
-    seen = frames[:, [round(i * 4 / (looks - 1)) for i in range(looks)]] if looks else frames
+    seen = frames[:, [round(i * 4 / (few - 1)) for i in range(few)]] if few else frames
     stacked = torch.cat([seen[:, :1], seen.diff(dim=1)], 1).flatten(1, 2)
     logits = encoder.head(encoder.body(stacked)).log_softmax(-1)
     torch.testing.assert_close(encoder(frames).logits, logits)
 
 
-def test_it_looks_at_frames_from_first_to_last() -> None:
+def test_it_sees_frames_from_first_to_last() -> None:
     torch.manual_seed(0)
-    encoder = FactorEncoder(3, 6, channels=1, image_size=8, widths=(8,), hidden=(8,), looks=3)
+    encoder = FactorEncoder(3, 6, channels=1, image_size=8, widths=(8,), hidden=(8,), frames_seen=3)
     assert FactorEncoder(**encoder.config).config == encoder.config
     frames = torch.rand(2, 6, 1, 8, 8)
     logits = encoder(frames).logits
@@ -116,7 +117,23 @@ def test_it_looks_at_frames_from_first_to_last() -> None:
         assert torch.equal(encoder(other).logits, logits) is not seen
 
 
-@pytest.mark.parametrize("looks", [1, 7])
-def test_it_cannot_look_at_one_frame_or_at_more_than_there_are(looks: int) -> None:
-    with pytest.raises(ValueError, match="looks must lie between 2 and num_frames = 6"):
-        FactorEncoder(3, 6, looks=looks)
+@pytest.mark.parametrize("few", [1, 7])
+def test_it_cannot_see_one_frame_or_more_than_there_are(few: int) -> None:
+    with pytest.raises(ValueError, match="frames_seen must lie between 2 and num_frames = 6"):
+        FactorEncoder(3, 6, frames_seen=few)
+
+
+def test_the_former_name_of_frames_seen_still_works_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="frames_seen"):
+        encoder = FactorEncoder(3, 6, image_size=8, looks=3)
+    assert encoder.config == FactorEncoder(3, 6, image_size=8, frames_seen=3).config
+    with pytest.raises(ValueError, match="give one"):
+        FactorEncoder(3, 6, looks=3, frames_seen=3)
+
+
+def test_a_model_file_with_the_former_name_loads_without_a_warning() -> None:
+    written = describe(FactorEncoder(3, 6, image_size=8, frames_seen=3))
+    assert written is not None
+    written["arguments"]["looks"] = written["arguments"].pop("frames_seen")
+    rebuilt = rebuild(written)
+    assert isinstance(rebuilt, FactorEncoder) and rebuilt.config["frames_seen"] == 3

@@ -82,9 +82,12 @@ REASONS: dict[str, tuple[Callable[[], ff.FlowPath], str]] = {
     "an overridden evaluation": (lambda: follow(field=Doubled(D, K)), "Doubled overrides bind of"),
     "a force": (
         lambda: follow(costs={"hj": ff.regularizers.HamiltonJacobi(lambda z, t: -z.square().sum(-1))}),
-        "cost 'hj' (or its force) does not promise many_stages",
+        "cost 'hj' takes one stage at a time: its force is a function",
     ),
-    "a cost": (lambda: follow(costs={"mine": lambda e: e.z.sum(-1)}), "cost 'mine' does not promise many_stages"),
+    "a cost": (
+        lambda: follow(costs={"mine": lambda e: e.z.sum(-1)}),
+        "cost 'mine' takes one stage at a time: it does not promise many_stages",
+    ),
     "options": (lambda: follow(ff.Solver("euler", options={"perturb": True})), "options"),
     "a method": (lambda: follow(ff.Solver("explicit_adams", step_size=0.1)), "explicit_adams"),
     "gradients of times": (lambda: follow(t=torch.tensor([0.0, 1.0], requires_grad=True)), "times"),
