@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flowfactor.registry import Recorded, UnknownPartError, make, name_of, registered
+from flowfactor.registry import Recorded, UnknownPartError, kind_of, make, name_of, registered
 
 T = TypeVar("T", bound="Named")
 
@@ -76,8 +76,7 @@ def describe(part: Any, by_type: bool = False) -> dict[str, Any] | None:
     name = name_of(type(part)) if by_name else type_name(type(part))
     if name is None or not hasattr(part, "_arguments"):
         return None
-    foreign = not type(part).__module__.startswith("flowfactor.")
-    written = {key: _value(value, foreign) for key, value in _arguments(part).items()}
+    written = {key: _value(value, _is_foreign(part)) for key, value in _arguments(part).items()}
     if _holds_custom(written):
         return None
     return {"name": name, **written} if by_name else {"type": name, "arguments": written}
@@ -110,8 +109,6 @@ def rebuild(config: dict[str, Any]) -> Any:
     Raises:
         ValueError: If the type is unknown.
     """
-    if "type" not in config and "name" in config:
-        raise ValueError(f"a model file names the part {config['name']!r} where it has to say its type")
     cls = _class_of(str(config.get("type", "")))
     arguments = {key: read(value) for key, value in config["arguments"].items()}
     positional = arguments.pop("*", [])
@@ -126,10 +123,9 @@ def rebuild(config: dict[str, Any]) -> Any:
 
 def type_name(cls: type[Any]) -> str | None:
     """What a file calls a class of parts: ``"potentials.MLPPotential"``, ``"potential:well"`` where it is registered."""
-    kind = getattr(cls, "kind_of_part", "") or "encoder"
-    for name, known in registered(kind).items():
-        if known is cls:
-            return f"{kind}:{name}"
+    name = name_of(cls)
+    if name in registered(kind_of(cls)):
+        return f"{kind_of(cls)}:{name}"
     for package in _PACKAGES:
         if cls.__name__ in (module := importlib.import_module(f"flowfactor.{package}")).__all__:
             return f"{package}.{cls.__name__}" if getattr(module, cls.__name__) is cls else None
@@ -162,11 +158,12 @@ def _arguments(part: Recorded) -> dict[str, Any]:
     args, kwargs = part._arguments
     signature = inspect.signature(type(part).__init__)
     bound = signature.bind(part, *args, **kwargs)
-    if isinstance(part, Configured):
+    if isinstance(part, Configured) or _is_foreign(part):
         bound.apply_defaults()
     arguments: dict[str, Any] = {}
+    unwritten = getattr(part, "unwritten", Recorded.unwritten)
     for parameter in list(signature.parameters.values())[1:]:
-        if parameter.name not in bound.arguments or parameter.name in part.unwritten:
+        if parameter.name not in bound.arguments or parameter.name in unwritten:
             continue
         value = bound.arguments[parameter.name]
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -176,6 +173,10 @@ def _arguments(part: Recorded) -> dict[str, Any]:
         elif value:
             arguments["*"] = value
     return arguments | getattr(part, "_filled_in", {})
+
+
+def _is_foreign(part: object) -> bool:
+    return not type(part).__module__.startswith("flowfactor.")
 
 
 def _holds_custom(value: Any) -> bool:

@@ -28,6 +28,20 @@ from flowfactor.registry import BUILT_IN, declare
 OBJECTIVES = BUILT_IN["objective"]
 
 
+class NoImportanceWeightsError(ValueError):
+    """An objective has no importance weights, so that nothing tightens its bound.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> class Mine(ff.objectives.Objective): ...
+        >>> model = ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8), objective=Mine())
+        >>> model.log_likelihood(torch.rand(2, 3, 1, 8, 8), torch.arange(3), 0)
+        Traceback (most recent call last):
+        ...
+        flowfactor.objectives.NoImportanceWeightsError: the objective Mine has no importance weights, ...
+    """
+
+
 class Objective(Named):
     r"""Base of the bounds that a `flowfactor.models.FlowFactorizedVAE` is trained by.
 
@@ -104,9 +118,9 @@ class Objective(Named):
             Log-weights ``[S, F, B]`` of the F parts of a sequence that are bounded apart; their bounds are added.
 
         Raises:
-            ValueError: If the objective has none.
+            NoImportanceWeightsError: If the objective has none.
         """
-        raise ValueError(
+        raise NoImportanceWeightsError(
             f"the objective {self} has no importance weights, so that there is no log_likelihood under it: give "
             f"{type(self).__name__} the method log_weights(log_p, q, prior, path, t, control) -> [S, F, B]"
         )

@@ -108,7 +108,9 @@ def table(result: dict[str, Any]) -> str:
     if factor is not None:
         lines.append(f"\nfactor accuracy {factor['value']:.2%} after matching ({factor['count']:,} sequences)")
     bound = result.get("log_likelihood")
-    if bound is not None:
+    if bound is not None and "missing" in bound:
+        lines.append(f"\nno ln p(x): {bound['missing']}")
+    elif bound is not None:
         lines.append(
             f"\nln p(x) per frame >= {bound['per_frame']:.2f} +- {bound['standard_error']:.2f} nats "
             f"({bound['likelihood']}, {bound['objective']} bound, {bound['samples']} samples)"

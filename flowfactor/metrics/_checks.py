@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from flowfactor.data import SequenceDataset
+from flowfactor.models.protocols import HasFlows
 
 
-def check_flows(model: Any, data: SequenceDataset) -> None:
+def check_flows(model: HasFlows, data: SequenceDataset) -> None:
     """Checks that a model has as many flows as a data set has transformations; raises ValueError."""
     if model.num_flows != data.num_flows:
         raise ValueError(f"the model has {model.num_flows} flows and the data set {data.num_flows} transformations")

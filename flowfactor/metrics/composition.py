@@ -24,6 +24,7 @@ from flowfactor.metrics.estimates import (
     standard_error,
 )
 from flowfactor.models.checks import check_frames
+from flowfactor.models.protocols import HasFlows, Transforms
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class CompositionError:
 
 @torch.no_grad()
 def composition_error(
-    model: Any,
+    model: Transforms,
     data: SequenceDataset | Iterable[Mapping[str, Any]],
     *,
     order: Tensor | None = None,
@@ -175,7 +176,7 @@ def composition_error(
 
 @torch.no_grad()
 def extrapolation_error(
-    model: Any,
+    model: Transforms,
     frames: Tensor,
     t: Any,
     k: Control = 0,
@@ -258,7 +259,7 @@ def _batches(data: Any, limit: int | None, batch_size: int, seed: int) -> Iterat
     yield from data
 
 
-def _checked(batch: Mapping[str, Any], model: Any, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(batch: Mapping[str, Any], model: HasFlows, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Checks a batch; returns frames, times, and the weights of the model's own flows."""
     missing = [name for name in ("frames", "t", "weights") if name not in batch]
     if missing:

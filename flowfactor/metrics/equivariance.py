@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
+from flowfactor.models.protocols import MovesCodes, Transforms
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class EquivarianceError(MeanInterval):
 
 @torch.no_grad()
 def equivariance_error(
-    model: Any, data: SequenceDataset, *, limit: int | None = None, seed: int = 0, batch_size: int = 256
+    model: Transforms, data: SequenceDataset, *, limit: int | None = None, seed: int = 0, batch_size: int = 256
 ) -> EquivarianceError:
     r"""The equivariance error of every flow (Song et al. 2023, section 4.1).
 
@@ -115,7 +116,7 @@ def equivariance_error(
 
 @torch.no_grad()
 def latent_equivariance_error(
-    model: Any, data: SequenceDataset, *, limit: int | None = None, seed: int = 0, batch_size: int = 256
+    model: MovesCodes, data: SequenceDataset, *, limit: int | None = None, seed: int = 0, batch_size: int = 256
 ) -> EquivarianceError:
     r"""The equivariance error of every flow in latent space: whether encoding and transforming commute.
 
@@ -181,12 +182,12 @@ class NoLatentFlowError(TypeError):
     """
 
 
-def latent_path(model: Any, z0: Tensor, t: Tensor, control: Control) -> Tensor:
+def latent_path(model: object, z0: Tensor, t: Tensor, control: Control) -> Tensor:
     """Latents ``[T, B, D]`` along a model's transformation, from ``z0 [B, D]``; NoLatentFlowError where it has none."""
-    if callable(getattr(model, "path", None)):
-        return model.path(z0, t, control)
-    # Some models run their flow in another way under some controls, as their own transform does.
-    flow = model._flow_for(control) if hasattr(model, "_flow_for") else getattr(model, "flow", None)
+    path: Callable[..., Tensor] | None = getattr(model, "path", None)
+    if callable(path):
+        return path(z0, t, control)
+    flow = getattr(model, "flow", None)
     if flow is None:
         raise NoLatentFlowError(
             f"a {type(model).__name__} has no latent flow: it needs flow(z0, t, control), a flowfactor.LatentFlow, or "

@@ -19,6 +19,7 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.equivariance import every_flow, every_unlabelled
 from flowfactor.metrics.estimates import mean_bounds
 from flowfactor.metrics.estimates import standard_error as error_of_mean
+from flowfactor.models.protocols import BoundsLikelihood, SequenceModel
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class LogLikelihood:
 
 @torch.no_grad()
 def log_likelihood(
-    model: Any,
+    model: BoundsLikelihood,
     data: SequenceDataset,
     *,
     samples: int = 64,
@@ -123,7 +124,7 @@ def log_likelihood(
 
 
 @contextmanager
-def _exact_divergence(model: Any) -> Iterator[None]:
+def _exact_divergence(model: object) -> Iterator[None]:
     """Makes a model's flow take its divergence exactly for a while."""
     flow = getattr(model, "flow", None)
     if not isinstance(flow, LatentFlow):
@@ -146,7 +147,7 @@ def _result(values: list[list[Tensor]], samples: int, likelihood: str, objective
 
 @torch.no_grad()
 def paper_log_likelihood(
-    model: Any,
+    model: SequenceModel,
     data: SequenceDataset,
     *,
     limit: int | None = None,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, Schedule
@@ -17,11 +18,12 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_flow, latent_path
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
+from flowfactor.models.protocols import InfersFactor, InfersWeights, SequenceModel
 
 
 @torch.no_grad()
 def match_flows(
-    model: Any,
+    model: InfersFactor,
     data: SequenceDataset,
     *,
     limit: int | None = None,
@@ -57,7 +59,7 @@ def match_flows(
 
 @torch.no_grad()
 def match_spikes(
-    model: Any,
+    model: InfersWeights,
     data: SequenceDataset,
     *,
     limit: int | None = None,
@@ -108,12 +110,12 @@ def _known_activity(
         yield active, batch["frames"]
 
 
-def infers_k(model: Any) -> bool:
+def infers_k(model: object) -> bool:
     """Whether a model infers which transformation acts, so that its flows have to be matched to the true ones."""
     return getattr(model, "supervision", "full") != "full"
 
 
-def flow_names(model: Any, data: SequenceDataset, limit: int | None = 200, seed: int = 0) -> tuple[str, ...]:
+def flow_names(model: InfersFactor, data: SequenceDataset, limit: int | None = 200, seed: int = 0) -> tuple[str, ...]:
     """Names the flows of a model by what they do: those of the data set, in the order that the model has them.
 
     Args:
@@ -155,7 +157,11 @@ class MatchedModel:
         torch.Size([2])
     """
 
-    def __init__(self, model: Any, order: Tensor) -> None:
+    num_flows: int  # these are looked up in the model
+    objective: object
+    decoder: nn.Module
+
+    def __init__(self, model: SequenceModel, order: Tensor) -> None:
         self.model, self.order = model, order
 
     def __getattr__(self, name: str) -> Any:
@@ -174,6 +180,10 @@ class MatchedModel:
             return control[..., self.order.argsort().to(control.device)]
         return self.order.to(control.device)[control]
 
+    def encode(self, x: Tensor) -> Distribution:
+        """The model's posterior of frames ``[*batch, C, H, W]``."""
+        return self.model.encode(x)
+
     def path(self, z0: Tensor, t: Any, control: Control = 0) -> Tensor:
         """Carries latents ``[B, D]`` along the flows in this order: ``[T, B, D]``."""
         return latent_path(self.model, z0, t, self._own(control))
@@ -182,6 +192,6 @@ class MatchedModel:
         """Transforms images by the flows in this order, as the model's own ``transform`` does."""
         return self.model.transform(x0, t, self._own(control))
 
-    def log_likelihood(self, frames: Tensor, t: Tensor, k: Control, *arguments: Any, **named: Any) -> Tensor:
+    def log_likelihood(self, frames: Tensor, t: Tensor, k: Control | None, *arguments: Any, **named: Any) -> Tensor:
         """Bounds the likelihood under the flows in this order, as the model's own ``log_likelihood`` does."""
-        return self.model.log_likelihood(frames, t, self._own(k), *arguments, **named)
+        return self.model.log_likelihood(frames, t, None if k is None else self._own(k), *arguments, **named)

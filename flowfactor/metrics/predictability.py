@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from flowfactor._checks import check_count
 from flowfactor._evaluating import evaluating
 from flowfactor.metrics.estimates import CONFIDENCE, Estimate, student_quantile, wilson
+from flowfactor.models.protocols import Transforms
 
 _BATCH = 64
 _WIDTHS = (16, 32, 32)
@@ -53,7 +54,7 @@ class VPScore:
 
 
 def vp_score(
-    model: Any,
+    model: Transforms,
     images: Tensor,
     t: Tensor | Sequence[float],
     *,

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, times, travelled
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, every_flow
 from flowfactor.models.checks import check_frames
+from flowfactor.models.protocols import Autoencodes
 
 _RANGES = tuple(half / 2 for half in range(-12, 13))
 _FINALISTS = 4
@@ -54,7 +56,7 @@ class TraversalModel:
         [0.0, 1.0, 2.0]
     """
 
-    def __init__(self, model: Any, traversals: Sequence[Traversal], span: float) -> None:
+    def __init__(self, model: Autoencodes, traversals: Sequence[Traversal], span: float) -> None:
         if not traversals:
             raise ValueError("at least one traversal is needed, got none")
         if not span > 0:
@@ -67,7 +69,7 @@ class TraversalModel:
         """K, the number of transformations."""
         return len(self.traversals)
 
-    def encode(self, x: Tensor) -> Any:
+    def encode(self, x: Tensor) -> Distribution:
         """The model's posterior of frames ``[*batch, C, H, W]``."""
         return self.model.encode(x)
 
@@ -114,7 +116,7 @@ class TraversalError(EquivarianceError):
 
 @torch.no_grad()
 def best_traversal(
-    model: Any,
+    model: Autoencodes,
     frames: Tensor,
     t: Any,
     k: int | Tensor = 0,
@@ -184,7 +186,12 @@ def best_traversal(
 
 
 def _errors(
-    model: Any, frames: Tensor, z0: Tensor, share: Tensor, candidates: Sequence[tuple[int, float]], batch_size: int
+    model: Autoencodes,
+    frames: Tensor,
+    z0: Tensor,
+    share: Tensor,
+    candidates: Sequence[tuple[int, float]],
+    batch_size: int,
 ) -> Tensor:
     """The L1 error [V] of each candidate (dimension, range) on frames [B, S, C, H, W] at shares [S] of the range."""
     images, steps = frames.shape[:2]
@@ -202,7 +209,7 @@ def _errors(
 
 
 def latent_traversal_error(
-    model: Any,
+    model: Autoencodes,
     train: SequenceDataset,
     test: SequenceDataset,
     *,

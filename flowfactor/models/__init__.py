@@ -20,6 +20,7 @@ from flowfactor.models.estimators import (
 )
 from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.models.methods import METHODS, Method, build_model, get_method, load_pretrained, register_method
+from flowfactor.models.protocols import SequenceModel
 from flowfactor.models.responsibilities import balanced_responsibilities
 from flowfactor.models.sparse import SparseTransformationVAE
 from flowfactor.models.terms import SequenceTerms, Terms
@@ -38,6 +39,7 @@ __all__ = [
     "Method",
     "PaperCodeVAE",
     "PoFlow",
+    "SequenceModel",
     "SequenceTerms",
     "SlowVAE",
     "SparseTransformationVAE",

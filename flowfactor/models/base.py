@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from einops import rearrange
@@ -37,6 +38,8 @@ class Autoencoder(PretrainedMixin, nn.Module):
 
     encoder: nn.Module
     decoder: nn.Module
+    supervision: Literal["full", "weak", "none"] = "full"
+    has_transformation: bool = True
 
     def encode(self, x: Tensor) -> Distribution:
         """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
@@ -110,6 +113,34 @@ class FlowModel(Autoencoder):
     def penalised(self) -> bool:
         """Whether the Hamilton-Jacobi residual is part of the loss."""
         return self.hj_weight > 0 and self.flow.field.has_potential
+
+    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
+        """Transforms images along the latent flows, from the mean of their posterior.
+
+        Args:
+            x0: Images at ``t[0]``, ``[B, C, H, W]``.
+            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
+            control: Which flow acts: an int, one index per image, weights ``[B, K]`` to superpose, or a `Schedule`. A
+                `SparseTransformationVAE` has flows at their typical strength, and under double control also weights
+                ``[B, 2K]``, those of the gradient part first.
+
+        Returns:
+            Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument does not fit.
+            FlowSolveError: If the solve fails.
+        """
+        return self.decode(self.path(self.encode(x0).mean, t, control)).movedim(0, x0.ndim - 3)
+
+    def path(self, z0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
+        """Latents ``[T, *batch, D]`` along the flows, from ``z0 [*batch, D]``; times and control as for `transform`."""
+        return self._flow_for(control)(z0, t, control).z
+
+    def _flow_for(self, control: Control) -> LatentFlow:
+        """The flow that follows a control."""
+        return self.flow
 
     def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return check_frames(frames, t, self._frame_shape)

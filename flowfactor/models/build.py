@@ -35,15 +35,15 @@ def build_vae(
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
-    encoder: str | Mapping[str, Any] | None = None,
-    decoder: str | Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
+    decoder: Mapping[str, Any] | None = None,
     likelihood: str | Mapping[str, Any] = "bernoulli",
     prior: str | Mapping[str, Any] = "normal",
     solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
     supervision: str = "full",
     num_frames: int | None = None,
-    factor_encoder: str | Mapping[str, Any] | None = None,
+    factor_encoder: Mapping[str, Any] | None = None,
     estimator: FactorEstimator | str | Mapping[str, Any] = "balanced",
     objective: Objective | str | Mapping[str, Any] = "path",
     tau: float | None = None,
@@ -135,8 +135,8 @@ def build_sparse_vae(
     skew: str | None = None,
     control: str = "single",
     slab: str = "half_normal",
-    encoder: str | Mapping[str, Any] | None = None,
-    decoder: str | Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
+    decoder: Mapping[str, Any] | None = None,
     pair_encoder: Mapping[str, Any] | None = None,
     likelihood: str | Mapping[str, Any] = "bernoulli",
     prior: str | Mapping[str, Any] = "normal",
@@ -214,18 +214,18 @@ def frame_shape(image_shape: Sequence[int]) -> dict[str, Any]:
     return {"channels": channels, "image_size": (height, width)}
 
 
-def make_coder(default: Callable[..., Any], given: str | Mapping[str, Any] | None, **known: Any) -> Any:
+def make_coder(default: Callable[..., Any], given: Mapping[str, Any] | None, **known: Any) -> Any:
     """Makes what encodes or decodes: of the default class, unless the name of a registered one is given.
 
     Args:
         default: The class.
-        given: Its keyword arguments; or a name, or a mapping with a name and options.
+        given: Its keyword arguments, or a name and options.
         **known: The sizes.
 
     Returns:
         The module.
     """
-    if isinstance(given, str) or (given is not None and "name" in given):
+    if given is not None and "name" in given:
         return make("encoder", given, **known)
     return default(**known, **(given or {}))
 
@@ -233,8 +233,8 @@ def make_coder(default: Callable[..., Any], given: str | Mapping[str, Any] | Non
 def make_autoencoder(
     image_shape: Sequence[int],
     latent_dim: int,
-    encoder: str | Mapping[str, Any] | None,
-    decoder: str | Mapping[str, Any] | None,
+    encoder: Mapping[str, Any] | None,
+    decoder: Mapping[str, Any] | None,
     likelihood: str | Mapping[str, Any],
 ) -> tuple[Any, Any]:
     """Makes an encoder and a decoder of the same sizes, convolutional unless others are named."""

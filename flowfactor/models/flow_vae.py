@@ -133,25 +133,6 @@ class FlowFactorizedVAE(FlowModel):
         """``"weak"`` where q(k|x) can be inferred, else ``"full"``: k has to be given."""
         return "full" if self.factor_encoder is None else "weak"
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
-        """Transforms images along the latent flows, from the mean of their posterior.
-
-        Args:
-            x0: Images at ``t[0]``, ``[B, C, H, W]``.
-            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
-            control: Which flow acts: an int, one index per image, weights ``[B, K]`` to superpose, or a `Schedule`.
-
-        Returns:
-            Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
-
-        Raises:
-            TypeError: If an argument has the wrong type.
-            ValueError: If an argument does not fit.
-            FlowSolveError: If the solve fails.
-        """
-        path = self.flow(self.encode(x0).mean, t, control)
-        return self.decode(path.z).movedim(0, x0.ndim - 3)
-
     def infer_factor(self, frames: Tensor) -> Categorical:
         """The posterior q(k|x_0..x_T) over which flow acts.
 
@@ -202,12 +183,9 @@ class FlowFactorizedVAE(FlowModel):
         frames, t = self._checked(frames, t)
         check_generator(generator, frames.device)
         if k is None:
-            return self._terms(self._inferred(frames, t, generator))
+            return self._inferred(frames, t, generator).mean()
         check_batch_control(k, len(frames))
-        return self._terms(self._solved(frames, t, k, self._begin(frames, k, generator), generator))
-
-    def _terms(self, terms: SequenceTerms) -> Terms:
-        return terms.mean()
+        return self._solved(frames, t, k, self._begin(frames, k, generator), generator).mean()
 
     def _inferred(self, frames: Tensor, t: Tensor, generator: torch.Generator | None) -> SequenceTerms:
         """The terms where k is inferred, by the estimator in training and exactly elsewhere."""

@@ -95,6 +95,7 @@ class SparseTransformationVAE(FlowModel):
 
     objective = "path"
     supervision = "none"
+    _parts = (*FlowModel._parts, "pair_encoder", "weights_prior")
     _settings = (
         "kl_weight", "factor_weight", "hj_weight", "start_weight", "frames_per_step", "regularize_every",
         "temperature", "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
@@ -206,26 +207,6 @@ class SparseTransformationVAE(FlowModel):
             ValueError: If there are not as many weights as intervals.
         """
         return sparse_schedule(weights, t)
-
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
-        """Transforms images along the latent flows, from the mean of their posterior.
-
-        Args:
-            x0: Images at ``t[0]``, ``[B, C, H, W]``.
-            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
-            control: Which flow acts: an int or one index per image (that flow at its typical strength), weights
-                ``[B, K]`` (under double control also ``[B, 2K]``, those of the gradient part first), or a `Schedule`.
-
-        Returns:
-            Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
-
-        Raises:
-            TypeError: If an argument has the wrong type.
-            ValueError: If an argument does not fit.
-            FlowSolveError: If the solve fails.
-        """
-        flow = self._flow_for(control)
-        return self.decode(flow(self.encode(x0).mean, t, control).z).movedim(0, x0.ndim - 3)
 
     def forward(self, frames: Tensor, t: Tensor, k: Any = None, *, generator: torch.Generator | None = None) -> Terms:
         """The terms of the objective on a batch of sequences.
@@ -366,13 +347,3 @@ class SparseTransformationVAE(FlowModel):
             log_ratio = objectives.path_log_ratio(q, self.prior, path, 0)
             weights.append(log_p - log_ratio - q_g.log_prob(drawn) + self.weights_prior.log_prob(drawn))
         return objectives.log_mean_exp(weights)
-
-    def config(self) -> dict[str, Any]:
-        """How the model was made, as JSON values; parts of the user's own appear as None."""
-        written = super().config()
-        written["settings"]["weights_prior"] = self.weights_prior.config
-        if type(self.pair_encoder) is PairEncoder:
-            written["settings"]["pair_encoder"] = self.pair_encoder.config
-        else:
-            written["parts"]["pair_encoder"] = None
-        return written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from flowfactor._checks import check_count
 from flowfactor._evaluating import evaluating
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
+from flowfactor.models.protocols import Transforms
 from flowfactor.plot.grid import (
     Layout,
     Picture,
@@ -50,7 +51,7 @@ class _Traversal:
 
 
 def traverse(
-    model: Any,
+    model: Transforms,
     x0: Tensor,
     *,
     t: Tensor | Sequence[float] | None = None,
@@ -103,7 +104,7 @@ def traverse(
 
 
 def traverse_figure(
-    model: Any,
+    model: Transforms,
     x0: Tensor,
     *,
     t: Tensor | Sequence[float] | None = None,
@@ -175,7 +176,7 @@ def traverse_figure(
 
 
 def traversal_frames(
-    model: Any,
+    model: Transforms,
     x0: Tensor,
     *,
     t: Tensor | Sequence[float] | None = None,
@@ -237,7 +238,7 @@ def _round_trip(count: int, origin: int) -> list[int]:
 
 
 def _follow(
-    model: Any,
+    model: Transforms,
     x0: Tensor,
     t: Tensor | Sequence[float] | None,
     at: float,
@@ -270,7 +271,7 @@ def _follow(
     return _Traversal(tiles, times, origin, names)
 
 
-def _transformed(model: Any, x0: Tensor, t: Tensor, control: Tensor) -> Tensor:
+def _transformed(model: Transforms, x0: Tensor, t: Tensor, control: Tensor) -> Tensor:
     frames = model.transform(x0, t, control)
     expected = (len(x0), len(t))
     if not isinstance(frames, Tensor) or frames.ndim != 5 or tuple(frames.shape[:2]) != expected:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from flowfactor._evaluating import evaluating
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics.matched import infers_k
+from flowfactor.models.protocols import InfersWeights, SequenceModel
 
 LEAST_STEPS = 200
 """A model that was trained for less is what it was made as, and its code tells nothing yet."""
@@ -21,7 +21,7 @@ _ON, _SHARE = 0.9, 0.99
 
 
 @torch.no_grad()
-def signs_of_collapse(model: Any, data: SequenceDataset, *, seed: int = 0) -> list[str]:
+def signs_of_collapse(model: SequenceModel, data: SequenceDataset, *, seed: int = 0) -> list[str]:
     r"""Looks at what a model infers from some training sequences.
 
     A code tells nothing where its information on the picture, $\frac12 \sum_d \ln(1 + Var_x[\mu_d] / E_x[\sigma_d^2])$ of a
@@ -46,7 +46,7 @@ def signs_of_collapse(model: Any, data: SequenceDataset, *, seed: int = 0) -> li
         return [*_code(model, frames[:, 0]), *_flows(model, frames)]
 
 
-def warn_of_collapse(model: Any, data: SequenceDataset, *, seed: int = 0) -> list[str]:
+def warn_of_collapse(model: SequenceModel, data: SequenceDataset, *, seed: int = 0) -> list[str]:
     """Warns of what `signs_of_collapse` finds, which it gives."""
     found = signs_of_collapse(model, data, seed=seed)
     for line in found:
@@ -54,7 +54,7 @@ def warn_of_collapse(model: Any, data: SequenceDataset, *, seed: int = 0) -> lis
     return found
 
 
-def _code(model: Any, pictures: Tensor) -> list[str]:
+def _code(model: SequenceModel, pictures: Tensor) -> list[str]:
     q = model.encode(pictures)
     try:
         mean, variance = q.mean.float(), q.variance.float()
@@ -70,10 +70,10 @@ def _code(model: Any, pictures: Tensor) -> list[str]:
     ]
 
 
-def _flows(model: Any, frames: Tensor) -> list[str]:
+def _flows(model: SequenceModel, frames: Tensor) -> list[str]:
     if not infers_k(model) or getattr(model, "warming_up", False):
         return []
-    if hasattr(model, "infer_weights"):
+    if isinstance(model, InfersWeights):
         probs, of = model.infer_weights(frames).spike_probs.flatten(0, -2), "pairs of frames"
     else:
         probs, of = model.infer_factor(frames).probs, "sequences"

@@ -31,18 +31,20 @@ from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_unlabelled
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 from flowfactor.metrics.matched import MatchedModel, infers_k, match_flows, match_spikes
+from flowfactor.models.protocols import InfersWeights, SequenceModel
+from flowfactor.objectives import NoImportanceWeightsError
 
 _NO_LABELS = {"missing": "the test sequences have no labels of what acts in them"}
 _VP_REPEATS, _VP_STEPS = 2, 100
 
 
-def knows_transformations(model: Any) -> bool:
+def knows_transformations(model: object) -> bool:
     """Whether a model says by itself how a transformation moves a latent."""
     return getattr(model, "has_transformation", True)
 
 
 def evaluate(
-    model: Any,
+    model: SequenceModel,
     test: SequenceDataset,
     *,
     train: SequenceDataset | None = None,
@@ -84,8 +86,7 @@ def evaluate(
         result = {"equivariance_error": {}, "doing_nothing": {}, "equivariance": _NO_LABELS}
         result["reconstruction"] = _reconstruction(model, test, limit, seed)
         if likelihood_limit != 0:
-            bound = log_likelihood(model, test, samples=samples, limit=likelihood_limit, seed=seed, generator=generator)
-            result["log_likelihood"] = bound.as_dict()
+            result["log_likelihood"] = _bound(model, test, samples, likelihood_limit, seed, generator)
         return result
     result = {}
     measured: Any = model
@@ -104,9 +105,18 @@ def evaluate(
     }
     if likelihood_limit != 0:
         per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
-        bound = log_likelihood(measured, test, samples=samples, limit=per_flow, seed=seed, generator=generator)
-        result["log_likelihood"] = bound.as_dict()
+        result["log_likelihood"] = _bound(measured, test, samples, per_flow, seed, generator)
     return result
+
+
+def _bound(
+    model: Any, test: SequenceDataset, samples: int, limit: int | None, seed: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """The importance-weighted bound, or the reason why a model's objective has none."""
+    try:
+        return log_likelihood(model, test, samples=samples, limit=limit, seed=seed, generator=generator).as_dict()
+    except NoImportanceWeightsError as error:
+        return {"missing": str(error)}
 
 
 @dataclass
@@ -155,7 +165,7 @@ class EvaluationConfig:
 
 
 def measure(
-    model: Any,
+    model: SequenceModel,
     train: SequenceDataset,
     test: SequenceDataset,
     settings: EvaluationConfig,
@@ -198,7 +208,7 @@ def measure(
     else:
         order = match_flows(model, _single(train, test), limit=10 * settings.search_images, seed=seed).order
         figures["factor_accuracy"] = match_flows(model, test, limit=settings.images, seed=seed, order=order).as_dict()
-        if hasattr(model, "infer_weights"):
+        if isinstance(model, InfersWeights):
             seen = test if combined is None else combined.to(device)
             figures["spikes"] = match_spikes(model, seen, limit=settings.images, seed=seed, order=order).as_dict()
         measured = MatchedModel(model, order)
@@ -221,7 +231,7 @@ def measure(
 
 
 @torch.no_grad()
-def _reconstruction(model: Any, test: SequenceDataset, limit: int | None, seed: int) -> dict[str, Any]:
+def _reconstruction(model: SequenceModel, test: SequenceDataset, limit: int | None, seed: int) -> dict[str, Any]:
     """How far frames are from their reconstructions, over sequences without labels."""
     errors = []
     with evaluating(model):
@@ -254,7 +264,7 @@ def _tried(wanted: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _likelihood(
-    model: Any, measured: Any, test: SequenceDataset, settings: EvaluationConfig, seed: int
+    model: SequenceModel, measured: Any, test: SequenceDataset, settings: EvaluationConfig, seed: int
 ) -> dict[str, Any]:
     if not hasattr(model, "log_likelihood"):
         return {"missing": "the model has no log_likelihood"}
@@ -283,7 +293,9 @@ def _vp(measured: Any, test: SequenceDataset, settings: EvaluationConfig, seed: 
     return _tried(settings.vp_images, work)
 
 
-def _disentanglement(model: Any, test: SequenceDataset, settings: EvaluationConfig, seed: int) -> dict[str, Any]:
+def _disentanglement(
+    model: SequenceModel, test: SequenceDataset, settings: EvaluationConfig, seed: int
+) -> dict[str, Any]:
     names = ("mig", "dci", "sap")
     if not isinstance(test, FactorSequences):
         return {name: {"missing": "the data set has no factor labels"} for name in names}
@@ -304,7 +316,7 @@ def _disentanglement(model: Any, test: SequenceDataset, settings: EvaluationConf
 
 
 @torch.no_grad()
-def _codes(model: Any, test: FactorSequences, count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
+def _codes(model: SequenceModel, test: FactorSequences, count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
     """Posterior means of test pictures, and the states and names of the factors that are not constant in the split."""
     generator = torch.Generator().manual_seed(seed)
     codes, labels = [], []

@@ -35,9 +35,6 @@ class Baseline(Autoencoder):
     objective: ClassVar[str]
     """Name of the bound: ``frame``, ``chain``, ``sequence`` or ``path``."""
 
-    has_transformation: ClassVar[bool]
-    """Whether the model itself says how a transformation moves a latent."""
-
     _parts = ("encoder", "decoder")
     _settings = ("num_flows",)
 

@@ -85,7 +85,6 @@ class PaperCodeVAE(Baseline):
     """
 
     objective = "path"
-    has_transformation = True
     _parts = ("encoder", "decoder", "potential", "force")
     _settings = ("max_steps", "frames_per_step")
     scale_gradient: Tensor

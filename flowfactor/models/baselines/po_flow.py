@@ -74,7 +74,6 @@ class PoFlow(Baseline):
     """
 
     objective = "path"
-    has_transformation = True
     _parts = ("encoder", "decoder", "potential")
     _settings = ("wave_weight", "jacobian_weight", "match_weight")
 

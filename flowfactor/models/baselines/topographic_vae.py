@@ -71,7 +71,6 @@ class TopographicVAE(Baseline):
     """
 
     objective = "sequence"
-    has_transformation = True
     _parts = ("encoder", "decoder", "scale_encoder")
     _settings = ("num_flows", "capsule_dim", "window", "spread", "shift", "supervised", "num_frames", "frames_per_step")
 
