@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flowfactor.registry import Recorded, UnknownPartError, make, name_of, registered
+from flowfactor.registry import Recorded, UnknownPartError, kind_of, make, name_of, registered
 
 T = TypeVar("T", bound="Named")
 
@@ -109,8 +109,6 @@ def rebuild(config: dict[str, Any]) -> Any:
     Raises:
         ValueError: If the type is unknown.
     """
-    if "type" not in config and "name" in config:
-        raise ValueError(f"a model file names the part {config['name']!r} where it has to say its type")
     cls = _class_of(str(config.get("type", "")))
     arguments = {key: read(value) for key, value in config["arguments"].items()}
     for old, new in getattr(cls, "renamed_arguments", {}).items():
@@ -128,10 +126,9 @@ def rebuild(config: dict[str, Any]) -> Any:
 
 def type_name(cls: type[Any]) -> str | None:
     """What a file calls a class of parts: ``"potentials.MLPPotential"``, ``"potential:well"`` where it is registered."""
-    kind = getattr(cls, "kind_of_part", "") or "encoder"
-    for name, known in registered(kind).items():
-        if known is cls:
-            return f"{kind}:{name}"
+    name = name_of(cls)
+    if name in registered(kind_of(cls)):
+        return f"{kind_of(cls)}:{name}"
     for package in _PACKAGES:
         if cls.__name__ in (module := importlib.import_module(f"flowfactor.{package}")).__all__:
             return f"{package}.{cls.__name__}" if getattr(module, cls.__name__) is cls else None

@@ -189,8 +189,8 @@ def make(kind: str, given: str | Mapping[str, Any], **known: Any) -> Any:
         ValueError: If it has no such option.
     """
     name, options = split(kind, given)
-    classes = {**_OWN.get(kind, {}), **registered(kind)}
-    if name not in classes:
+    classes = _classes(kind)
+    if not isinstance(name, str) or name not in classes:
         names = (*BUILT_IN[kind], *registered(kind))
         own = f" (one of your own is registered first, by @flowfactor.register_{kind}({name!r}))"
         raise UnknownPartError(
@@ -211,11 +211,18 @@ def declare(kind: str, **classes: type[Any]) -> Mapping[str, type[Any]]:
     return classes
 
 
+def kind_of(cls: type[Any]) -> str:
+    """The kind of a class of parts; any module may encode or decode."""
+    return getattr(cls, "kind_of_part", "encoder" if hasattr(cls, "forward") else "")
+
+
 def name_of(cls: type[Any]) -> str | None:
     """The name of a class of parts, flowfactor's own or registered; None where it has none."""
-    kind = getattr(cls, "kind_of_part", "") or "encoder"
-    classes = {**_OWN.get(kind, {}), **registered(kind)}
-    return next((name for name, known in classes.items() if known is cls), None)
+    return next((name for name, known in _classes(kind_of(cls)).items() if _place(known) == _place(cls)), None)
+
+
+def _classes(kind: str) -> dict[str, type[Any]]:
+    return {**_OWN.get(kind, {}), **registered(kind)}
 
 
 def split(kind: str, given: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -230,9 +237,7 @@ def split(kind: str, given: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any
 
 def _decorator(kind: str, name: str) -> Callable[[type[T]], type[T]]:
     def decorate(cls: type[T]) -> type[T]:
-        # A part says of what kind it is; what encodes or decodes may be any module.
-        own = getattr(cls, "kind_of_part", "encoder" if hasattr(cls, "forward") else "")
-        if not isinstance(cls, type) or own != kind:
+        if not isinstance(cls, type) or kind_of(cls) != kind:
             raise TypeError(f"@register_{kind} stands before a class of the kind {kind}, got {cls!r}")
         if "name" in parameters(cls):
             raise ValueError(

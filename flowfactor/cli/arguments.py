@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from flowfactor._methods import METHODS
 from flowfactor._plugins import import_modules
 from flowfactor.cli.errors import fail
-from flowfactor.registry import registered
+from flowfactor.registry import parameters, registered
 from flowfactor.training.config import (
     Config,
     DataConfig,
@@ -49,6 +49,7 @@ _IMPORT = "import"
 IMPORT_HELP = (
     "module of yours to run first, which registers methods, data or parts: a name or a .py file; may be given again"
 )
+_SIZES = ("dim", "num_flows", "latent_dim", "channels", "image_size", "num_frames", "likelihood", "generator")
 _OF_THE_DATA = ("image_shape", "num_flows", "num_frames")
 
 
@@ -125,9 +126,20 @@ def _help(section: str, setting: Setting) -> str:
         default = "null"
     else:
         default = str(list(setting.default) if isinstance(setting.default, tuple) else setting.default)
-    own = METHODS if setting.name == "method" else registered(setting.name) if section == "model" else ()
-    names = f" {'' if setting.name == 'method' else 'Registered: '}{', '.join(own)}." if own else ""
+    names = ""
+    if setting.name == "method":
+        names = f" {', '.join(METHODS)}."
+    elif section == "model" and registered(setting.name):
+        names = (
+            f" Registered: {', '.join(f'{name}{_options(part)}' for name, part in registered(setting.name).items())}."
+        )
     return f"{setting.help}{names} (default: {default})".strip()
+
+
+def _options(part: Any) -> str:
+    """The options of a registered part, which stand beside its name in a mapping: those arguments that have a default."""
+    taken = [p for p in parameters(part).values() if p.default is not p.empty and p.name not in _SIZES]
+    return f" ({', '.join(f'{p.name}: {p.default}' for p in taken)})" if taken else ""
 
 
 def parse_train(arguments: Sequence[str]) -> tuple[Config, bool, bool]:

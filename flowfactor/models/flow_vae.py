@@ -183,12 +183,9 @@ class FlowFactorizedVAE(FlowModel):
         frames, t = self._checked(frames, t)
         check_generator(generator, frames.device)
         if k is None:
-            return self._terms(self._inferred(frames, t, generator))
+            return self._inferred(frames, t, generator).mean()
         check_batch_control(k, len(frames))
-        return self._terms(self._solved(frames, t, k, self._begin(frames, k, generator), generator))
-
-    def _terms(self, terms: SequenceTerms) -> Terms:
-        return terms.mean()
+        return self._solved(frames, t, k, self._begin(frames, k, generator), generator).mean()
 
     def _inferred(self, frames: Tensor, t: Tensor, generator: torch.Generator | None) -> SequenceTerms:
         """The terms where k is inferred, by the estimator in training and exactly elsewhere."""

@@ -125,7 +125,7 @@ WRONG = [
     ({"model": None}, "model must be a mapping, got None"),
     ({"model": {"latent_dims": 3}}, "model.latent_dims is no setting: did you mean model.latent_dim?"),
     ({"model": {"hidden": "big"}}, "model.hidden must be a list of whole numbers, got 'big'"),
-    ({"model": {"encoder": 3}}, "model.encoder must be text or a mapping or null, got 3"),
+    ({"model": {"encoder": 3}}, "model.encoder must be a mapping or null, got 3"),
     ({"method": "vea"}, "unknown method 'vea': did you mean vae?"),
     ({"method": None}, "method must be text, got None"),
     ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
