@@ -1,4 +1,4 @@
-"""Products of independent axes, thinned: `make test` runs a part in which each pair of values occurs, `make test-all` all."""
+"""Products of independent axes, thinned: `make test` runs so many that each pair of values occurs."""
 
 from __future__ import annotations
 

@@ -86,8 +86,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return plan
 
 
-_EXTRA = re.compile(r"It comes with an extra: pip install '\S+'|No module named '(av|h5py|lightning|matplotlib|PIL|safetensors"
-                    r"|sklearn|tensorboard|torchmetrics|yaml)\b")  # fmt: skip
+_EXTRA = re.compile(
+    r"It comes with an extra: pip install '\S+'"
+    r"|No module named '(av|h5py|lightning|matplotlib|PIL|safetensors|sklearn|tensorboard|torchmetrics|yaml)\b"
+)
 
 
 def _excused(report: Any) -> None:
