@@ -47,7 +47,7 @@ def build(table: Mapping[str, Callable[[], Any]], name: str) -> Any:
     """Makes a part in the precision and on the device that the tests run in, its parameters moved off their start."""
     part = table[name]()
     if not isinstance(part, nn.Module):
-        return part.to(DEVICE)
+        return part  # an objective: it has no numbers of its own
     with torch.no_grad():
         for p in part.parameters():
             p.add_(0.2 * torch.randn_like(p))
@@ -161,6 +161,17 @@ DECODERS: dict[str, Callable[[], nn.Module]] = {
         D, 3, 8, widths=(8, 8), strides=(1, 2), kernel_size=3, upsample="transpose"
     ),
     "conv-paper": lambda: E.ConvDecoder.paper(D, 1, 8, width=2),
+}
+
+OBJECTIVES: dict[str, Callable[[], ff.objectives.Objective]] = {
+    "path": ff.objectives.PathBound,
+    "marginal": ff.objectives.MarginalBound,
+}
+
+ESTIMATORS: dict[str, Callable[[], ff.models.FactorEstimator]] = {
+    "balanced": lambda: ff.models.BalancedEstimator(tau=3.0),
+    "gumbel": ff.models.GumbelEstimator,
+    "enumerate": ff.models.EnumerateEstimator,
 }
 
 SMALL: dict[str, Any] = {"encoder": {"widths": [8]}, "decoder": {"widths": [8]}}

@@ -85,8 +85,8 @@ def test_one_fault_is_enough_and_none_is_none(tmp_path: Path) -> None:
         assert (run.returncode != 0) == fails, run.stderr
 
 
-@pytest.mark.parametrize("target", ["test", "docs"])
-def test_both_targets_build_strictly_and_hear_warnings(target: str) -> None:
+@pytest.mark.parametrize("target", ["test", "test-all", "docs"])
+def test_all_targets_build_strictly_and_hear_warnings(target: str) -> None:
     (command,) = [command for command in make_recipe(target) if "mkdocs build" in command]
     assert "--strict" in command.split()
     assert not {"--quiet", "-q"} & set(command.split()), "mkdocs counts no warnings where it prints none"

@@ -11,6 +11,7 @@ from flowfactor.testing.data import check_dataset
 from flowfactor.testing.distributions import check_decoder, check_encoder, check_prior
 from flowfactor.testing.flows import check_field, check_potential
 from flowfactor.testing.models import check_model
+from flowfactor.testing.objectives import check_estimator, check_objective
 
 __all__ = [
     "PROMISES",
@@ -18,8 +19,10 @@ __all__ = [
     "check_dataset",
     "check_decoder",
     "check_encoder",
+    "check_estimator",
     "check_field",
     "check_model",
+    "check_objective",
     "check_potential",
     "check_prior",
 ]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from cases import product
 from torch import Tensor
 
 import flowfactor as ff
@@ -43,10 +44,12 @@ def field(kind: str, activation: str) -> ff.fields.Field | ff.potentials.Potenti
     return ff.fields.HelmholtzField(make(), make(), skew=kind).double()
 
 
-@pytest.mark.parametrize("activation", ["logcosh", "softplus", "tanh"])
-@pytest.mark.parametrize("method", ["dopri5", "rk4", "euler", "bosh3"])
-@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge"])
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+@product(
+    activation=["logcosh", "softplus", "tanh"],
+    method=["dopri5", "rk4", "euler", "bosh3"],
+    kind=["gradient", "learned", "canonical", "ridge"],
+    divergence=["exact", "hutchinson"],
+)
 def test_same_steps_values_and_gradients(activation: str, method: str, kind: str, divergence: str) -> None:
     same_steps_values_and_gradients(field(kind, activation), ff.Solver(method), divergence)
 
@@ -74,9 +77,11 @@ def test_superpositions(method: str, gradient: str, kind: str, divergence: str) 
     same_steps_values_and_gradients(field(kind, "logcosh"), solver, divergence, weights, [weights])
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])
-@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
-@pytest.mark.parametrize("kind", ["gradient", "learned", "ridge", "paper"])
+@product(
+    gradient=["direct", "checkpoint", "adjoint"],
+    method=["euler", "midpoint", "rk4"],
+    kind=["gradient", "learned", "ridge", "paper"],
+)
 def test_schedules_of_weights(method: str, gradient: str, kind: str) -> None:
     pieces = [(0.5 * torch.randn(5, K).double()).requires_grad_() for _ in range(3)]
     # One switch at an output, one between two of them, and the first piece begins before the solve does.
@@ -143,9 +148,7 @@ def same_steps_values_and_gradients(
     ],
     ids=lambda solver: f"{solver.method}-{solver.gradient}",
 )
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("control", ["index", "weights", "schedule"])
-@pytest.mark.parametrize("divergence", [None, "exact", "hutchinson"])
+@product(rank=[0, 2], control=["index", "weights", "schedule"], divergence=[None, "exact", "hutchinson"])
 def test_free_fields(solver: ff.Solver, rank: int, control: str, divergence: Any) -> None:
     field = ff.fields.FreeField(D, K, (6, 5), rank=rank, time_features=4, init_scale=1.5).double()
     flow = ff.LatentFlow(field, solver, divergence or "exact")
@@ -226,9 +229,11 @@ def both_ways(flow: ff.LatentFlow, run: Callable[[], Sequence[Tensor]]) -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("control", ["some flows", "all flows", "weights"])
-@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge"])
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+@product(
+    control=["some flows", "all flows", "weights"],
+    kind=["gradient", "learned", "canonical", "ridge"],
+    divergence=["exact", "hutchinson"],
+)
 def test_gradients_of_gradients(control: str, kind: str, divergence: str) -> None:
     flow = ff.LatentFlow(field(kind, "logcosh"), ff.Solver("rk4"), divergence=divergence)
     z = torch.randn(3, D).double().requires_grad_()
@@ -335,9 +340,11 @@ def test_transforms_of_functions_go_to_the_general_engine() -> None:
     torch.testing.assert_close(along, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
-@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge", "paper"])
-@pytest.mark.parametrize("times", [[0.0, 0.3, 4.0, 4.2], [4.0, 0.0]])
+@product(
+    method=["dopri5", "rk4"],
+    kind=["gradient", "learned", "canonical", "ridge", "paper"],
+    times=[[0.0, 0.3, 4.0, 4.2], [4.0, 0.0]],
+)
 def test_checkpoint_takes_and_replays_the_steps_of_direct(method: str, kind: str, times: list[float]) -> None:
     """Many steps between two outputs, so that states at which a piece begins have to be found again."""
     made = field(kind, "logcosh")
@@ -365,10 +372,12 @@ def test_checkpoint_takes_and_replays_the_steps_of_direct(method: str, kind: str
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("control", ["index", "weights"])
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
-@pytest.mark.parametrize("kind", ["gradient", "learned", "canonical", "ridge", "paper"])
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+@product(
+    control=["index", "weights"],
+    method=["dopri5", "rk4"],
+    kind=["gradient", "learned", "canonical", "ridge", "paper"],
+    divergence=["exact", "hutchinson"],
+)
 def test_the_adjoint_equation_has_the_gradient_of_the_solution(
     control: str, method: str, kind: str, divergence: str
 ) -> None:

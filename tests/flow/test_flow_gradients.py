@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import product
 from torch import Tensor, nn
 
 import flowfactor as ff
@@ -74,8 +75,9 @@ def _agree(run: Callable[[ff.solver.Gradient], list[Tensor]], gradient: ff.solve
         torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
-modes = pytest.mark.parametrize("gradient", ["adjoint", "checkpoint"])
-methods = pytest.mark.parametrize("method", ["dopri5", "rk4", "midpoint"])
+MODES, METHODS = ["adjoint", "checkpoint"], ["dopri5", "rk4", "midpoint"]
+modes = pytest.mark.parametrize("gradient", MODES)
+methods = pytest.mark.parametrize("method", METHODS)
 
 
 def tolerance(method: str, gradient: str) -> float:
@@ -85,9 +87,7 @@ def tolerance(method: str, gradient: str) -> float:
     return {"dopri5": 1e-6, "rk4": 1e-4, "midpoint": 5e-2}[method]
 
 
-@modes
-@methods
-@pytest.mark.parametrize("kind", ["int", "index", "schedule"])
+@product(gradient=MODES, method=METHODS, kind=["int", "index", "schedule"])
 def test_states_and_parameters(method: str, gradient: ff.solver.Gradient, kind: str) -> None:
     u = potential()
     z0 = torch.randn(3, D).double().requires_grad_()
@@ -122,9 +122,7 @@ class _Context(ff.fields.Field):
         return v if self.second is None else v * (1 + self.second)
 
 
-@modes
-@methods
-@pytest.mark.parametrize("kind", ["leaf", "non-leaf", "dependent", "from-z0", "encoder-shared"])
+@product(gradient=MODES, method=METHODS, kind=["leaf", "non-leaf", "dependent", "from-z0", "encoder-shared"])
 def test_captured_context(method: str, gradient: ff.solver.Gradient, kind: str) -> None:
     field = _Context()
     leaf = torch.randn(3, D).double().requires_grad_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import constructors as table
@@ -21,8 +22,10 @@ from flowfactor.testing import (
     check_dataset,
     check_decoder,
     check_encoder,
+    check_estimator,
     check_field,
     check_model,
+    check_objective,
     check_potential,
     check_prior,
 )
@@ -267,6 +270,7 @@ def test_wrong_arguments_of_checks_are_named() -> None:
     with pytest.raises(ValueError, match="without names pickles; a part can be excused from deepcopy, pickle"):
         check_potential(Well(), without=["pickles"])
     for check, wanted in ((check_potential, "Potential"), (check_field, "Field"), (check_prior, "Prior"),
+                          (check_objective, "Objective"), (check_estimator, "FactorEstimator"),
                           (check_dataset, "SequenceDataset")):  # fmt: skip
         with pytest.raises(TypeError, match=f"{wanted}.*, got Linear"):
             check(nn.Linear(2, 2))
@@ -482,6 +486,82 @@ class OtherEvent(ff.encoders.MLPDecoder):
 def test_decoders_that_break_a_promise_are_refused_by_it(cls: type[nn.Module], match: str) -> None:
     with pytest.raises(ContractError, match=match):
         check_decoder(cls(3, (1, 4, 4), hidden=(4,)))
+
+
+class SumOfAll(ff.objectives.MarginalBound):
+    def divergence(self, start, prior, path, t, control):
+        return super().divergence(start, prior, path, t, control).sum()
+
+
+class OtherPath(ff.objectives.MarginalBound):
+    def divergence(self, start, prior, path, t, control):
+        return super().divergence(start, prior, path, t, control).roll(1)
+
+
+class OtherWeights(ff.objectives.MarginalBound):
+    def log_weights(self, log_p, q, prior, path, t, control):
+        return super().log_weights(log_p, q, prior, path, t, control) + 0.5
+
+
+class CutGradient(ff.objectives.PathBound):
+    def begin(self, q, prior, z0, control):
+        return super().begin(q, prior, z0, control).detach() + 0 * z0.sum(-1)
+
+
+class NotJSON(ff.objectives.PathBound):
+    def __init__(self, scale=torch.float32):
+        self.scale = lambda x: x
+
+
+OBJECTIVES = {
+    SumOfAll: r"divergence gives a number of each path: expected a tensor \[4\]",
+    OtherPath: r"each path as by itself \(an int\)",
+    OtherWeights: "E ln w is E ln p.x.z. less the divergence: expected .* found a gap of",
+    CutGradient: "the gradient is that of the value",
+    NotJSON: "what pickle gives back|a copy by copy.deepcopy",
+}
+
+
+@pytest.mark.parametrize("cls", OBJECTIVES, ids=lambda cls: cls.__name__)
+def test_objectives_that_break_a_promise_are_refused_by_it(cls: type[ff.objectives.Objective]) -> None:
+    with pytest.raises(ContractError, match=OBJECTIVES[cls]):
+        check_objective(cls())
+
+
+class Average(ff.models.FactorEstimator):
+    def expectation(self, batch):
+        terms = batch.expected(batch.log_q)
+        return replace(terms, loss=terms.loss.mean())
+
+
+class DeafToGenerators(ff.models.GumbelEstimator):
+    def expectation(self, batch):
+        return super().expectation(replace(batch, generator=None))
+
+
+class TeachesNothing(ff.models.FactorEstimator):
+    def expectation(self, batch):
+        log_q = batch.log_q.detach()
+        return batch.expected(log_q)
+
+
+class NeverCounts(ff.models.EnumerateEstimator):
+    def advance(self):
+        pass
+
+
+ESTIMATORS = {
+    Average: r"loss of each sequence: expected a tensor \[6\]",
+    DeafToGenerators: "equal generators give equal losses|all draws are the generator's",
+    TeachesNothing: r"the loss has a gradient for q\(k\|x\), early",
+    NeverCounts: "advance counts a step: expected 1, found 0",
+}
+
+
+@pytest.mark.parametrize("cls", ESTIMATORS, ids=lambda cls: cls.__name__)
+def test_estimators_that_break_a_promise_are_refused_by_it(cls: type[ff.models.FactorEstimator]) -> None:
+    with pytest.raises(ContractError, match=ESTIMATORS[cls]):
+        check_estimator(cls())
 
 
 class Model(ff.models.VAE):

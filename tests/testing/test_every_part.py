@@ -45,6 +45,16 @@ def test_decoders_keep_their_promises(name: str) -> None:
     testing.check_decoder(build(table.DECODERS, name))
 
 
+@pytest.mark.parametrize("name", table.OBJECTIVES)
+def test_objectives_keep_their_promises(name: str) -> None:
+    testing.check_objective(build(table.OBJECTIVES, name))
+
+
+@pytest.mark.parametrize("name", table.ESTIMATORS)
+def test_estimators_keep_their_promises(name: str) -> None:
+    testing.check_estimator(build(table.ESTIMATORS, name))
+
+
 @pytest.mark.parametrize("name", table.MODELS)
 def test_models_keep_their_promises(name: str) -> None:
     testing.check_model(build(table.MODELS, name), num_frames=table.STEPS + 1)
@@ -57,8 +67,8 @@ def test_data_sets_keep_their_promises(name: str, tmp_path: Path) -> None:
 
 def public(package: Any, base: type | tuple[type, ...]) -> set[type]:
     """The public classes of a package that are parts of one kind."""
-    classes = (getattr(package, name) for name in package.__all__)
-    return {cls for cls in classes if inspect.isclass(cls) and issubclass(cls, base)}
+    names = getattr(package, "__all__", vars(package))
+    return {cls for name in names if inspect.isclass(cls := getattr(package, name)) and issubclass(cls, base)}
 
 
 BASES = {
@@ -67,6 +77,8 @@ BASES = {
     "priors": {ff.priors.Prior, ff.priors.GaussianPrior},
     "encoders": {ff.encoders.GaussianEncoder},
     "decoders": {ff.encoders.Decoder},
+    "objectives": {ff.objectives.Objective},
+    "estimators": {ff.models.FactorEstimator},
     "models": set(),
     "data sets": {ff.data.SequenceDataset, ff.data.FactorSequences, ff.data.CombinedSequences},
 }
@@ -81,6 +93,8 @@ KINDS = {
         {cls for cls in public(ff.encoders, torch.nn.Module) if cls.__name__.endswith("Encoder")},
     ),
     "decoders": (table.DECODERS, public(ff.encoders, ff.encoders.Decoder)),
+    "objectives": (table.OBJECTIVES, public(ff.objectives, ff.objectives.Objective)),
+    "estimators": (table.ESTIMATORS, public(ff.models, ff.models.FactorEstimator)),
     "models": (
         table.MODELS,
         {cls for cls in public(ff.models, torch.nn.Module) if hasattr(cls, "save_pretrained")},

@@ -39,7 +39,13 @@ def start(output: Path, variables: dict[str, str], *more: str) -> subprocess.Pop
     )
 
 
-@pytest.mark.parametrize("left", LEFT_BEHIND)
+SOON = ("torchrun", "a task of a job")
+"""One launcher, and one scheduler; `make test-all` tries the others."""
+
+
+@pytest.mark.parametrize(
+    "left", [pytest.param(left, marks=() if left in SOON else pytest.mark.slow) for left in LEFT_BEHIND]
+)
 def test_a_process_with_one_device_trains_and_writes_whatever_a_job_left_in_its_environment(
     left: str, tmp_path: Path
 ) -> None:
