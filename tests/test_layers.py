@@ -19,21 +19,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "flowfactor"
 
 # What is against the plan and stands nevertheless, "kind: importer -> imported"; one that has gone has to go from here.
-EXCEPTIONS = {
-    "private: flowfactor.solve.closed_form -> flowfactor.fields._sum_adjoint",
-    "private: flowfactor.solve.closed_form -> flowfactor.fields._weighted_adjoint",
-    "private: flowfactor.solve.continuous_adjoint -> flowfactor.fields._sum_adjoint",
-    "private: flowfactor.solve.forward -> flowfactor.fields._sum_adjoint",
-    "private: flowfactor.solve.forward -> flowfactor.fields._weighted_adjoint",
-    "up: flowfactor.solve.closed_form -> flowfactor.latent_flow",
-    "up: flowfactor.transforms -> flowfactor.latent_flow",
-    "circle: flowfactor.latent_flow, flowfactor.solve.closed_form, flowfactor.transforms",
-    "circle: flowfactor.training.datasets, flowfactor.training.own",
-}
+EXCEPTIONS: frozenset[str] = frozenset()
 # Modules that import by a string what stands above them, or what a variable names, and why they may.
 BY_NAME = {
     "flowfactor": "gives every part on first use",
     "flowfactor._config": "makes saved parts again, from the package that their type names",
+    "flowfactor._datasets": "opens a data set on first use: its name and options are known before PyTorch is imported",
+    "flowfactor._methods": "builds a model on first use, likewise",
+    "flowfactor._plugins": "imports what users name",
     "flowfactor.cli.runs": "asks for optional dependencies",
     "flowfactor.errors": "imports optional dependencies",
     "flowfactor.training": "aliases of what has moved to flowfactor.comparison, for this release",
