@@ -30,7 +30,7 @@ from flowfactor.training import (
     Config,
     EvaluationConfig,
     FlowModule,
-    Schedule,
+    LearningRateSchedule,
     evaluation,
     load_config,
     load_run,
@@ -347,12 +347,12 @@ def test_estimated_divergences_are_exact_where_the_bound_is_measured() -> None:
 def test_processor_time_is_what_the_process_works(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [5.0]
     monkeypatch.setattr(module_of_training.time, "process_time", lambda: now[0])
-    module = FlowModule(torch.nn.Linear(1, 1), Schedule(minutes=1), clock="processor")
+    module = FlowModule(torch.nn.Linear(1, 1), LearningRateSchedule(minutes=1), clock="processor")
     module._begun = module._now()
     now[0] += 30.0 * torch.get_num_threads()
     assert module.progress == 0.5
     with pytest.raises(ValueError, match="'wall' or 'processor'"):
-        FlowModule(torch.nn.Linear(1, 1), Schedule(minutes=1), clock="sand")
+        FlowModule(torch.nn.Linear(1, 1), LearningRateSchedule(minutes=1), clock="sand")
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_a_switch_that_cannot_be_is_refused(settings: dict[str, Any], match: str
         ff.Solver(**settings)
 
 
-@pytest.mark.parametrize("method", ff.solver.METHODS)
+@pytest.mark.parametrize("method", ff.solver.SOLVER_METHODS)
 def test_methods_of_closed_forms_are_those_with_independent_steps(method: str) -> None:
     assert (tableau(method) is not None) == (method in ff.solver.CLOSED_FORM_METHODS)
 
