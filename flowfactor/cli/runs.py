@@ -101,7 +101,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         model, config = _opened(arguments)
         check_target(path, arguments.overwrite)
         test = config.data.dataset("test")
-        from flowfactor.training.evaluation import evaluate, knows_transformations
+        from flowfactor.models.protocols import knows_transformations
+        from flowfactor.training.evaluation import evaluate
         from flowfactor.training.run import versions
 
         # Models without transformations get theirs searched on training data.

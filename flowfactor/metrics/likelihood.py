@@ -19,7 +19,7 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.equivariance import every_flow, every_unlabelled
 from flowfactor.metrics.estimates import mean_bounds
 from flowfactor.metrics.estimates import standard_error as error_of_mean
-from flowfactor.models.protocols import BoundsLikelihood, SequenceModel
+from flowfactor.models.protocols import BoundsLikelihood, SequenceModel, knows_transformations
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def paper_log_likelihood(
     """
     check_flows(model, data)
     flow, prior = getattr(model, "flow", None), getattr(model, "prior", None)
-    still = getattr(model, "has_transformation", True) is False
+    still = not knows_transformations(model)
     if prior is None or (flow is None and not still):
         raise TypeError(f"a {type(model).__name__} has no flow and prior, whose densities the paper's protocol takes")
     values: list[list[Tensor]] = [[] for _ in range(data.num_flows)]

@@ -18,7 +18,7 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_flow, latent_path
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
-from flowfactor.models.protocols import InfersFactor, InfersWeights, SequenceModel
+from flowfactor.models.protocols import InfersFactor, InfersWeights, SequenceModel, infers_k
 
 
 @torch.no_grad()
@@ -108,11 +108,6 @@ def _known_activity(
         active = torch.zeros(len(batch["frames"]), data.num_steps, data.num_flows, dtype=torch.bool)
         active[..., k] = True
         yield active, batch["frames"]
-
-
-def infers_k(model: object) -> bool:
-    """Whether a model infers which transformation acts, so that its flows have to be matched to the true ones."""
-    return getattr(model, "supervision", "full") != "full"
 
 
 def flow_names(model: InfersFactor, data: SequenceDataset, limit: int | None = 200, seed: int = 0) -> tuple[str, ...]:

@@ -114,3 +114,13 @@ class SequenceModel(Transforms, Autoencodes, InfersFactor, BoundsLikelihood, Pro
     def eval(self) -> Any:
         """Puts the model into evaluation mode, and gives it, as any module does."""
         ...
+
+
+def infers_k(model: object) -> bool:
+    """Whether a model infers which transformation acts, so that its flows have to be matched to the true ones."""
+    return getattr(model, "supervision", "full") != "full"
+
+
+def knows_transformations(model: object) -> bool:
+    """Whether a model says by itself how a transformation moves a latent."""
+    return getattr(model, "has_transformation", True)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from flowfactor._evaluating import evaluating
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics.matched import infers_k
-from flowfactor.models.protocols import InfersWeights, SequenceModel
+from flowfactor.models.protocols import InfersWeights, SequenceModel, infers_k
 
 LEAST_STEPS = 200
 """A model that was trained for less is what it was made as, and its code tells nothing yet."""

@@ -30,17 +30,12 @@ from flowfactor.metrics import (
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_unlabelled
 from flowfactor.metrics.estimates import standard_error as error_of_mean
-from flowfactor.metrics.matched import MatchedModel, infers_k, match_flows, match_spikes
-from flowfactor.models.protocols import InfersWeights, SequenceModel
+from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
+from flowfactor.models.protocols import InfersWeights, SequenceModel, infers_k, knows_transformations
 from flowfactor.objectives import NoImportanceWeightsError
 
 _NO_LABELS = {"missing": "the test sequences have no labels of what acts in them"}
 _VP_REPEATS, _VP_STEPS = 2, 100
-
-
-def knows_transformations(model: object) -> bool:
-    """Whether a model says by itself how a transformation moves a latent."""
-    return getattr(model, "has_transformation", True)
 
 
 def evaluate(

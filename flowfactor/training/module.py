@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.errors import FlowSolveError
-from flowfactor.metrics.matched import infers_k
+from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.training._diverged import Watch, not_finite, shown
 from flowfactor.training._restored import arguments, named_for, plain, read_checkpoint, told
 from flowfactor.training.checkpoints import Checkpoints
@@ -147,8 +147,7 @@ class FlowModule(pl.LightningModule):
     def _given(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The k of a batch, for models that are given it: sequences may be without labels for those that are not."""
         # Who infers k does not get to see it, and who has no use for it needs none.
-        unused = not getattr(self.model, "has_transformation", True)
-        return None if infers_k(self.model) or unused else batch["k"]
+        return batch["k"] if knows_transformations(self.model) and not infers_k(self.model) else None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Ends the training where the loss or the gradient is NaN or infinite."""

@@ -165,12 +165,12 @@ def test_every_other_part_by_its_name(tmp_path: Path) -> None:
 
     @ff.register_prior("wide")
     class Wide(ff.priors.Prior):
-        def __init__(self, dim: int, base: ff.priors.Prior | None = None, width: float = 2.0) -> None:
+        def __init__(self, dim: int, inner: ff.priors.Prior | None = None, width: float = 2.0) -> None:
             super().__init__(dim)
-            self.width, self.base = width, base or ff.priors.GaussianMixture(dim, 3)
+            self.width, self.inner = width, inner or ff.priors.GaussianMixture(dim, 3)
 
         def at(self, t, control=0):
-            return Independent(Normal(self.base.means[0], self.width), 1)
+            return Independent(Normal(self.inner.means[0], self.width), 1)
 
     @ff.register_encoder("small")
     class Small(nn.Module):  # no base of flowfactor's
@@ -192,7 +192,7 @@ def test_every_other_part_by_its_name(tmp_path: Path) -> None:
     parts = {name: getattr(model, name) for name in ("encoder", "decoder", "flow")}
     nested = ff.models.FlowFactorizedVAE(**parts, prior=Wide(4, ff.priors.GaussianMixture(4, 2)))
     nested.save_pretrained(tmp_path)
-    assert ff.models.load_pretrained(tmp_path).prior.base.means.shape == (2, 4)
+    assert ff.models.load_pretrained(tmp_path).prior.inner.means.shape == (2, 4)
 
 
 OWN_MODULE = """
