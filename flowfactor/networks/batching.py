@@ -71,7 +71,7 @@ class Layout:
         flat = first.reshape(*lead, -1, *event) if len(chunks) == 1 else torch.cat(list(chunks))
         if self.place is not None:
             flat = flat.index_select(len(lead), self.place)
-        return flat.reshape(*lead, *self.batch_shape, *event)
+        return flat.reshape((*lead, *self.batch_shape, *event))
 
     def shares(self) -> Tensor | None:
         """The weight of each place of a block in a mean over the batch, ``[G, n]``; None where all are the same."""
