@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -128,6 +129,26 @@ class Contract:
         except Exception as error:
             raise ContractError(self.name, promise, f"{type(error).__name__}: {error}", "no error") from error
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Requires that nothing is drawn from PyTorch's global generator, whose state stays as it was in any case."""
+        seed = torch.get_rng_state()
+        try:
+            yield
+            kept = torch.equal(seed, torch.get_rng_state())
+            self.require("all draws are the generator's", kept, "draws from the global generator", "none")
+        finally:
+            torch.set_rng_state(seed)
+
+    def copies(self, part: Any) -> Iterator[tuple[str, Any]]:
+        """The copies that a part gives, and the promise that each has to keep."""
+        makers: dict[str, Callable[[], Any]] = {
+            "deepcopy": lambda: copy.deepcopy(part), "pickle": lambda: pickle.loads(pickle.dumps(part))
+        }  # fmt: skip
+        for name, make in makers.items():
+            if self.keeps(name):
+                yield PROMISES[name], self.attempt(PROMISES[name], make)
+
     def randn(self, *shape: int, like: Tensor) -> Tensor:
         """Draws normal numbers, of the dtype and on the device of another tensor."""
         return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu").to(like)
@@ -177,36 +198,27 @@ def check_module(contract: Contract, module: M, outputs: Callable[[M], Sequence[
         for a, b in zip(found, expected, strict=True):
             contract.close(promise, a, b, 1e-6)
 
-    seed, state = torch.get_rng_state(), {name: value.clone() for name, value in module.state_dict().items()}
+    state = {name: value.clone() for name, value in module.state_dict().items()}
     expected = contract.attempt("an evaluation succeeds", lambda: quiet(lambda: outputs(module)))
-    same("the same evaluation gives the same again", module, expected)
-    untouched = torch.equal(seed, torch.get_rng_state())
-    torch.set_rng_state(seed)
-    contract.require("an evaluation draws from no global generator", untouched, "another state of it", "the same state")
+    with contract.silent():
+        same("the same evaluation gives the same again", module, expected)
     for name, value in module.state_dict().items():
         kept = torch.equal(value, state[name])
         contract.require(f"an evaluation leaves {name} as it was", kept, "another value", "the same value")
     if contract.keeps("registered"):
         loose = sorted(_unregistered(module))
         contract.require(PROMISES["registered"], not loose, f"plain tensors {', '.join(loose)}", "register_buffer")
-    other = (
-        contract.attempt(PROMISES["deepcopy"], lambda: copy.deepcopy(module)) if contract.keeps("deepcopy") else None
-    )
-    if other is not None:
-        same(PROMISES["deepcopy"], other, expected)
-        mine = {value.data_ptr() for value in module.state_dict().values() if value.numel()}
+    mine = {value.data_ptr() for value in module.state_dict().values() if value.numel()}
+    for promise, other in contract.copies(module):
+        same(promise, other, expected)
         shared = [name for name, value in other.state_dict().items() if value.data_ptr() in mine]
-        contract.require(PROMISES["deepcopy"], not shared, f"shared {', '.join(shared)}", "memory of its own")
-    if contract.keeps("pickle"):
-        copied = contract.attempt(PROMISES["pickle"], lambda: pickle.loads(pickle.dumps(module)))
-        same(PROMISES["pickle"], copied, expected)
-    if other is not None and contract.keeps("state_dict"):
+        contract.require(promise, not shared, f"shared {', '.join(shared)}", "memory of its own")
+    if contract.keeps("deepcopy") and contract.keeps("state_dict"):
         file = io.BytesIO()
         torch.save(module.state_dict(), file)
         file.seek(0)
-        fresh = changed(other, contract, 1.0)
-        saved = contract.attempt(PROMISES["state_dict"], lambda: torch.load(file, weights_only=True))
-        contract.attempt(PROMISES["state_dict"], lambda: fresh.load_state_dict(saved))
+        fresh = changed(module, contract, 1.0)
+        contract.attempt(PROMISES["state_dict"], lambda: fresh.load_state_dict(torch.load(file, weights_only=True)))
         same(PROMISES["state_dict"], fresh, expected)
 
 
