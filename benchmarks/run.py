@@ -37,7 +37,7 @@ CASES: dict[str, Case] = {
     "processes": lambda n, threads: processes.processes(n),
     "growth": lambda n, threads: growth.growth(min(n, 5)),
     "precision": lambda n, threads: precision.precision(min(n, 5), threads),
-    "training": lambda n, threads: training_step.training_step(n),  # behind the others: it changes how memory is kept
+    "training": lambda n, threads: training_step.training_step(n),  # after the others: it changes how memory is kept
     "import": lambda n, threads: potentials.import_time(n),
 }
 

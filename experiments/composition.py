@@ -230,7 +230,7 @@ def _held_out(by: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _spread(values: list[float], digits: int = 0) -> str:
-    """The mean, and behind it the smallest and the largest of several."""
+    """The mean, and after it the smallest and the largest of several."""
     mean = f"{sum(values) / len(values):,.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 

@@ -56,7 +56,7 @@ __all__ = [
     "testing",
 ]
 
-# Nothing is imported before it is asked for: the command line tells of its help and of mistakes without PyTorch.
+# Nothing is imported before it is asked for: the command line shows help and mistakes without PyTorch.
 _HOMES = {
     "FlowPath": "path",
     "FlowSolveError": "errors",

@@ -68,7 +68,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Has the next training interrupted, as by Ctrl-C, in the step behind so many; those after it run on."""
+    """Has the next training interrupted, as by Ctrl-C, in the step after so many; those after it run on."""
 
     from flowfactor.training import FlowModule
 

@@ -13,7 +13,7 @@ from flowfactor._checks import choices, did_you_mean
 from flowfactor.cli.errors import guarded
 from flowfactor.training.config import list_presets
 
-# What a command needs is imported when it runs: help and mistakes are told at once.
+# What a command needs is imported when it runs: help and mistakes are shown at once.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

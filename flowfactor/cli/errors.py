@@ -1,4 +1,4 @@
-"""What goes wrong on the command line, and how that is told."""
+"""What goes wrong on the command line, and how that is reported."""
 
 from __future__ import annotations
 

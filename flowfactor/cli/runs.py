@@ -220,7 +220,7 @@ def check_target(path: Path, overwrite: bool) -> None:
 
 
 def listed(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Puts a file that tells of a run's model on the list of the run's folder, where it is written there."""
+    """Puts a file that describes a run's model on the list of the run's folder, where it is written there."""
     if path.name in OF_THE_MODEL and (path.parent / CONFIG).is_file() and not path.exists():
         return owned(path.parent, path.name)
     return contextlib.nullcontext()

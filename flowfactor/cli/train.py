@@ -17,7 +17,7 @@ def run_train(arguments: Sequence[str]) -> int:
     """Trains by a preset or a file.
 
     Args:
-        arguments: What stands behind ``flowfactor train``.
+        arguments: What follows ``flowfactor train``.
 
     Returns:
         The exit code.

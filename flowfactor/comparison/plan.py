@@ -89,7 +89,7 @@ class Benchmark:
     def run(self, tell: Callable[[str], None] = print) -> bool:
         """Trains and measures what is not finished yet.
 
-        A run that fails is told and does not stop the others.
+        A run that fails is reported and does not stop the others.
 
         Args:
             tell: Called with a line for every run that ends.

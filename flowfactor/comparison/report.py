@@ -64,7 +64,7 @@ def load_runs(folder: str | Path) -> tuple[list[Record], dict[str, str]]:
 
 
 def _check_record(run: Record, path: Path) -> None:
-    """Checks that a run's figures can be reported, so that what is wrong with them is told with their file."""
+    """Checks that a run's figures can be reported, so that what is wrong with them is reported with their file."""
     kinds = {"variant": str, "seed": int, "flows": list, "figures": dict, "config": dict, "title": str, "command": str}
     wrong = [name for name, kind in kinds.items() if not isinstance(run[name], kind)]
     try:
@@ -263,7 +263,7 @@ def _disentanglement(runs: Sequence[Record]) -> str:
 
 
 def _explained(runs: Sequence[Record]) -> str:
-    """What the figures are, how many samples stand behind them, and what is missing where."""
+    """What the figures are, how many samples they are based on, and what is missing where."""
     if not runs:
         return ""
     evaluate = EvaluationConfig(**runs[0]["evaluate"])
@@ -345,7 +345,7 @@ def _missing(runs: Sequence[Record]) -> list[str]:
 
 
 def _made(runs: Sequence[Record]) -> str:
-    """The commands, machines and versions behind the figures."""
+    """The commands, machines and versions that the figures come from."""
     if not runs:
         return ""
     commands = dict.fromkeys(run["command"] for run in runs if run["command"])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flowfactor.data import SequenceDataset
 
 BENCHMARKS: Mapping[str, str] = {"mnist": "mnist-small", "scenes": "scenes", "digits": "demo"}
-"""Presets by the short names that ``flowfactor benchmark`` takes beside those of the presets themselves."""
+"""Presets by the short names that ``flowfactor benchmark`` takes in addition to those of the presets themselves."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def configure(base: Config, variant: Variant, seed: int) -> Config:
     """Gives the settings of one run of a benchmark: those of the preset, with what makes the variant.
 
     All methods share the data, the optimiser and the sizes of encoder and decoder. Methods that are built like ours
-    also take the preset's settings of the flow. What a method needs beside them comes from the presets of the same data
+    also take the preset's settings of the flow. What else a method needs comes from the presets of the same data
     that are named after it: ``<data>-weak`` and ``<data>-sparse``.
 
     Args:

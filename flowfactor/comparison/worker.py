@@ -58,7 +58,7 @@ def execute(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _configured(folder: Path, settings: dict[str, Any]) -> tuple[Config, EvaluationConfig]:
-    """What is to be trained and how it is to be measured; what is wrong with the file is told with its name."""
+    """What is to be trained and how it is to be measured; what is wrong with the file is reported with its name."""
     try:
         if not isinstance(settings.get("data", {}), dict):
             raise ValueError("data must be a mapping")
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_error(folder: Path, reason: str) -> None:
-    """Writes down why a run is not finished; where even that cannot be written, it is told."""
+    """Writes down why a run is not finished; where even that cannot be written, it is printed."""
     try:
         own(folder, ERROR)
         write_text(folder / ERROR, reason + "\n")

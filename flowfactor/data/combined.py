@@ -326,7 +326,7 @@ def weights_schedule(weights: Tensor, t: Tensor | Sequence[float] | None = None)
 
     Returns:
         A `flowfactor.Schedule` with weights [K] or [B, K], with a piece for each run of frames in which they stay the
-        same. The last piece goes on behind the last frame.
+        same. The last piece goes on after the last frame.
 
     Raises:
         ValueError: If the shapes are not these.

@@ -273,7 +273,7 @@ class FactorSequences(SequenceDataset):
         return self._pictures(self.states(indices, k))
 
     def _pictures(self, states: Tensor) -> Batch:
-        """Gives the frames of states [B, T+1, F], and the values of the factors beside them."""
+        """Gives the frames of states [B, T+1, F], and the values of the factors with them."""
         return {"frames": self.images_at(states), "factors": self.factors(states).float()}
 
     def _reached(self, factors: Sequence[int]) -> Tensor:

@@ -36,7 +36,7 @@ class SequenceLoader(IterableDataset[Batch]):
     """Epochs of stratified batches, with a position that can be saved and restored.
 
     Every ``iter()`` begins a new epoch, whose draws depend on the seed and the number of the epoch alone. After
-    `load_state_dict` the next ``iter()`` goes on behind the last batch that had been handed out. Batches are made
+    `load_state_dict` the next ``iter()`` goes on after the last batch that had been handed out. Batches are made
     whole, in the iterating process; where that should happen elsewhere, iterate over ``loader.dataloader(num_workers=n)``:
     the same epochs in the same order, which count in this loader, whose position can be saved as before. The workers of a
     plain ``DataLoader`` would each count epochs of their own, and are refused.

@@ -51,7 +51,7 @@ def render_scenes(factors: Tensor, size: int = 64, *, supersampling: int = 3) ->
         factors: Factors [*batch, 6] in the order of `SCENE_FACTORS`: the hues of floor, wall and object in degrees
             (modulo 360), the scale (above 0, up to 2), the shape (an index into `SCENE_SHAPES`: cube, cylinder,
             sphere, capsule, cone) and the orientation (degrees by which the camera stands to the right). Or
-            [*batch, 11], with `VIEW_FACTORS` behind them: the intensity of the light (0 to 1, relative to the usual),
+            [*batch, 11], then `VIEW_FACTORS`: the intensity of the light (0 to 1, relative to the usual),
             the degrees by which the lamp is turned to the right round the vertical axis, the lamp's height (0.5 to 20
             metres; usually 6), the camera's height (0.5 to 8; usually 3.4) and its distance from the axis (4 to 9;
             usually 7).
@@ -94,7 +94,7 @@ def cast_poses(poses: Tensor, size: int, supersampling: int = 3) -> Tensor:
 
     Args:
         poses: Poses [P, 3]: scale, index of the shape, orientation in degrees. Or [P, 7], with the turn and the height
-            of the lamp and the height and the distance of the camera behind them.
+            of the lamp and the height and the distance of the camera after them.
         size: Height and width in pixels.
         supersampling: Rays per pixel, along each of its sides.
 

@@ -74,7 +74,7 @@ class Scenes(FactorSequences):
         t: Times of the frames [T+1], strictly increasing; by default 0, 1, ..., T.
 
     Attributes:
-        factor_names: `SCENE_FACTORS`, and behind them those of `VIEW_FACTORS` that scenes have.
+        factor_names: `SCENE_FACTORS`, and after them those of `VIEW_FACTORS` that scenes have.
         values: The values of each factor's states, in that order.
 
     Raises:

@@ -120,7 +120,7 @@ class TransformedImages(SequenceDataset):
         return frames if out is None else out.copy_(frames)
 
     def _try(self, name: str) -> None:
-        """Makes one sequence, so that what does not fit is told here and not in the middle of a training."""
+        """Makes one sequence, so that what does not fit is reported here and not in the middle of a training."""
         frames = self._apply(name, to_unit(self.images[:1]))
         expected = (1, len(self.t), *self.image_shape)
         if frames.shape != expected:

@@ -79,7 +79,7 @@ def dci(
       linear choice; for ordered factors);
     - ``fast``: forests of 20 trees on at most 2,000 samples.
 
-    Read D and C beside the informativeness: where that is at chance, importances are those of noise. The trees' are then
+    Read D and C with the informativeness: where that is at chance, importances are those of noise. The trees' are then
     spread over all dimensions (D and C near 0), but the few weights that survive the lasso by accident can look
     disentangled. The interval is the standard bootstrap's: every resample fits all predictors anew.
 
@@ -88,7 +88,7 @@ def dci(
         labels: The true factors ``[N, F]``, at least two, each discrete.
         method: What predicts the factors.
         train_fraction: Share of the samples to fit to; the others measure the informativeness.
-        resamples: Bootstrap resamples behind the intervals; 0 for no interval. By default 10, with ``boosting`` 0.
+        resamples: Bootstrap resamples for the intervals; 0 for no interval. By default 10, with ``boosting`` 0.
         confidence: Confidence of the intervals.
         generator: Source of the split, the resamples and the trees.
 

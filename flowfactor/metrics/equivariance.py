@@ -27,7 +27,7 @@ class EquivarianceError(MeanInterval):
         mean: E_k, ``[K]``: summed over frames 1..T, pixels and channels; mean over images.
         standard_error: Standard error of the mean over images, ``[K]``.
         doing_nothing: The same error of leaving the true x_0 as it is, ``[K]``.
-        count: Number of images behind each.
+        count: Number of images that each is based on.
         flow_names: Names of the flows, where the data set has them.
         limit: The most images that were to be drawn; None where all were taken.
         seed: Seed of that draw.
@@ -125,7 +125,7 @@ def latent_equivariance_error(
 
     The latent counterpart of `equivariance_error`. The denominator is how far the codes of the true frames move, so that
     neither the scale nor the size of the latent space matters: 0 is exact, and leaving the code as it is scores 1. It
-    says nothing about the decoder: read it beside the error in pixel space. It asks the encoder for transformed frames:
+    says nothing about the decoder: read it with the error in pixel space. It asks the encoder for transformed frames:
     one that was trained on first frames alone, as that of `FlowFactorizedVAE` is, may miss them by more than 1 where the
     decoded frames are good. The standard error is that of a ratio of means (the delta method).
 

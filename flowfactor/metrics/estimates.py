@@ -1,4 +1,4 @@
-"""Estimates: a value, how many samples stand behind it, and how sure one can be of it."""
+"""Estimates: a value, how many samples it is based on, and how sure one can be of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Estimate:
         value: The value.
         low: Lower end of the confidence interval; NaN where none was asked for.
         high: Upper end.
-        count: Number of samples behind the value.
+        count: Number of samples that the value is based on.
         confidence: Confidence of the interval.
 
     Example:

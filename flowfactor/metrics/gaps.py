@@ -69,7 +69,7 @@ def mig(
         codes: Codes ``[N, D]``, such as the means of posteriors.
         labels: The true factors ``[N, F]``, each discrete.
         bins: Number of bins.
-        resamples: Bootstrap resamples behind the interval; 0 for no interval.
+        resamples: Bootstrap resamples for the interval; 0 for no interval.
         confidence: Confidence of the interval.
         generator: Source of the resamples.
 
@@ -151,7 +151,7 @@ def sap(
         method: How a dimension predicts a factor.
         bins: Number of bins between thresholds.
         standardize: Scale codes to unit variance before ``svm``; the paper does not.
-        resamples: Bootstrap resamples behind the interval; 0 for no interval. By default 100, for ``svm`` 10.
+        resamples: Bootstrap resamples for the interval; 0 for no interval. By default 100, for ``svm`` 10.
         confidence: Confidence of the interval.
         generator: Source of the shuffle and the resamples.
 

@@ -30,7 +30,7 @@ class LogLikelihood:
         per_frame: The bound, in nats per frame: the sequence's divided by its number of frames, mean over sequences.
         standard_error: Standard error of the mean over sequences.
         by_flow: The bound of each transformation; none where the data have no labels.
-        samples: Importance samples behind each.
+        samples: Importance samples of each.
         likelihood: Name of p(x|z): ``"bernoulli"`` or ``"gaussian"``; bounds under different ones cannot be compared.
         objective: The bound that it tightens, such as ``"path"`` or ``"marginal"``; ``"paper-protocol"`` for
             `paper_log_likelihood`, which is none.

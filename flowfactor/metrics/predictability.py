@@ -168,7 +168,7 @@ def vp_score_from_pairs(
     repeats, steps = check_count("repeats", repeats), check_count("steps", steps)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, for example 0.1 or 0.01, got {fraction!r}")
-    wilson(0, 0, confidence=confidence)  # a bad confidence is told before the training
+    wilson(0, 0, confidence=confidence)  # a bad confidence is refused before the training
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"the generator must be on the CPU, where the splits are drawn, got {generator.device}")
     pairs = torch.cat([before, after, after - before], 1).detach()

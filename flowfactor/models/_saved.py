@@ -90,7 +90,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Opens weights; what is wrong with the file is told with its name."""
+    """Opens weights; what is wrong with the file is reported with its name."""
     safetensors = require("safetensors", extra="io")
     with path.open("rb"):  # whose errors of access name the file
         pass
@@ -164,7 +164,7 @@ def read_weights(path: Path, *, is_sealed: bool) -> dict[str, Tensor]:
 
 
 def metadata(made: str) -> dict[str, str]:
-    """What the header of the weights says beside their names and places.
+    """What the header of the weights says apart from their names and places.
 
     Args:
         made: Their digest.

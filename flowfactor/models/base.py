@@ -22,7 +22,7 @@ from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
 
 
 class FrameDecoder(Protocol):
-    """What a model asks of its decoder, beside being a module."""
+    """What a model asks of its decoder, apart from being a module."""
 
     def __call__(self, z: Tensor, /) -> Distribution:
         """The distribution of frames given latents ``[*batch, D]``."""
@@ -186,7 +186,7 @@ class FlowModel(Autoencoder):
     def _fit(self, frames: Tensor, z: Tensor, wanted: int | None, generator: torch.Generator | None) -> Tensor:
         """E ln p(x_t|z_t) of each sequence under each of F flows, ``[B, F]``, of states sorted by flow ``[T+1, F*B, D]``.
 
-        From so many of the frames behind the first: that one is the same under all flows.
+        From so many of the frames after the first: that one is the same under all flows.
         """
         begin, each = min(1, frames.shape[1] - 1), torch.arange(len(frames), device=frames.device)
         frames, z = frames[:, begin:], rearrange(z[begin:], "t (f b) d -> t b f d", b=len(frames))

@@ -84,7 +84,7 @@ class PretrainedMixin:
         with replacing(directory / WEIGHTS) as weights, replacing(directory / CONFIG) as text:
             try:
                 safetensors.save_file(state, weights, metadata=metadata(digest(state)))
-            except failed as error:  # how safetensors tells of a full disk
+            except failed as error:  # how safetensors reports a full disk
                 raise OSError(f"{directory / WEIGHTS} cannot be written: {error}") from error
             config = self.config() | {SEALED: DIGEST}
             written = json.dumps(config, indent=2, default=operator.index)  # integers may be NumPy's

@@ -68,7 +68,7 @@ class SparseTransformationVAE(FlowModel):
         force: As in `FlowFactorizedVAE`.
         frames_per_step: How many frames to decode in a training step, as in `FlowFactorizedVAE`.
         regularize_every: In one of how many training steps to take the regularizers, as in `FlowFactorizedVAE`.
-        temperature: Temperature of the relaxed spikes behind the warm-up, and where it ends.
+        temperature: Temperature of the relaxed spikes after the warm-up, and where it ends.
         anneal_steps: Training steps from one to the other.
         warmup_steps: Training steps of the warm-up; 0 for none.
         warmup_temperature: Temperature of the responsibilities at its start and end, in nats.

@@ -1,4 +1,4 @@
-"""What a flow can be asked for beside fitting data: dynamic optimal transport, short paths, smooth fields."""
+"""What a flow can be asked for beyond fitting data: dynamic optimal transport, short paths, smooth fields."""
 
 from flowfactor.regularizers.costs import HamiltonJacobi, JacobianNorm, NegativeSquare, TransportCost
 from flowfactor.regularizers.endpoints import SinkhornMatch, StartAtRest

@@ -21,7 +21,7 @@ from flowfactor.training.checkpoints import DamagedCheckpointError, check_seal
 from flowfactor.training.schedule import LearningRateSchedule
 
 SETTINGS = ("learning_rate", "betas", "weight_decay", "seed", "clock")
-"""What a `FlowModule` is made with, beside its model and schedule."""
+"""What a `FlowModule` is made with, apart from its model and schedule."""
 
 _DAMAGED = (RuntimeError, EOFError, LookupError, OSError, TypeError, ValueError, pickle.UnpicklingError)
 """What `torch.load` raises about files that are no checkpoints, or damaged ones."""

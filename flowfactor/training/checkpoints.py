@@ -93,7 +93,7 @@ def _unsealed(end: bytes) -> bool:
 
 
 def _digest(file: Any, size: int) -> str:
-    """Digest of the first bytes of a file, which stands behind them afterwards."""
+    """Digest of the first bytes of a file, which is written after them."""
     made = hashlib.sha256()
     file.seek(0)
     while size and (read := file.read(min(_CHUNK, size))):

@@ -128,7 +128,7 @@ class EvaluationConfig:
         factor_samples: Test pictures for the disentanglement metrics, where the data have factor labels; 0 leaves them
             out.
         vp_images: Test images for the VP score; 0 leaves it out.
-        resamples: Bootstrap resamples behind the intervals of the disentanglement metrics.
+        resamples: Bootstrap resamples for the intervals of the disentanglement metrics.
         seed: Seed of all draws; not that of the run, so that all runs are measured on the same images.
 
     Raises:

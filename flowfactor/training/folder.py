@@ -32,7 +32,7 @@ DATA = "data.json"
 """In the folder of any run: what tells its data from others of the same name."""
 
 SETTINGS, FIGURES, ERROR, LOG = "settings.json", "benchmark.json", "error.txt", "log.txt"
-"""In the folder of a benchmark's run, beside those of any run."""
+"""In the folder of a benchmark's run, in addition to those of any run."""
 
 REPORT, FIGURE = "report.md", "report.png"
 """In the folder of a benchmark."""
@@ -246,7 +246,9 @@ def settle(folder: Path) -> None:
 
 
 def _unlist(folder: Path, names: Iterable[str]) -> None:
-    with contextlib.suppress(OSError):  # a longer list does no harm, and why the names are not there is told otherwise
+    with contextlib.suppress(
+        OSError
+    ):  # a longer list does no harm, and why the names are not there is reported elsewhere
         remove(folder, [name for name in names if not os.path.lexists(folder / name)])
 
 

@@ -90,7 +90,7 @@ def data_of(folder: Path) -> dict[str, Any] | None:
 def check_data(folder: Path, now: Mapping[str, Any], cure: str) -> None:
     """Checks that data are those that the run in a folder was trained on.
 
-    Warns where that cannot be told, since the run says nothing of its data.
+    Warns where that cannot be known, since the run says nothing of its data.
 
     Args:
         folder: Folder of the run.

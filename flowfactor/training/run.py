@@ -90,7 +90,7 @@ class Run:
     kind: str = "run"
 
     def check(self) -> None:
-        """Makes the Trainer and tries the folder, so that what they do not take is told before any work.
+        """Makes the Trainer and tries the folder, so that what they do not take is reported before any work.
 
         Raises:
             ValueError: If Lightning takes no such accelerator, number of devices or precision.
@@ -170,7 +170,7 @@ class Run:
             own(self.folder, *OF_A_MODEL, RESULT)
             self.model.save_pretrained(self.folder / MODEL)
             write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
-        except OSError as error:  # it is told after the figures, which would be lost otherwise
+        except OSError as error:  # reported after the figures, which would be lost otherwise
             failure = error
         if measure:
             try:
@@ -351,7 +351,7 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def use_threads(count: int | None) -> Iterator[None]:
-    """Has PyTorch use so many threads, or as many as before where None; behind the block it uses those of before."""
+    """Has PyTorch use so many threads, or as many as before where None; after the block it uses those of before."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

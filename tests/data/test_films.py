@@ -155,7 +155,7 @@ def test_videos_of_phones_are_turned_upright(tmp_path: Path) -> None:
                 packet.stream = stream
                 target.mux(packet)
     data = bytearray((tmp_path / "turned.mp4").read_bytes())
-    place = data.index(b"tkhd") + 4 + 40  # of the matrix, behind version, times, number, length and volume
+    place = data.index(b"tkhd") + 4 + 40  # of the matrix, after version, times, number, length and volume
     one = (1 << 16).to_bytes(4, "big")
     assert data[place : place + 4] == one
     # The matrix that a phone held upright writes: (0 1 0; -1 0 0; 0 0 1), a quarter turn clockwise.

@@ -46,7 +46,7 @@ class Header:
         frames: Number of frames, or None if only reading tells.
         channels: 1, 3, or an array's number of channels.
         is_deep: Whether it is read as floating point.
-        first: What is told where it does not fit: the file or picture that it was read from.
+        first: What a message names where it does not fit: the file or picture that it was read from.
     """
 
     size: tuple[int, int] | None
@@ -94,7 +94,7 @@ class Folder(Film):
         for file, (size, _) in zip(self.files, headers, strict=True):
             if look.size is None and size != (width, height):
                 raise ValueError(
-                    f"{file} has {size[0]} x {size[1]} pixels, but {self.files[0].name} beside it {width} x {height}: "
+                    f"{file} has {size[0]} x {size[1]} pixels, but {self.files[0].name} next to it {width} x {height}: "
                     "bring all pictures to one size by size=, with fit='pad', 'crop' or 'resize'"
                 )
         kinds = {kind for _, kind in headers}

@@ -75,7 +75,7 @@ def find_films(
     meant = _BY_DEPTH[depths[0]] if meant is None else meant
     if len(meant) != depths[0]:
         raise ValueError(
-            f"levels={levels!r} tells of {len(meant)} levels, but the sequences in {root} lie {depths[0]} down, such as "
+            f"levels={levels!r} names {len(meant)} levels, but the sequences in {root} lie {depths[0]} down, such as "
             f"{'/'.join(found[0][1])}"
         )
     films, names = [film for film, _ in found], ["/".join(parts) for _, parts in found]
@@ -122,7 +122,7 @@ def _search(
     stills, films, folders = _held(folder)
     if parts and stills and (films or folders):
         raise ValueError(
-            f"{folder} holds pictures, such as {stills[0].name}, beside {(*films, *folders)[0].name}: it must be one "
+            f"{folder} holds pictures, such as {stills[0].name}, and {(*films, *folders)[0].name}: it must be one "
             "sequence of single pictures, or hold sequences (folders of pictures, and files of frames)"
         )
     if parts and stills:

@@ -1,4 +1,4 @@
-"""Opening HDF5 and NumPy files: what cannot be read is told with the file's name, and why."""
+"""Opening HDF5 and NumPy files: what cannot be read is reported with the file's name, and why."""
 
 from __future__ import annotations
 

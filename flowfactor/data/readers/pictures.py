@@ -81,7 +81,7 @@ def decode_picture(file: Path, mode: str, background: tuple[int, int, int] = (0,
 
 @contextmanager
 def opened_picture(file: Path) -> Iterator[Any]:
-    """Opens a picture with Pillow; what goes wrong in the block is told with the file's name.
+    """Opens a picture with Pillow; what goes wrong in the block is reported with the file's name.
 
     Args:
         file: The picture.

@@ -72,7 +72,7 @@ def read_source(
     axes = None if layout is None else parse_layout(layout)
     is_folder = isinstance(source, (str, Path)) and not Path(source).expanduser().is_file()
     if levels is not None and not is_folder:
-        raise ValueError(f"levels={levels!r} tells of the levels of a folder, and the source is none: leave it out")
+        raise ValueError(f"levels={levels!r} names the levels of a folder, and the source is none: leave it out")
     groups: list[str] | None = None
     if is_folder:
         found = find_films(source, levels, group if isinstance(group, str) else None, axes=axes, is_cut=is_cut)

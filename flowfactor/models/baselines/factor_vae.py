@@ -126,7 +126,7 @@ class FactorVAE(VAE):
         codes, others = z[:, ::2].flatten(0, 1), z[:, 1::2].flatten(0, 1)
         total_correlation = self.total_correlation(codes)
         discriminator = self.discriminator_loss(codes, others, generator)
-        # The penalty stands beside every frame's ELBO, and the terms are sums over frames.
+        # The penalty is added to every frame's ELBO, and the terms are sums over frames.
         loss = kl - reconstruction + self.gamma * weight * len(z) * total_correlation + discriminator
         zero = kl.new_zeros(())
         bound = reconstruction - kl

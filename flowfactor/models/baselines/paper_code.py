@@ -229,7 +229,7 @@ class PaperCodeVAE(Baseline):
         return gradient.square().mean() + self.force(z, 0.0, k).square().mean()
 
     def _prior_laplacian(self, k: Tensor, step: int) -> Tensor:
-        """The second derivative of the prior's potential, ``[B, 1]``: 1 in the first step, learned scales behind it."""
+        """The second derivative of the prior's potential, ``[B, 1]``: 1 in the first step, learned scales after it."""
         if step == 1:
             return torch.ones_like(self.prior_scale[k, :1])
         scale = _NeverZeroed.apply(self.prior_scale, self.scale_gradient)
