@@ -31,10 +31,10 @@ from flowfactor.networks.weighted_adjoint import WeightedAdjoint
 from flowfactor.path import SolveStats
 from flowfactor.solve.continuous_adjoint import continuous_adjoint
 from flowfactor.solve.discrete_adjoint import Rates, discrete_adjoint, rates_of
-from flowfactor.solve.forward import Block, Forward, GaveUpError, Plan
+from flowfactor.solve.forward import Block, Forward, GaveUpError
 from flowfactor.solve.general import integrate
 from flowfactor.solve.odeint import check_fixed_steps
-from flowfactor.solve.problem import Packing, Segment
+from flowfactor.solve.problem import Packing, Plan, Segment
 from flowfactor.solve.runge_kutta import Tableau, tableau
 from flowfactor.solver import Solver
 

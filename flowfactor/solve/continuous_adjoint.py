@@ -20,7 +20,8 @@ from torch import Tensor
 
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals
 from flowfactor.solve.discrete_adjoint import Totals, cotangents_of, rates_of
-from flowfactor.solve.forward import GaveUpError, Plan
+from flowfactor.solve.forward import GaveUpError
+from flowfactor.solve.problem import Plan
 from flowfactor.solve.runge_kutta import StepControl, Steps
 
 _STAGES_AT_ONCE = 16  # stages whose residuals are held until their share of the parameters' integrals is taken

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from flowfactor.fields.base import Evaluation
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
-from flowfactor.solve.forward import Block, Plan, Step
+from flowfactor.solve.forward import Block, Step
+from flowfactor.solve.problem import Plan
 from flowfactor.solve.runge_kutta import Steps
 
 

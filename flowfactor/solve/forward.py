@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactor.fields.base import Evaluation
-from flowfactor.networks.stage_adjoint import Residuals, StageAdjoint, TimeTerms
-from flowfactor.path import SolveStats
+from flowfactor.networks.stage_adjoint import Residuals, TimeTerms
 from flowfactor.solve.dynamics import CHECK_EVERY
+from flowfactor.solve.problem import Plan
 from flowfactor.solve.runge_kutta import StepControl, Steps, Tableau
-from flowfactor.solver import Solver
 
 
 class GaveUpError(Exception):
@@ -57,37 +55,6 @@ class Block:
             np.add.at(sofar, step.stages, step.dt * table.b)
         result[self.reached :] = sofar
         return result
-
-
-@dataclass
-class Plan:
-    """What one solve needs to know."""
-
-    adjoint: StageAdjoint
-    table: Tableau
-    solver: Solver
-    times: list[float]
-    log_det: bool
-    start: Tensor  # what the integrals hold already, [K, n, Q]: tolerances are relative to it
-    costs: Mapping[str, Callable[[Evaluation], Tensor]]
-    want: frozenset[str]
-    probe: Tensor | None
-    shares: Tensor | None  # weight of every place in a mean over the batch, where some samples are repeated
-    stats: SolveStats
-    caller_stats: SolveStats  # what the caller sees, for evaluations of the backward pass
-    attempted: int  # steps of the stretches before this one
-    differentiable: bool  # whether gradients are on: inside a Function they never are
-    by_autograd: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
-
-    @property
-    def steered(self) -> bool:
-        """Whether the log-determinant takes part in choosing the steps, and so is known with each of them."""
-        return self.log_det and self.solver.adaptive
-
-    @property
-    def quadratures(self) -> int:
-        """Number of integrals along the path."""
-        return self.log_det + len(self.costs)
 
 
 class Forward:

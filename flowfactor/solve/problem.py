@@ -1,8 +1,8 @@
-"""How a solve is laid out: its stretches under one control each, and its one packed state."""
+"""How a solve is laid out: its stretches under one control each, its one packed state, and its plan in closed form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 from flowfactor._checks import choices
 from flowfactor.control import Control, PieceControl, Schedule
 from flowfactor.fields.base import BoundField, Evaluation
+from flowfactor.networks.stage_adjoint import StageAdjoint
 from flowfactor.path import FlowPath, SolveStats
+from flowfactor.solve.runge_kutta import Tableau
+from flowfactor.solver import Solver
 
 Cost = Callable[[Evaluation], Tensor]
 NEEDS = ("potential", "value", "time", "probe")  # what a cost may ask for by its attribute `needs`
@@ -107,6 +110,37 @@ class Packing:
         integrals = [x.squeeze(-1) for x in rest]
         log_det = integrals.pop(0) if self.log_det else None
         return FlowPath(t, z, log_det, dict(zip(self.costs, integrals, strict=True)), stats)
+
+
+@dataclass
+class Plan:
+    """What a solve in closed form needs to know."""
+
+    adjoint: StageAdjoint
+    table: Tableau
+    solver: Solver
+    times: list[float]
+    log_det: bool
+    start: Tensor  # what the integrals hold already, [K, n, Q]: tolerances are relative to it
+    costs: Mapping[str, Cost]
+    want: frozenset[str]
+    probe: Tensor | None
+    shares: Tensor | None  # weight of every place in a mean over the batch, where some samples are repeated
+    stats: SolveStats
+    caller_stats: SolveStats  # what the caller sees, for evaluations of the backward pass
+    attempted: int  # steps of the stretches before this one
+    differentiable: bool  # whether gradients are on: inside a Function they never are
+    by_autograd: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
+
+    @property
+    def steered(self) -> bool:
+        """Whether the log-determinant takes part in choosing the steps, and so is known with each of them."""
+        return self.log_det and self.solver.adaptive
+
+    @property
+    def quadratures(self) -> int:
+        """Number of integrals along the path."""
+        return self.log_det + len(self.costs)
 
 
 def resting(z0: Tensor, t: Tensor, log_det: bool, costs: Mapping[str, Cost], stats: SolveStats) -> FlowPath:
