@@ -194,7 +194,7 @@ def make(kind: str, given: str | Mapping[str, Any], **known: Any) -> Any:
         names = (*BUILT_IN[kind], *registered(kind))
         own = f" (one of your own is registered first, by @flowfactor.register_{kind}({name!r}))"
         raise UnknownPartError(
-            f"unknown {kind} {name!r}: {kind} must be one of {', '.join(map(repr, names))}"
+            f"{kind} must be one of the known ones, got the unknown {kind} {name!r}: choose {', '.join(map(repr, names))}"
             + own * (f"register_{kind}" in globals())
         )
     taken = parameters(classes[name])
