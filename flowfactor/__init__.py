@@ -10,7 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flowfactor import comparison as comparison
     from flowfactor import data, encoders, fields, metrics, models, plot, potentials, priors, regularizers, testing
+    from flowfactor import objectives as objectives
+    from flowfactor import training as training
     from flowfactor._datasets import register_dataset
     from flowfactor._methods import register_method
     from flowfactor.control import Schedule
