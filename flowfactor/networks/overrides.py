@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
@@ -79,7 +80,7 @@ def prepare_for_solve(part: nn.Module) -> None:
         name, ignored = type(one).__name__, None
         if hooked(one):
             ignored = f"the forward hooks of {name}"
-        elif "forward" in vars(one) or _mro_index(one, "forward") < _mro_index(one, "bind"):
+        elif "forward" in vars(one) or _forward_unbound(type(one)):
             ignored = f"forward of {name}"
         elif one.one_method in vars(one) and "bind" not in vars(one) and not one.binds_one_method():
             ignored = f"{one.one_method}, which was set on an instance of {name}"
@@ -99,6 +100,8 @@ def _parts(part: nn.Module) -> Iterator[Controlled]:
             yield from _parts(child)
 
 
-def _mro_index(part: nn.Module, method: str) -> int:
-    """How far up in the part's ancestry the method comes from."""
-    return next((i for i, kind in enumerate(type(part).__mro__) if method in vars(kind)), len(type(part).__mro__))
+@cache
+def _forward_unbound(kind: type) -> bool:
+    """Whether a class has a `forward` that comes closer in its ancestry than its `bind`, which therefore ignores it."""
+    owners = [next((k for k in kind.__mro__ if method in vars(k)), object) for method in ("forward", "bind")]
+    return kind.__mro__.index(owners[0]) < kind.__mro__.index(owners[1])
