@@ -1,4 +1,4 @@
-"""Methods, data sets and parts of a user's own, each in a short file outside the package: trained, compared, saved."""
+"""Methods, data sets and parts of a user's own, each in a short file outside the package, in trainings and benchmarks."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_help_shows_what_is_registered(work: Path, capsys: pytest.CaptureFixture
         cli.main(["train", "--data.name", "dots", "--import", "user_potential.py", "--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert "--data.options.size INTEGER Height and width of a frame. (default: 8)" in told
-    assert "Registered: well." in told
+    assert "Registered: well (depth: 0.1)." in told
     with pytest.raises(SystemExit):
         cli.main(["benchmark", "--help", "--import", "user_method.py"])
     assert "po-flow, steady)" in " ".join(capsys.readouterr().out.split())
@@ -188,10 +188,11 @@ def test_no_file_of_a_run_has_code_imported(work: Path) -> None:
         "import sys, flowfactor.cli, flowfactor.training as t\n"
         "from flowfactor.models import load_pretrained\n"
         "from flowfactor.comparison.worker import main\n"
-        "work = {'train': lambda: flowfactor.cli.main(['train', 'run/config.yaml', '--resume']),\n"
-        "        'more': lambda: flowfactor.cli.main(['train', 'demo', '--config', 'run/config.yaml']),\n"
-        "        'evaluate': lambda: flowfactor.cli.main(['evaluate', 'run']),\n"
-        "        'benchmark': lambda: flowfactor.cli.main(['benchmark', 'run/config.yaml']),\n"
+        "command = lambda line: flowfactor.cli.main(line.split())\n"
+        "work = {'train': lambda: command('train run/config.yaml --resume --train.steps 4'),\n"
+        "        'more': lambda: command('train demo --config run/config.yaml --output more'),\n"
+        "        'evaluate': lambda: command('evaluate run'),\n"
+        "        'benchmark': lambda: command('benchmark run/config.yaml --methods vae --seeds 0 --steps 1'),\n"
         "        'worker': lambda: main(['run']),\n"
         "        'load_run': lambda: t.load_run('run'), 'load_config': lambda: t.load_config('run/config.yaml'),\n"
         "        'prepare': lambda: t.prepare('run/config.yaml'), 'model': lambda: load_pretrained('run/model')}\n"
@@ -203,7 +204,7 @@ def test_no_file_of_a_run_has_code_imported(work: Path) -> None:
     )
     settings = {"config": load_config("run/config.yaml").as_dict(), "evaluate": {}}
     Path("run/settings.json").write_text(json.dumps(settings))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     told = run.stdout.splitlines()
     assert len(told) == 9 and not [line for line in told if "refused" not in line and line != "worker code 1"], (
         run.stdout
