@@ -88,7 +88,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 _EXTRA = re.compile(
     r"It comes with an extra: pip install '\S+'"
-    r"|No module named '(av|h5py|lightning|matplotlib|PIL|safetensors|sklearn|tensorboard|torchmetrics|yaml)\b"
+    r"|No module named '(av|h5py|lightning|matplotlib|PIL|safetensors|sklearn|tensorboard|torchmetrics|yaml)\b[^']*'"
 )
 
 

@@ -1,4 +1,4 @@
-"""Methods, data sets and parts of a user's own, each in a short file outside the package: trained, compared, saved."""
+"""Methods, data sets and parts of a user's own, each in a short file outside the package, in trainings and benchmarks."""
 
 from __future__ import annotations
 
