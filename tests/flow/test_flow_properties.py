@@ -34,13 +34,13 @@ FLOWS = {kind: flow(kind) for kind in ("gradient", "helmholtz", "free")}
 kinds = st.sampled_from(sorted(FLOWS))
 batches = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 seeds = st.integers(0, 2**31 - 1)
-gaps = st.lists(st.floats(0.05, 0.7), min_size=1, max_size=4)
+gaps = st.lists(st.floats(0.05, 0.7, allow_subnormal=False), min_size=1, max_size=4)
 
 
 @st.composite
 def times(draw: st.DrawFn) -> Tensor:
     """Strictly monotone times, up or down, from any start."""
-    steps = [draw(st.floats(-2, 2)), *draw(gaps)]
+    steps = [draw(st.floats(-2, 2, allow_subnormal=False)), *draw(gaps)]
     t = torch.tensor(steps).double().cumsum(0)
     return t.flip(0) if draw(st.booleans()) else t
 
@@ -62,7 +62,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Any]:
     kind = draw(st.sampled_from(["int", "index", "weights", "schedule"]))
     if kind != "schedule":
         return z, piece(kind)
-    starts = sorted(draw(st.sets(st.floats(-2, 3), min_size=1, max_size=2)))
+    starts = sorted(draw(st.sets(st.floats(-2, 3, allow_subnormal=False), min_size=1, max_size=2)))
     return z, ff.Schedule(
         [(s, piece(draw(st.sampled_from(["int", "index", "weights"])))) for s in (-math.inf, *starts)]
     )
