@@ -80,9 +80,9 @@ class Trainer:
     def cut(self, batch: Batch, count: Callable[[str], None] = lambda part: None) -> Tensor:
         """Loss and gradients of a batch, part by part; ``count`` is told at the end of each what it was."""
         model, generator, t, k = self.model, self.generator, batch["t"], batch["k"]
-        begun = model._begin(batch["frames"], k, generator)
+        start, density = model._begin(batch["frames"], k, generator)
         count("encoder")
-        z0 = begun.z0.detach().requires_grad_()
+        z0 = start.detach().requires_grad_()
         times = model._lazy(generator, z0.device)
         path = model.flow(z0, t, k, costs=model._costs(times), generator=generator)
         hj, rest = model._regularizers(path, z0, k, t, times)
@@ -96,8 +96,8 @@ class Trainer:
         ends = [(path.z, z.grad), (of_flow, torch.ones_like(of_flow))][: 2 if times else 1]
         torch.autograd.backward(*zip(*ends, strict=True))
         count("flow")
-        kl = model.kl_weight * begun.density.mean()
-        torch.autograd.backward([begun.z0, kl], [z0.grad, torch.ones_like(kl)])
+        kl = model.kl_weight * density.mean()
+        torch.autograd.backward([start, kl], [z0.grad, torch.ones_like(kl)])
         count("encoder")
         return (kl - reconstruction + of_flow).detach()
 

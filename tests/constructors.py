@@ -145,7 +145,7 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "conv-colour": lambda: E.ConvEncoder(D, 3, (8, 12), widths=(8, 8), strides=(1, 2), kernel_size=3, residual=1),
     "conv-paper": lambda: E.ConvEncoder.paper(D, 1, 8, width=2),
     "factor": lambda: E.FactorEncoder(K, STEPS + 1, 1, 8, widths=(8,), hidden=(8,)),
-    "factor-three-frames": lambda: E.FactorEncoder(K, STEPS + 1, 1, 8, widths=(8,), kernel_size=3, looks=3),
+    "factor-three-frames": lambda: E.FactorEncoder(K, STEPS + 1, 1, 8, widths=(8,), kernel_size=3, frames_seen=3),
     "pair": lambda: E.PairEncoder(K, 1, 8, widths=(8,), hidden=(8,)),
     "pair-laplace": lambda: E.PairEncoder(K, 1, 8, widths=(8,), controls=2, slab="laplace"),
 }
