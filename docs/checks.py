@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 log = logging.getLogger("mkdocs.hooks.checks")
 
 _LITERAL = {"pre", "code", "script", "style", "math"}
+_SNIPPET = re.compile(r"-{1,2}8 ?&lt; ?-{1,2}[^\n<]{0,60}")  # as it stands in HTML
 _TEX = re.compile(r".{0,30}(?:\$|\\[A-Za-z()\[\]]).{0,30}")
 
 
@@ -50,13 +51,16 @@ class _Page(HTMLParser):
 
 
 def on_post_build(config: Any, **_: Any) -> None:
-    """Warns of links that lead nowhere, of what would be loaded from elsewhere, and of formulas left as text."""
+    """Warns of links that lead nowhere, of what would be loaded from elsewhere, of formulas and files left as text."""
     site = Path(config["site_dir"]).resolve()
     pages = {path: _Page() for path in sorted(site.rglob("*.html"))}
+    sources = {path: path.read_text(encoding="utf-8") for path in pages}
     for path, page in pages.items():
-        page.feed(path.read_text(encoding="utf-8"))
+        page.feed(sources[path])
     for path, page in pages.items():
         name = path.relative_to(site).as_posix()
+        for left in _SNIPPET.findall(re.sub(r"</?span[^>]*>", "", sources[path])):
+            log.warning("%s: a file is not shown: %s", name, left)
         for tag, address in page.links:
             if fault := _fault(tag, address, path, site, pages):
                 log.warning("%s: %s: %s", name, fault, address)

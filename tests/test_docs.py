@@ -22,6 +22,7 @@ FAULTS = {  # what a page says, and what the build is to say about it
     "a missing picture": ("![text](missing.png)", "missing.png"),
     "a reference to no name": ("[text][flowfactor.nosuchname]", "flowfactor.nosuchname"),
     "a link in HTML": ('<a href="absent/">text</a>', "absent/"),
+    "a file that is not shown": ('```python\n--8 < --"README.md"\n```', "a file is not shown"),
     "something loaded from elsewhere": ('<img src="https://example.org/far.png" alt="">', "far.png"),
 }
 NOTEBOOK_FAULTS = {
