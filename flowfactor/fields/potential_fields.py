@@ -127,6 +127,10 @@ class SkewGradientField(DivergenceFreeField):
         form = refusal or self.potential.closed_form(layout, frozenset(), None, None)
         if isinstance(form, NoClosedForm):
             return form
+        if not form.takes_skew:
+            return NoClosedForm(
+                f"the closed form of {type(self.potential).__name__} is of its gradient alone, without J"
+            )
         skew = self.forms.matrices(next(iter(form.stack.values())))
         stack, part = {**form.stack, "skew": layout.select({"skew": skew})[0]["skew"]}, form.build
         return replace(form, stack=stack, build=lambda stack: SumAdjoint([part(stack)], has_potential=False))

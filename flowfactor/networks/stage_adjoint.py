@@ -22,7 +22,8 @@ rule out, a `Pullback` refuses: a stage pulled twice, or gradients before all st
 Shapes: states of a stage are ``[G, n, D]``, n samples for each of G groups (`flowfactor.networks.batching`), those of S
 stages ``[G, S, n, D]``; numbers lack the last dimension. Everything but `StageAdjoint.by_autograd` runs without autograd.
 
-A part without closed form gives a `NoClosedForm` instead, whose reason reaches the user.
+A part without closed form gives a `NoClosedForm` instead, whose reason reaches the user. The short way to a closed form of
+one's own is `flowfactor.networks.vjp_adjoint.VjpAdjoint`: two functions.
 """
 
 from __future__ import annotations
@@ -201,14 +202,16 @@ class ClosedForm:
 
     Attributes:
         stack: The parameters by name, each ``[G, ...]``.
-        build: Makes the adjoint, of parameters such as ``stack``; of a potential's, ``"skew"`` ``[G, D, D]`` may be one
-            more: a map J for the velocity J grad u instead of grad u.
+        build: Makes the adjoint, of parameters such as ``stack``.
         kind: Parts of one kind, with parameters of the same shapes, can be evaluated together; None for those that cannot.
+        takes_skew: Whether ``build``, of a potential, takes ``"skew"`` ``[G, D, D]`` as one more parameter: a map J for the
+            velocity J grad u instead of grad u.
     """
 
     stack: Stack
     build: Callable[[Stack], StageAdjoint]
     kind: tuple[Any, ...] | None = None
+    takes_skew: bool = False
 
 
 def stacked(residuals: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -114,4 +114,4 @@ class MLPPotential(TwoLayerPotential):
 
         kind = (MLPPotential, self.activation, self.features.max_period)
         # Parts that are evaluated together would all pay for the Laplacian of one.
-        return ClosedForm(layout.select(self._stack())[0], build, kind if laplacian is None else None)
+        return ClosedForm(layout.select(self._stack())[0], build, kind if laplacian is None else None, takes_skew=True)

@@ -97,7 +97,7 @@ class PaperPotential(StackedPotential):
                 self._time_terms, laplacian, probe, "time" in want,
             )  # fmt: skip
 
-        return ClosedForm(layout.select(self._stack())[0], build)
+        return ClosedForm(layout.select(self._stack())[0], build, takes_skew=True)
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

@@ -35,6 +35,11 @@ PARTS: dict[str, tuple[list[str], Callable[[Any], Any], str]] = {
         lambda model: model.flow.field.potential,
         "Well",
     ),
+    "user_closed_form": (
+        ["--model.field", "gradient", "--model.potential", "spring"],
+        lambda model: model.flow.field.potential,
+        "Spring",
+    ),
     "user_field": (["--model.field", "swirl"], lambda model: model.flow.field, "Swirl"),
     "user_objective": (["--model.objective", "{name: free-nats, nats: 3}"], lambda model: model.objective, "FreeNats"),
     "user_estimator": (
