@@ -23,7 +23,7 @@ Shapes: states of a stage are ``[G, n, D]``, n samples for each of G groups (`fl
 stages ``[G, S, n, D]``; numbers lack the last dimension. Everything but `StageAdjoint.by_autograd` runs without autograd.
 
 A part without closed form gives a `NoClosedForm` instead, whose reason reaches the user. The short way to a closed form of
-one's own is `flowfactor.networks.vjp_adjoint.VjpAdjoint`: two functions.
+one's own is `flowfactor.networks.VjpAdjoint`: two functions.
 """
 
 from __future__ import annotations

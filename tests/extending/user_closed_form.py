@@ -3,8 +3,7 @@
 import torch
 
 import flowfactor as ff
-from flowfactor.networks.stage_adjoint import ClosedForm
-from flowfactor.networks.vjp_adjoint import VjpAdjoint
+from flowfactor.networks import ClosedForm, VjpAdjoint
 
 
 @ff.register_potential("spring")

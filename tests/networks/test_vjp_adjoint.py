@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ FILE = Path(__file__).parents[1] / "extending" / "user_closed_form.py"
 def spring() -> Iterator[Any]:
     spec = importlib.util.spec_from_file_location("user_closed_form", FILE)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where pickle looks for its classes
     spec.loader.exec_module(module)
     yield module
+    del sys.modules[spec.name]
     registry._KNOWN["potential"].pop("spring")
 
 
