@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from flowfactor.control import Control, ResolvedControl
+from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks import autodiff
 from flowfactor.networks.batching import Layout, layout_of, run
 from flowfactor.networks.controlled import Controlled
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm, StageAdjoint
 
 Divergence: TypeAlias = Literal["exact", "hutchinson"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of a field at a stage of a solve; what running costs are computed from.
-
-    Attributes:
-        z: States ``[*batch, D]``.
-        t: Time, a scalar tensor or ``[*batch]``, in frames.
-        velocity: dz/dt, ``[*batch, D]``, per frame.
-        divergence: div v ``[*batch]``, exact or estimated; None where it was not asked for.
-        value: u ``[*batch]`` of a field with a potential, where asked for.
-        gradient: grad u ``[*batch, D]`` of a field with a potential.
-        time: du/dt ``[*batch]`` of a field with a potential, where asked for.
-        probe: The Rademacher probe ``[*batch, D]`` that is fixed for the solve, where one was drawn.
-        velocity_at: The bound field ``z -> velocity`` at this time, for costs that differentiate it.
-    """
-
-    z: Tensor
-    t: Tensor
-    velocity: Tensor
-    divergence: Tensor | None = None
-    value: Tensor | None = None
-    gradient: Tensor | None = None
-    time: Tensor | None = None
-    probe: Tensor | None = None
-    velocity_at: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
-
-
-BoundField: TypeAlias = Callable[[Tensor, Tensor], Evaluation]
 
 
 class Field(Controlled):

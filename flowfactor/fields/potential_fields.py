@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._skew import SkewForms, canonical
-from flowfactor.fields.base import BoundField, Divergence, DivergenceFreeField, Evaluation, Field
+from flowfactor.fields.base import Divergence, DivergenceFreeField, Field
+from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.fields.solenoidal import SolenoidalField
 from flowfactor.networks.batching import Layout, layout_of
 from flowfactor.networks.overrides import overridden

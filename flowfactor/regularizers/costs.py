@@ -8,7 +8,7 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
-from flowfactor.fields.base import Evaluation
+from flowfactor.fields.evaluation import Evaluation
 from flowfactor.networks.overrides import hooked, overridden
 from flowfactor.registry import Recorded
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from flowfactor._functorch import is_plain
 from flowfactor.control import ResolvedControl
-from flowfactor.fields.base import BoundField, Divergence, Evaluation, Field
+from flowfactor.fields.base import Divergence, Field
+from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks.batching import Layout, block_of
 from flowfactor.networks.stage_adjoint import NoClosedForm, Residuals, StageAdjoint
 from flowfactor.networks.weighted_adjoint import WeightedAdjoint

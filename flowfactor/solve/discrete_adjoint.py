@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactor.fields.base import Evaluation
+from flowfactor.fields.evaluation import Evaluation
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
 from flowfactor.solve.forward import Block, Step
 from flowfactor.solve.problem import Plan

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowfactor._checks import choices
 from flowfactor.control import Control, PieceControl, Schedule
-from flowfactor.fields.base import BoundField, Evaluation
+from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks.stage_adjoint import StageAdjoint
 from flowfactor.path import FlowPath, SolveStats
 from flowfactor.solve.runge_kutta import Tableau
