@@ -43,6 +43,11 @@ class Schedule:
         for i, piece in enumerate(pieces):
             if not (isinstance(piece, tuple) and len(piece) == 2):
                 raise TypeError(f"piece {i} of a Schedule must be a pair (t_from, control), got {piece!r}")
+            if isinstance(piece[0], Tensor) and piece[0].requires_grad:
+                raise ValueError(
+                    f"the switching time of piece {i} asks for a gradient, which a Schedule cannot give: hand over "
+                    "t.item(), or solve the stretches one after another, with the time among the outputs of both"
+                )
             start, control = float(piece[0]), piece[1]
             if isinstance(control, Schedule):
                 raise TypeError(f"piece {i} of a Schedule is itself a Schedule; give an index or weights")
@@ -298,6 +303,8 @@ def times(t: object, like: Tensor) -> Tensor:
         if t.device != like.device and t.ndim > 0:
             raise ValueError(f"the times are on {t.device} and the state on {like.device}; move one with .to(...)")
         return t.to(dtype=like.dtype, device=like.device)
+    if isinstance(t, (list, tuple)) and any(isinstance(x, Tensor) and x.requires_grad for x in t):
+        return torch.stack([times(x, like) for x in t])  # as_tensor would cut them off from their graph
     try:
         return torch.as_tensor(t, dtype=like.dtype, device=like.device)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -298,4 +298,12 @@ class LatentFlow(nn.Module):
             raise ValueError(
                 f"t must be strictly increasing or strictly decreasing, without repeats; got {now.tolist()}"
             )
+        # Steps are shorter than intervals, and the field is asked at times of the state's precision.
+        ulps = 100 if z0.dtype in (torch.float32, torch.float64) else 8
+        finest = ulps * torch.finfo(z0.dtype).eps * float(now.abs().max())
+        if len(now) > 1 and float(now.diff().abs().min()) < finest:
+            raise ValueError(
+                f"times as far from 0 as {float(now.abs().max()):g} and only {float(now.diff().abs().min()):g} apart are "
+                f"too coarse in {z0.dtype}: count them from the start of the solve, or take states in float64"
+            )
         return t

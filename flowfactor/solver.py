@@ -95,6 +95,8 @@ class Solver:
                 raise ValueError(
                     f"{self.method} chooses its steps by rtol and atol; step_size goes with {', '.join(FIXED_METHODS)}"
                 )
+        if "step_size" in self.options or "grid_constructor" in self.options:
+            raise ValueError("options cannot hold step_size or grid_constructor: give Solver(step_size=...) instead")
         if not isinstance(self.compile, bool):
             raise ValueError(f"compile must be True or False, got {self.compile!r}")
         if self.compile and (self.gradient != "direct" or self.method == SCIPY_METHOD):

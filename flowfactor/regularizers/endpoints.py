@@ -95,7 +95,8 @@ class SinkhornMatch(Recorded, nn.Module):
             Divergences ``[*batch]``.
 
         Raises:
-            ValueError: If the clouds are empty or do not match in shape.
+            TypeError: If they are not of one floating-point dtype, on one device.
+            ValueError: If the clouds are empty, hold NaN or infinity, or do not match in shape.
         """
         if x.ndim < 2 or y.ndim != x.ndim or x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
             raise ValueError(
@@ -103,6 +104,20 @@ class SinkhornMatch(Recorded, nn.Module):
             )
         if x.shape[-2] == 0 or y.shape[-2] == 0:
             raise ValueError("a cloud has no points")
+        if not x.is_floating_point() or x.dtype != y.dtype or x.device != y.device:
+            raise TypeError(
+                f"clouds must be of one floating-point dtype, on one device; got {x.dtype} on {x.device} and {y.dtype} on "
+                f"{y.device}"
+            )
+        for name, cloud in (("first", x), ("second", y)):
+            if not bool(torch.isfinite(cloud.detach()).all()):
+                raise ValueError(f"the {name} cloud holds NaN or infinity")
         batch = x.shape[:-2]
-        flat = self._loss(x.reshape(-1, *x.shape[-2:]).contiguous(), y.reshape(-1, *y.shape[-2:]).contiguous())
-        return torch.as_tensor(flat).reshape(batch)
+        # The cost is of differences: far from the origin their digits would be lost in the squares.
+        centre = x.detach().mean(-2, keepdim=True)
+        x, y = ((cloud - centre).reshape(-1, *cloud.shape[-2:]).contiguous() for cloud in (x, y))
+        if not x.numel() or bool(
+            (x == 0).all() & (y == 0).all()
+        ):  # all in one point, which has no diameter to scale by
+            return (x.sum((-2, -1)) + y.sum((-2, -1))).mul(0).reshape(batch)
+        return torch.as_tensor(self._loss(x, y)).reshape(batch)

@@ -63,7 +63,11 @@ def _options(solver: Solver, t: Tensor, steered: int, first_step: float | None =
     # Land on the end, so that the field is not evaluated beyond it, and on every output. Only dopri5 reads outputs off
     # between its steps: its interpolation is as accurate as its steps, that of the other methods is not.
     landings = (t[-1:] if solver.method == "dopri5" else t[1:]).detach()
-    options = {"norm": solver.error_norm(steered), "step_t": landings} | options
+    if "step_t" in options:
+        landings = torch.cat([landings, torch.as_tensor(options["step_t"]).to(landings)]).unique()
+    if "jump_t" in options:  # lands as well, and torchdiffeq takes no time for both
+        landings = landings[~torch.isin(landings, torch.as_tensor(options["jump_t"]).to(landings))]
+    options = {"norm": solver.error_norm(steered)} | options | {"step_t": landings}
     if first_step is not None:
         options["first_step"] = first_step
     return options

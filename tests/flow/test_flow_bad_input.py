@@ -160,6 +160,8 @@ def test_integers_of_every_kind_are_indices() -> None:
         ({"rtol": "1e-3"}, "rtol"),
         ({"rtol": 0.0, "atol": 0.0}, "both be 0"),
         ({"step_size": 0.1}, "dopri5 chooses its steps"),
+        ({"method": "rk4", "options": {"step_size": 0.1}}, r"give Solver\(step_size="),
+        ({"method": "rk4", "options": {"grid_constructor": None}}, r"give Solver\(step_size="),
         ({"method": "scipy_solver", "step_size": 0.1}, "scipy_solver chooses its steps"),
         ({"method": "rk4", "step_size": 0.0}, "step_size"),
         ({"method": "rk4", "step_size": -1.0}, "step_size"),
@@ -204,3 +206,16 @@ def test_vmap_below_other_transforms_is_refused() -> None:
         torch.vmap(torch.func.grad(total))(z())
     assert torch.func.grad(total)(z()).shape == (4, 2)
     assert torch.func.jacfwd(total)(z(1)).shape == (1, 2)  # batches the tangents alone
+
+
+@pytest.mark.parametrize("times", [[1e6, 1e6 + 0.5, 1e6 + 1], [1e6, 1e6 + 1], [-2e5, -2e5 + 1]])
+def test_times_too_far_from_0_for_the_states_precision_are_refused(times: list[float]) -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2).double())
+    with pytest.raises(ValueError, match="count them from the start"):
+        ff.LatentFlow(ff.potentials.MLPPotential(2))(torch.zeros(3, 2), times)
+    assert flow(torch.zeros(3, 2).double(), times).z.shape[0] == len(times)
+
+
+def test_a_switching_time_that_asks_for_a_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match="switching time of piece 1 asks for a gradient"):
+        ff.Schedule([(0.0, 0), (torch.tensor(0.5, requires_grad=True), 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -229,3 +230,24 @@ def test_scipy_has_the_adjoint() -> None:
         return list(torch.autograd.grad(_loss(ff.LatentFlow(u, s)(z0, TIMES, 1)), [z0, u.w1]))
 
     _agree(run, "adjoint", 1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_times_in_a_list_keep_their_gradients(gradient: Any, backwards: bool) -> None:
+    """dz/dT is the velocity at the end, whether T comes in a tensor or in a list."""
+    flow = ff.LatentFlow(
+        ff.potentials.MLPPotential(3).double(), ff.Solver("dopri5", rtol=1e-9, atol=1e-9, gradient=gradient)
+    )
+    z, end = torch.randn(4, 3, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    there = flow.inverse(z, [end, 2.0]) if backwards else flow(z, [0.0, end])
+    (found,) = torch.autograd.grad(there.z[-1].sum(), end)
+    expected = flow.velocity(there.z[-1], 0.8).sum()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_times_at_which_a_user_has_a_jump_are_landed_on_once() -> None:
+    solver = ff.Solver("dopri5", options={"jump_t": torch.tensor([0.5, 1.0], dtype=torch.float64)})
+    field = ff.fields.from_module(lambda z, t: torch.where(t < 0.5, 1.0, 3.0).unsqueeze(-1) + 0 * z, dim=1)
+    path = ff.LatentFlow(field, solver)(torch.zeros(2, 1), [0.0, 0.5, 1.0])
+    torch.testing.assert_close(path.z[:, 0, 0], torch.tensor([0.0, 0.5, 2.0]))

@@ -78,6 +78,37 @@ def test_sinkhorn_orders_clouds_and_has_gradients(generator: torch.Generator) ->
     assert float((moved.grad * torch.ones_like(x)).sum()) > 0
 
 
+def test_sinkhorn_of_clouds_in_one_point_is_nothing() -> None:
+    x, y = torch.full((2, 5, 3), 7.0), torch.full((2, 4, 3), 7.0, requires_grad=True)
+    found = R.SinkhornMatch()(x, y)
+    assert found.tolist() == [0.0, 0.0]
+    found.sum().backward()
+    assert bool((y.grad == 0).all())
+    assert R.SinkhornMatch()(torch.zeros(0, 5, 3), torch.zeros(0, 4, 3)).shape == (0,)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e4])
+def test_sinkhorn_does_not_depend_on_where_the_clouds_lie(far: float, generator: torch.Generator) -> None:
+    x = torch.randint(-8, 9, (50, 2), generator=generator) / 8  # exact at any of these places
+    y = x + torch.tensor([1.0, 1.0])
+    match = R.SinkhornMatch(blur=0.05)
+    torch.testing.assert_close(match(x + far, y + far), match(x, y), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "word"),
+    [
+        (torch.zeros(3, 2), torch.full((3, 2), torch.nan), ValueError, "the second cloud holds NaN"),
+        (torch.full((3, 2), torch.inf), torch.zeros(3, 2), ValueError, "the first cloud holds NaN or infinity"),
+        (torch.zeros(3, 2), torch.zeros(3, 2).double(), TypeError, "one floating-point dtype"),
+        (torch.zeros(3, 2).int(), torch.zeros(3, 2).int(), TypeError, "one floating-point dtype"),
+    ],
+)
+def test_sinkhorn_refuses_what_is_no_cloud(x: torch.Tensor, y: torch.Tensor, error: type[Exception], word: str) -> None:
+    with pytest.raises(error, match=word):
+        R.SinkhornMatch()(x, y)
+
+
 @pytest.mark.parametrize(
     ("make", "word"),
     [
