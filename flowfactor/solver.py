@@ -29,14 +29,16 @@ class Solver:
     Args:
         method: ``dopri5`` (default), ``dopri8``, ``bosh3``, ``fehlberg2`` or ``adaptive_heun`` choose their steps by
             the tolerances; ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``,
-            ``implicit_adams`` and ``fixed_adams`` take steps of ``step_size``; ``scipy_solver`` hands over to SciPy
-            (no gradients but by the adjoint; choose SciPy's own method by ``options={"solver": "LSODA"}``).
+            ``implicit_adams`` and ``fixed_adams`` take steps of ``step_size`` (``explicit_adams`` of order 5, since higher
+            ones are unstable at usual steps; ``options={"max_order": 8}`` says otherwise); ``scipy_solver`` hands over to
+            SciPy (no gradients but by the adjoint; choose SciPy's own method by ``options={"solver": "LSODA"}``).
         rtol: Relative tolerance of a step.
         atol: Absolute tolerance of a step.
         gradient: How gradients are found. ``"direct"`` backpropagates through the solver's operations; ``"adjoint"``
             solves the continuous adjoint equation backwards in time, with memory that does not grow with the steps and
             gradients correct to the tolerance (Chen et al., NeurIPS 2018, algorithm 1); ``"checkpoint"`` keeps at most
-            one state an output and replays the steps between them in the backward pass, with direct's gradient.
+            one state an output and replays the steps between them in the backward pass, with direct's gradient (not for
+            the adams methods, whose steps depend on one another).
         norm: ``"sample"``: the step error is the worst sample's root mean square, so that a sample's accuracy does not
             depend on what it is batched with. ``"batch"``: the root mean square over the whole batch.
         step_size: Longest step of the fixed-step methods, in frames; None takes one step from each output time to the
@@ -80,6 +82,11 @@ class Solver:
             raise ValueError(f"unknown method {self.method!r}; torchdiffeq has {', '.join(SOLVER_METHODS)}")
         if self.gradient not in ("direct", "adjoint", "checkpoint"):
             raise ValueError(f'gradient must be "direct", "adjoint" or "checkpoint", got {self.gradient!r}')
+        if self.gradient == "checkpoint" and self.method in MULTISTEP_METHODS:
+            raise ValueError(
+                f'gradient="checkpoint" replays single steps, and one of {self.method} depends on those before it: take '
+                'gradient="direct" or "adjoint", or a method of one step such as rk4'
+            )
         if self.norm not in ("sample", "batch"):
             raise ValueError(f'norm must be "sample" or "batch", got {self.norm!r}')
         for name in ("rtol", "atol"):

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from flowfactor.solve.dynamics import Dynamics
 from flowfactor.solve.odeint import call_torchdiffeq
-from flowfactor.solver import MULTISTEP_METHODS
 
 _odeint: Any = torchdiffeq.odeint  # its annotations do not say that tensors come back as tensors
 _STEPS_AT_ONCE = 8  # steps whose graph is held at a time
@@ -58,8 +57,6 @@ class Checkpoint(torch.autograd.Function):
 def _step_times(dynamics: Dynamics, t: Tensor) -> list[float]:
     """Start and ends of the steps that an interval took, as far as they can be replayed one by one."""
     a, b = float(t[0]), float(t[1])
-    if dynamics.solver.method in MULTISTEP_METHODS:
-        return [a, b]
     if not dynamics.solver.adaptive:
         return dynamics.solver.grid(t).tolist()
     return [a, *dynamics.ends[:-1], b]
@@ -96,8 +93,6 @@ def _pull_back(
 def _replay(dynamics: Dynamics, steered: int, y: Tensor, times: Tensor) -> Tensor:
     """The state after known steps, whose sizes are not searched for."""
     solver = dynamics.solver
-    if solver.method in MULTISTEP_METHODS:
-        return call_torchdiffeq(dynamics, y, times, steered)[-1]
     if not solver.adaptive:
         # Asked for the last state only: the states in between would stay alive with it.
         options = dict(solver.options) | {"grid_constructor": lambda func, y0, t: times}

@@ -59,7 +59,7 @@ def _options(solver: Solver, t: Tensor, steered: int, first_step: float | None =
     if solver.method == SCIPY_METHOD:
         return options
     if not solver.adaptive:
-        return {"grid_constructor": lambda func, y0, t: solver.grid(t)} | options
+        return _fixed_options(solver)
     # Land on the end, so that the field is not evaluated beyond it, and on every output. Only dopri5 reads outputs off
     # between its steps: its interpolation is as accurate as its steps, that of the other methods is not.
     landings = (t[-1:] if solver.method == "dopri5" else t[1:]).detach()
@@ -73,9 +73,15 @@ def _options(solver: Solver, t: Tensor, steered: int, first_step: float | None =
     return options
 
 
+def _fixed_options(solver: Solver) -> dict[str, Any]:
+    # Adams-Bashforth of high order, which torchdiffeq takes by itself, is unstable unless steps are tiny.
+    order = {"max_order": 5} if solver.method == "explicit_adams" else {}
+    return {"grid_constructor": lambda func, y0, t: solver.grid(t)} | order | solver.options
+
+
 def _adjoint_options(solver: Solver, t: Tensor, steered: int) -> dict[str, Any]:
     if not solver.adaptive:
-        return {"grid_constructor": lambda func, y0, t: solver.grid(t)} | solver.options
+        return _fixed_options(solver)
     if solver.method == SCIPY_METHOD:
         return dict(solver.options)
     norm = solver.error_norm(steered)

@@ -160,6 +160,7 @@ def test_integers_of_every_kind_are_indices() -> None:
         ({"rtol": "1e-3"}, "rtol"),
         ({"rtol": 0.0, "atol": 0.0}, "both be 0"),
         ({"step_size": 0.1}, "dopri5 chooses its steps"),
+        ({"method": "fixed_adams", "gradient": "checkpoint"}, "replays single steps"),
         ({"method": "rk4", "options": {"step_size": 0.1}}, r"give Solver\(step_size="),
         ({"method": "rk4", "options": {"grid_constructor": None}}, r"give Solver\(step_size="),
         ({"method": "scipy_solver", "step_size": 0.1}, "scipy_solver chooses its steps"),

@@ -190,16 +190,13 @@ def test_nothing_to_differentiate(gradient: ff.solver.Gradient) -> None:
     assert not path.z.requires_grad
 
 
-@pytest.mark.parametrize("method", ["implicit_adams", "dopri8", "bosh3", "adaptive_heun", "fehlberg2"])
+@pytest.mark.parametrize("method", ["dopri8", "bosh3", "adaptive_heun", "fehlberg2"])
 def test_checkpoint_replays_the_other_methods(method: str) -> None:
     u = potential()
     z0 = torch.randn(3, D).double().requires_grad_()
 
     def run(mode: ff.solver.Gradient) -> list[Tensor]:
-        if method == "implicit_adams":
-            flow = ff.LatentFlow(u, ff.Solver(method, step_size=0.02, rtol=1e-9, atol=1e-9, gradient=mode))
-        else:
-            flow = ff.LatentFlow(u, ff.Solver(method, rtol=1e-5, atol=1e-5, gradient=mode))
+        flow = ff.LatentFlow(u, ff.Solver(method, rtol=1e-5, atol=1e-5, gradient=mode))
         return list(torch.autograd.grad(_loss(flow(z0, TIMES, 1, log_det=True)), [z0, u.w1]))
 
     # Step sizes differ where an interval begins, and so do the errors of the solve.
