@@ -6,11 +6,11 @@ depends: parameters, but also context tensors, weights and forces that a closure
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -72,6 +72,66 @@ def captured_tensors(function: Callable[[Tensor, Tensor], Tensor], t: Tensor, y:
     if overlap:
         return tuple((leaves | below).values())
     return (*leaves.values(), *found)
+
+
+class Watch:
+    """What a field was at a solve, for the gradient modes that evaluate it again in the backward pass.
+
+    Args:
+        rhs: The right-hand side.
+        t: A time of the solve.
+        y: The state there.
+        parts: The modules in it: the field, and costs that are modules.
+        mode: The gradient mode, for messages.
+    """
+
+    def __init__(
+        self, rhs: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, parts: Iterable[Any], mode: str
+    ) -> None:
+        self.rhs, self.t, self.y, self.mode = rhs, t.detach(), y.detach(), mode
+        self.captured = captured_tensors(rhs, t, y)
+        modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+        self.training = [(module, module.training) for module in modules]
+
+    def guard(self, ys: Tensor) -> Tensor:
+        """The states, whose backward pass is refused where its gradients would be others than those of the solve."""
+        return _Guard.apply(self, ys) if ys.requires_grad else ys
+
+    def check(self) -> None:
+        """Raises RuntimeError where the backward pass would not see what the solve saw."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f'gradient="{self.mode}" has no gradients of gradients for a field that the general engine solves: take '
+                'gradient="direct"'
+            )
+        for module, was in self.training:
+            if module.training != was:
+                names = ("evaluation", "training")
+                raise RuntimeError(
+                    f"{type(module).__name__} was in {names[was]} mode in the solve and is in {names[not was]} mode in its "
+                    f'backward pass, and gradient="{self.mode}" evaluates it again: call backward first, or take '
+                    'gradient="direct"'
+                )
+        if {id(x) for x in captured_tensors(self.rhs, self.t, self.y)} != {id(x) for x in self.captured}:
+            raise RuntimeError(
+                "the field depends on other tensors than in the solve (one of its attributes was replaced, or "
+                f'torch.func.functional_call has ended), and gradient="{self.mode}" evaluates it again: call backward '
+                'first, or take gradient="direct"'
+            )
+
+
+class _Guard(torch.autograd.Function):
+    """The identity, whose backward pass checks first."""
+
+    @staticmethod
+    def forward(ctx: Any, watch: Watch, ys: Tensor) -> Tensor:
+        ctx.watch = watch
+        return ys.view_as(ys)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.watch.check()
+        return None, grads[0]
 
 
 def _walk(start: Any, edges: dict[tuple[Any, int], Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:

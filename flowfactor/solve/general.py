@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from flowfactor._functorch import is_transforming
 from flowfactor.path import SolveStats
-from flowfactor.solve.captured import captured_tensors
+from flowfactor.solve.captured import Watch, captured_tensors
 from flowfactor.solve.checkpoint import Checkpoint
 from flowfactor.solve.compiled import RHS, Program
 from flowfactor.solve.dynamics import Dynamics
@@ -16,8 +19,9 @@ from flowfactor.solver import SCIPY_METHOD, Solver
 
 
 def integrate(
-    solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, stats: SolveStats, program: Program | None = None
-) -> Tensor:
+    solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, stats: SolveStats, program: Program | None = None,
+    parts: Iterable[Any] = (),
+) -> Tensor:  # fmt: skip
     """Solves dy/dt = rhs(t, y) from ``y0`` over the times ``t``.
 
     Args:
@@ -28,6 +32,7 @@ def integrate(
         steered: Number of leading columns of the state that steer the step size.
         stats: Counted into.
         program: What compiles the right-hand side; None where it runs as written.
+        parts: What the right-hand side is made of, for the modes that evaluate it again: the field, and costs.
 
     Returns:
         States ``[T, *batch, S]``.
@@ -50,14 +55,15 @@ def integrate(
             )
         ys = call_torchdiffeq(dynamics, y0, t, steered)
     elif solver.gradient == "adjoint":
-        ys = call_torchdiffeq(dynamics, y0, t, steered, captured=captured_tensors(rhs, t[0], y0))
+        watch = Watch(rhs, t[0], y0, parts, solver.gradient)
+        ys = watch.guard(call_torchdiffeq(dynamics, y0, t, steered, captured=watch.captured))
     else:
         if solver.method == SCIPY_METHOD:
             raise ValueError('scipy_solver cannot be replayed by gradient="checkpoint"; use gradient="adjoint"')
         if t.requires_grad:
             raise ValueError('gradient="checkpoint" gives times no gradient; use gradient="direct" or "adjoint"')
-        captured = captured_tensors(rhs, t[0], y0)
-        ys = Checkpoint.apply(dynamics, steered, t.detach(), y0, *captured)
+        watch = Watch(rhs, t[0], y0, parts, solver.gradient)
+        ys = watch.guard(Checkpoint.apply(dynamics, steered, t.detach(), y0, *watch.captured))
     dynamics.forward_done, dynamics.asked = True, 0
     dynamics.last = None  # holds a part of the graph
     return ys

@@ -102,7 +102,10 @@ class _Task:
         rhs = packing.rhs(self.field.bind(control, batch, want=self.want, divergence=kind, probe=self.probe))
         program = program_of(self.field) if self.solver.compile else None
         self.stats.ran("general", why.reason)
-        ys = integrate(self.solver, rhs, y, segment.times, steered=packing.steered, stats=self.stats, program=program)
+        parts = (self.field, *packing.costs.values())
+        ys = integrate(
+            self.solver, rhs, y, segment.times, steered=packing.steered, stats=self.stats, program=program, parts=parts
+        )
         if demanded:  # it was to say why the closed form failed, and has not failed itself
             raise _not_closed(why)
         return ys

@@ -248,3 +248,79 @@ def test_times_at_which_a_user_has_a_jump_are_landed_on_once() -> None:
     field = ff.fields.from_module(lambda z, t: torch.where(t < 0.5, 1.0, 3.0).unsqueeze(-1) + 0 * z, dim=1)
     path = ff.LatentFlow(field, solver)(torch.zeros(2, 1), [0.0, 0.5, 1.0])
     torch.testing.assert_close(path.z[:, 0, 0], torch.tensor([0.0, 0.5, 2.0]))
+
+
+class Scaled(nn.Module):
+    """A velocity of the user's own, -c z, with dropout that does nothing (and still has a mode)."""
+
+    def __init__(self, c: Tensor) -> None:
+        super().__init__()
+        self.c = nn.Parameter(c) if isinstance(c, nn.Parameter) else c
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        return -self.c * self.drop(z)
+
+
+def follow(module: nn.Module, gradient: Any) -> Tensor:
+    flow = ff.LatentFlow(ff.fields.from_module(module, 1), ff.Solver("rk4", step_size=0.1, gradient=gradient))
+    return flow(torch.ones(2, 1, dtype=torch.float64), [0.0, 1.0]).z[-1].sum()
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint", "checkpoint"])
+def test_an_attribute_that_is_replaced_before_the_backward_pass_is_seen(gradient: Any) -> None:
+    a, b = scalar(1.0), scalar(2.0)
+    module = Scaled(a)
+    first = follow(module, gradient)
+    module.c = b
+    loss = first + follow(module, gradient)
+    if gradient == "direct":
+        found = torch.autograd.grad(loss, (a, b))
+        torch.testing.assert_close(found, tuple(-2 * torch.exp(-x.detach()) for x in (a, b)), rtol=1e-4, atol=0)
+    else:
+        with pytest.raises(RuntimeError, match=f'other tensors than in the solve.*gradient="{gradient}"'):
+            loss.backward()
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint", "checkpoint"])
+def test_functional_call_that_has_ended_is_seen(gradient: Any) -> None:
+    module = Scaled(nn.Parameter(torch.tensor(1.0, dtype=torch.float64)))
+    field = ff.fields.from_module(module, 1)
+    flow = ff.LatentFlow(field, ff.Solver("rk4", step_size=0.1, gradient=gradient))
+    (name,) = dict(flow.named_parameters())
+    made = scalar(0.5)
+    z0 = torch.ones(2, 1, dtype=torch.float64)
+    end = torch.func.functional_call(flow, {name: made * 3}, (z0, [0.0, 1.0])).z[-1].sum()
+    if gradient == "direct":
+        (found,) = torch.autograd.grad(end, made)
+        torch.testing.assert_close(found, -6 * torch.exp(torch.tensor(-1.5).double()), rtol=1e-4, atol=0)
+    else:
+        with pytest.raises(RuntimeError, match="functional_call has ended"):
+            end.backward()
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "checkpoint"])
+def test_a_mode_that_changes_before_the_backward_pass_is_seen(gradient: Any) -> None:
+    module = Scaled(scalar(1.0))
+    end = follow(module, gradient)
+    module.eval()
+    with pytest.raises(RuntimeError, match="was in training mode in the solve and is in evaluation mode"):
+        end.backward()
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint", "checkpoint"])
+def test_gradients_of_gradients_of_modules_are_right_or_refused(gradient: Any) -> None:
+    """z = exp(-c) from 1, two samples: dL/dc = -2 exp(-c), and the derivative of its square -8 exp(-2 c)."""
+    c = scalar(0.5)
+    end = follow(Scaled(c), gradient)
+    if gradient == "direct":
+        (slope,) = torch.autograd.grad(end, c, create_graph=True)
+        (found,) = torch.autograd.grad(slope.square(), c)
+        torch.testing.assert_close(found, -8 * torch.exp(-2 * c.detach()), rtol=1e-5, atol=0)
+    else:
+        with pytest.raises(RuntimeError, match=f'gradient="{gradient}" has no gradients of gradients'):
+            torch.autograd.grad(end, c, create_graph=True)
