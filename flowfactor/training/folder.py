@@ -302,6 +302,8 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if not resume:
         check_free(folder, OF_A_RUN)
         if not overwrite and holds_run(folder):
+            with claimed(folder):  # where another process is at work there, that is what to say
+                pass
             raise FileExistsError(f"{folder} holds a run: resume it, overwrite it, or choose another output")
         return
     if not holds_checkpoint(folder):

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_runs import TINY
+from small_runs import TINY, small_run
 
 from flowfactor.cli import main
+from flowfactor.training import prepare, train
 from flowfactor.training.folder import BusyError, claimed
 
 pytest.importorskip("fcntl", reason="only Unix keeps processes apart")
@@ -64,3 +65,13 @@ def test_a_training_does_not_begin_where_another_one_works(tmp_path: Path, capsy
     with holder(tmp_path / "run"), pytest.raises(SystemExit):
         main(["train", "demo", "--train.steps", "1", *TINY, "--output", str(tmp_path / "run")])
     assert "another process works in" in capsys.readouterr().err
+
+
+def test_who_asks_for_the_folder_of_a_run_at_work_hears_of_the_work(tmp_path: Path) -> None:
+    """Not to overwrite it: the run there is being made."""
+    config = small_run(tmp_path / "run", steps=2)
+    train(config)
+    with holder(tmp_path / "run"), pytest.raises(BusyError, match="another process works in"):
+        prepare(config)
+    with pytest.raises(FileExistsError, match="holds a run"):
+        prepare(config)
