@@ -49,10 +49,10 @@ class FlowTransform(Transform):
     One solve gives both the mapped states and their log-determinant. The last one is kept as long as the states that came
     out of it live, and until its log-determinant has been asked for, so that drawing a sample and its density costs one
     solve only. The density's gradient then goes to what the sample was drawn from and to the flow; for that in the sample
-    itself take ``z.detach().requires_grad_()``. Once the states, the times, the flow's tensors, its solver or the gradient
-    mode have changed, the last solve does not count any more (writing into a parameter's ``.data`` goes unseen), and in
-    `torch.inference_mode`, where changes cannot be seen, none is kept. Where the flow's divergence is ``"hutchinson"``,
-    log-determinants are unbiased estimates, with a new probe for every solve: densities are then random.
+    itself take ``z.detach().requires_grad_()``. Once the states, the times, the flow's parameters or buffers (compared by
+    value), its solver or the gradient mode have changed, the last solve does not count any more; what a field holds besides,
+    such as a tensor that a closure captures, goes unseen. Where the flow's divergence is ``"hutchinson"``, log-determinants
+    are unbiased estimates, with a new probe for every solve: densities are then random.
 
     Args:
         flow: The latent flow.
@@ -139,8 +139,10 @@ class FlowTransform(Transform):
         path = follow(z, times, self.control, log_det=True, generator=self.generator)
         assert path.log_det is not None
         end, log_det = path.z[-1], -path.log_det[-1] if back else path.log_det[-1]
-        self._solved = WeakTensorKeyDictionary()
-        self._solved[end] = z, log_det, back, self._state(z, end)
+        tensors = self._tensors(z, end)
+        if not any(is_wrapped(tensor) for tensor in tensors):  # whose values torch.func does not show
+            self._solved = WeakTensorKeyDictionary()
+            self._solved[end] = z, log_det, back, [_Copy(tensor) for tensor in tensors], self._settings()
         return end, log_det
 
     def _rest(self, z: Tensor, back: bool) -> tuple[Tensor, Tensor]:
@@ -154,21 +156,24 @@ class FlowTransform(Transform):
         divergence = self.flow.field.divergence(z, self._ends[0], self.control, self.flow.divergence, probe)
         return z + (-span if back else span) * velocity, span * divergence
 
-    def _state(self, start: Tensor, end: Tensor) -> object:
-        """What a kept solve depends on beside the identity of its ends; None where changes cannot be seen."""
+    def _tensors(self, start: Tensor, end: Tensor) -> list[Tensor]:
+        """What a kept solve depends on."""
         times = [t for t in (self.t0, self.t1) if isinstance(t, Tensor)]
-        tensors = [start, end, *times, *self.flow.parameters(), *self.flow.buffers()]
-        if any(tensor.is_inference() for tensor in tensors):
-            return None
-        return [_mark(tensor) for tensor in tensors], self.flow.solver, self.flow.divergence, torch.is_grad_enabled()
+        return [start, end, *times, *self.flow.parameters(), *self.flow.buffers()]
+
+    def _settings(self) -> object:
+        return self.flow.solver, self.flow.divergence, torch.is_grad_enabled()
 
     def _kept(self, end: Tensor, *, back: bool) -> tuple[Tensor, Tensor] | None:
         """Start and log-determinant of the last solve, where it led to ``end`` and nothing has changed since."""
         solved = None if self._solved is None else self._solved.get(end)
         if solved is None:
             return None
-        start, log_det, went_back, state = solved
-        if went_back != back or state is None or state != self._state(start, end):
+        start, log_det, went_back, copies, settings = solved
+        now = self._tensors(start, end)
+        same = went_back == back and settings == self._settings() and len(now) == len(copies)
+        # By value: optimizers that write by fused kernels, and writes into .data, leave a tensor's version as it was.
+        if not same or not all(copy.is_of(tensor) for copy, tensor in zip(copies, now, strict=True)):
             return None
         return start, log_det
 
@@ -200,9 +205,16 @@ def one_time(name: str, t: float | Tensor) -> float | Tensor:
     return t if isinstance(t, Tensor) and t.requires_grad else _number(t)
 
 
-def _mark(tensor: Tensor) -> tuple[object, ...]:
-    """Differs between tensors, and between a tensor before and after it was changed."""
-    return id(tensor), 0 if is_wrapped(tensor) else tensor.data_ptr(), tensor._version, tensor.requires_grad
+class _Copy:
+    """A tensor as it was."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.of, self.requires_grad, self.value = id(tensor), tensor.requires_grad, tensor.detach().clone()
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Whether it is a copy of this tensor, as the tensor is now."""
+        same = self.of == id(tensor) and self.requires_grad == tensor.requires_grad
+        return same and self.value.shape == tensor.shape and torch.equal(self.value, tensor)
 
 
 def _number(t: float | Tensor) -> float:

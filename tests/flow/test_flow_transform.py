@@ -154,6 +154,35 @@ def test_a_pair_is_solved_again_whatever_has_changed(change: str) -> None:
         assert not torch.allclose(log_det, kept)
 
 
+@pytest.mark.parametrize("change", ["fused", "data"])
+def test_changes_that_leave_a_tensors_version_are_seen(change: str) -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 1, (8, 8), init_scale=2.0), ff.Solver("rk4"))
+    q1 = flow.push(Independent(Normal(torch.zeros(2), torch.ones(2)), 1), 1.0)
+    x = q1.sample((5,))
+    if change == "fused":
+        q1.log_prob(x.clone()).sum().backward()
+        step = torch.optim.SGD(flow.parameters(), lr=0.1, fused=True)
+        x = q1.sample((5,))
+        step.step()
+    else:
+        flow.field.potential.w1.data.mul_(1.5)
+    torch.testing.assert_close(q1.log_prob(x), q1.log_prob(x.clone()))
+
+
+def test_a_sample_and_its_density_are_one_solve_in_inference_mode_too() -> None:
+    field = _Counting()
+    flow = ff.LatentFlow(field, ff.Solver("rk4"))
+    with torch.inference_mode():
+        q1 = flow.push(base(), 1.0)
+        before = field.calls
+        z = q1.rsample((4,))
+        one = field.calls - before
+        q1.log_prob(z)
+        assert one > 0 and field.calls - before == one
+        q1.log_prob(z.clone())
+        assert field.calls - before == 2 * one
+
+
 def test_inverses_have_graphs_of_their_own() -> None:
     flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 1, (8, 8), init_scale=2.0).double(), ff.Solver("rk4"))
     y, transform = torch.randn(4, 2).double(), flow.transform(0.0, 1.0)
