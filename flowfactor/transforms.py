@@ -12,7 +12,7 @@ from torch.distributions import Transform, constraints
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from flowfactor._functorch import is_wrapped
-from flowfactor.control import Control
+from flowfactor.control import Control, control_shape
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.path import FlowPath
 from flowfactor.potentials.base import rademacher_like
@@ -58,7 +58,7 @@ class FlowTransform(Transform):
         flow: The latent flow.
         t0: Start, in frames; a scalar tensor may ask for its gradient.
         t1: End, in frames, likewise. At the start itself the map is the identity.
-        control: Which flow acts.
+        control: Which flow acts. States are repeated to its batch shape.
         cache_size: As for any torch transform, 0 or 1.
         generator: Source of Hutchinson's probes.
 
@@ -136,7 +136,7 @@ class FlowTransform(Transform):
             return self._rest(z, back)
         follow = self.flow.inverse if back else self.flow
         times = self._times(z) if self.has_time_gradients else self._ends
-        path = follow(z, times, self.control, log_det=True, generator=self.generator)
+        path = follow(self._spread(z), times, self.control, log_det=True, generator=self.generator)
         assert path.log_det is not None
         end, log_det = path.z[-1], -path.log_det[-1] if back else path.log_det[-1]
         tensors = self._tensors(z, end)
@@ -144,6 +144,14 @@ class FlowTransform(Transform):
             self._solved = WeakTensorKeyDictionary()
             self._solved[end] = z, log_det, back, [_Copy(tensor) for tensor in tensors], self._settings()
         return end, log_det
+
+    def _spread(self, z: Tensor) -> Tensor:
+        """States ``[*batch, D]``, repeated where the control has more batch dimensions, or larger ones."""
+        try:
+            batch = torch.broadcast_shapes(z.shape[:-1], control_shape(self.control))
+        except RuntimeError:
+            return z  # the flow says what does not fit
+        return z if batch == z.shape[:-1] else z.expand(*batch, z.shape[-1])
 
     def _rest(self, z: Tensor, back: bool) -> tuple[Tensor, Tensor]:
         """The identity, which has gradients in time: those of one Euler step of length 0."""
