@@ -196,8 +196,10 @@ def test_values_base_and_control_broadcast_as_in_torch() -> None:
     y = each(x)
     assert y.shape == (7, 4, 2) and each.log_abs_det_jacobian(x, y).shape == (7, 4)
     torch.testing.assert_close(each.inv(y), x.expand(7, 4, 2), rtol=1e-6, atol=1e-6)
-    with pytest.raises(ValueError, match="control"):
+    with pytest.raises(ValueError, match=r"not broadcastable.*\[7, 3, 2\]"):
         flow.push(base(), 1.0, controls).log_prob(torch.zeros(7, 3, 2).double())
+    with pytest.raises(ValueError, match="control"):
+        each(torch.zeros(7, 3, 2).double())
 
 
 def test_inverses_have_graphs_of_their_own() -> None:
