@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("mkdocs", reason="needs the extra docs")
+
 ROOT = Path(__file__).parents[1]
 
 FAULTS = {  # what a page says, and what the build is to say about it

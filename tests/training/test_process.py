@@ -68,6 +68,7 @@ def test_every_thread_takes_denormal_numbers_as_zero() -> None:
 def test_the_programs_that_train_ask_for_it(
     module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    pytest.importorskip("yaml", reason="needs the extra train")
     asked: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(f"flowfactor.cli.{module}.prepare_process", lambda: asked.append(module))
