@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -139,16 +141,10 @@ class LatentFlow(nn.Module):
                 f"costs maps names to callables, such as {{'hj': HamiltonJacobi()}}; got {type(costs).__name__}"
             )
         named = dict(costs or {})
-        needs_of(named)
-        for name, cost in named.items():
-            if not callable(cost):
-                raise TypeError(f"cost {name!r} must be a callable of an Evaluation, got {type(cost).__name__}")
-            if "potential" in getattr(cost, "needs", ()) and not self.field.has_potential:
-                raise TypeError(f"cost {name!r} needs a potential, and {type(self.field).__name__} has none")
+        needs = needs_of(named, self.field)
         prepare_for_solve(self.field)
-        return solve(
-            self.field, self.solver, self.divergence, z0, t, control, log_det=log_det, costs=named, generator=generator
-        )
+        how = self.field, self.solver, self.divergence
+        return solve(*how, z0, t, control, log_det=log_det, costs=named, needs=needs, generator=generator)
 
     def inverse(
         self,
@@ -289,21 +285,20 @@ class LatentFlow(nn.Module):
         t = times(t, wide)
         if t.ndim != 1 or len(t) == 0:
             raise ValueError(f"t must be a list of times, for example [0.0, 1.0]; got shape {list(t.shape)}")
-        now = t.detach()
-        if not bool(torch.isfinite(now).all()):
-            raise ValueError(f"t holds NaN or infinity: {now.tolist()}")
+        now, values = t.detach(), t.tolist()
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"t holds NaN or infinity: {values}")
         # Compared as the solver will see them: two times that round to one are one.
         steps = now.to(z0.dtype).diff()
         if not bool((steps > 0).all() or (steps < 0).all()):
-            raise ValueError(
-                f"t must be strictly increasing or strictly decreasing, without repeats; got {now.tolist()}"
-            )
+            raise ValueError(f"t must be strictly increasing or strictly decreasing, without repeats; got {values}")
         # Steps are shorter than intervals, and the field is asked at times of the state's precision.
         ulps = 100 if z0.dtype in (torch.float32, torch.float64) else 8
-        finest = ulps * torch.finfo(z0.dtype).eps * float(now.abs().max())
-        if len(now) > 1 and float(now.diff().abs().min()) < finest:
+        far = max(map(abs, values))
+        near = min((abs(b - a) for a, b in pairwise(values)), default=math.inf)
+        if near < ulps * torch.finfo(z0.dtype).eps * far:
             raise ValueError(
-                f"times as far from 0 as {float(now.abs().max()):g} and only {float(now.diff().abs().min()):g} apart are "
-                f"too coarse in {z0.dtype}: count them from the start of the solve, or take states in float64"
+                f"times as far from 0 as {far:g} and only {near:g} apart are too coarse in {z0.dtype}: count them from the "
+                "start of the solve, or take states in float64"
             )
         return t

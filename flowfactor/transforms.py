@@ -132,11 +132,12 @@ class FlowTransform(Transform):
     def _follow(self, z: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
         """States at the other end, and the log-determinant of the map from ``t0`` to ``t1``."""
         self._solved = None  # so that its graph does not outlive the start of another
+        spread = self._spread(z)
         if self.is_identity:
-            return self._rest(z, back)
+            return self._rest(spread, back)
         follow = self.flow.inverse if back else self.flow
         times = self._times(z) if self.has_time_gradients else self._ends
-        path = follow(self._spread(z), times, self.control, log_det=True, generator=self.generator)
+        path = follow(spread, times, self.control, log_det=True, generator=self.generator)
         assert path.log_det is not None
         end, log_det = path.z[-1], -path.log_det[-1] if back else path.log_det[-1]
         tensors = self._tensors(z, end)

@@ -51,7 +51,12 @@ class VjpAdjoint(NetworkAdjoint):
 
     def at(self, z: Tensor, t: float, name: str) -> Tensor:
         """One result at one stage."""
-        return self.evaluate(self.p, z, z.new_full(z.shape[-2:-1], t), frozenset({name}))[name]
+        found = self.evaluate(self.p, z, z.new_full(z.shape[-2:-1], t), frozenset({name}))
+        if name not in found:
+            raise ValueError(
+                f"evaluate of a VjpAdjoint gives {', '.join(found) or 'nothing'}, and the solve wants {name!r}"
+            )
+        return found[name]
 
     def time_terms(self, ts: Sequence[float]) -> list[float]:
         return list(ts)

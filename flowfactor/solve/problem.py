@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowfactor._checks import choices
 from flowfactor.control import Control, PieceControl, Schedule
+from flowfactor.fields.base import Field
 from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks.stage_adjoint import StageAdjoint
 from flowfactor.path import FlowPath, SolveStats
@@ -20,16 +21,20 @@ Cost = Callable[[Evaluation], Tensor]
 NEEDS = ("potential", "value", "time", "probe")  # what a cost may ask for by its attribute `needs`
 
 
-def needs_of(costs: Mapping[str, Cost]) -> frozenset[str]:
-    """What the costs of a solve ask for by their attribute `needs`; a name that nobody knows is refused."""
+def needs_of(costs: Mapping[str, Cost], field: Field) -> frozenset[str]:
+    """What the costs of a solve ask for by their attribute `needs`; what the field or no solve has is refused."""
     found: set[str] = set()
     for name, cost in costs.items():
+        if not callable(cost):
+            raise TypeError(f"cost {name!r} must be a callable of an Evaluation, got {type(cost).__name__}")
         needs = getattr(cost, "needs", ())
         if not isinstance(needs, (tuple, list, set, frozenset)) or not all(isinstance(need, str) for need in needs):
             raise TypeError(f"cost {name!r}: needs must be a tuple of names such as ('value', 'time'), got {needs!r}")
         for need in needs:
             if need not in NEEDS:
                 raise ValueError(f"cost {name!r} needs {need!r}, which no solve provides{choices(need, NEEDS)}")
+        if "potential" in needs and not field.has_potential:
+            raise TypeError(f"cost {name!r} needs a potential, and {type(field).__name__} has none")
         found.update(needs)
     return frozenset(found)
 

@@ -16,13 +16,13 @@ from flowfactor.potentials.base import rademacher_like
 from flowfactor.solve.closed_form import FAILED, solve_segment, solve_segments
 from flowfactor.solve.compiled import program_of
 from flowfactor.solve.general import integrate
-from flowfactor.solve.problem import Cost, Packing, Segment, needs_of, resting, segments_of
+from flowfactor.solve.problem import Cost, Packing, Segment, resting, segments_of
 from flowfactor.solver import Solver
 
 
 def solve(
     field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *, log_det: bool,
-    costs: Mapping[str, Cost], generator: torch.Generator | None,
+    costs: Mapping[str, Cost], needs: frozenset[str], generator: torch.Generator | None,
 ) -> FlowPath:  # fmt: skip
     """Follows a field from ``z0`` at ``t[0]`` through all times; its arguments are those of `LatentFlow`, checked.
 
@@ -35,6 +35,7 @@ def solve(
         control: Which flow acts.
         log_det: Whether to carry the log-determinant.
         costs: Running costs by name.
+        needs: What they ask for, from `flowfactor.solve.problem.needs_of`.
         generator: Source of Hutchinson's probe.
 
     Returns:
@@ -44,7 +45,7 @@ def solve(
         ValueError: If the control does not fit, or the closed form is demanded of a solve that has none.
         FlowSolveError: If the solve fails.
     """
-    batch, needs = z0.shape[:-1], needs_of(costs)
+    batch = z0.shape[:-1]
     segments = segments_of(control, t)
     acting = [resolve(s.control, batch, field.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
     stats = SolveStats(method=solver.method)

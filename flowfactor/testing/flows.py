@@ -57,7 +57,7 @@ def check_potential(u: Potential, *, without: Iterable[str] = ()) -> None:
     _check_evaluations(contract, u, evaluate, names, vectors=(2,))
     z = contract.randn(4, u.dim, like=like_of(u))
     for what, call in (
-        ("an unknown laplacian", lambda: u.derivatives(z, 0.0, laplacian="trace")),  # pyright: ignore
+        ("an unknown laplacian", lambda: u.derivatives(z, 0.0, laplacian="trace")),  # pyright: ignore[reportArgumentType]
         ("a probe of another shape", lambda: u.derivatives(z, 0.0, laplacian="hutchinson", probe=z[:2])),
     ):
         contract.refuses(what, call)
@@ -126,7 +126,7 @@ def check_field(f: Field, *, without: Iterable[str] = ()) -> None:
 
     _check_evaluations(contract, f, evaluate, ["the velocity", "the divergence"], vectors=(0,))
     z = contract.randn(4, f.dim, like=like_of(f))
-    contract.refuses("an unknown kind of divergence", lambda: f.divergence(z, 0.0, 0, "trace"))  # pyright: ignore
+    contract.refuses("an unknown kind of divergence", lambda: f.divergence(z, 0.0, 0, "trace"))  # pyright: ignore[reportArgumentType]
     contract.refuses("Hutchinson's estimate without a probe", lambda: f.divergence(z, 0.0, 0, "hutchinson"))
     if not contract.keeps("double"):
         return

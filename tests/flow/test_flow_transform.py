@@ -198,6 +198,10 @@ def test_values_base_and_control_broadcast_as_in_torch() -> None:
     torch.testing.assert_close(each.inv(y), x.expand(7, 4, 2), rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match=r"not broadcastable.*\[7, 3, 2\]"):
         flow.push(base(), 1.0, controls).log_prob(torch.zeros(7, 3, 2).double())
+    still = torch.tensor(0.5).double().requires_grad_()
+    for end in (0.5, still):  # a map to where it starts as well
+        rest = flow.transform(0.5, end, controls)
+        assert rest(x).shape == (7, 4, 2) and rest.log_abs_det_jacobian(x, rest(x)).shape == (7, 4)
     with pytest.raises(ValueError, match="control"):
         each(torch.zeros(7, 3, 2).double())
 

@@ -70,5 +70,13 @@ def test_a_closed_form_of_the_gradient_alone_is_not_used_with_j(spring: Any) -> 
     assert stats.engine == "general" and "Spring is of its gradient alone" in stats.reason
 
 
+def test_a_result_that_is_missing_is_named(spring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = spring.evaluate
+    monkeypatch.setattr(spring, "evaluate", lambda *args: {"velocity": whole(*args)["velocity"]})
+    flow = ff.LatentFlow(spring.Spring(4, 1), ff.Solver("dopri5"))
+    with pytest.raises(ValueError, match="gives velocity, and the solve wants 'divergence'"):
+        flow(torch.randn(5, 4), [0.0, 1.0], log_det=True)
+
+
 def test_it_keeps_the_promises_of_a_potential(spring: Any) -> None:
     ff.testing.check_potential(spring.Spring(4, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -635,8 +636,6 @@ def model(cls: type[nn.Module]) -> nn.Module:
 
 @pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
 def test_models_that_break_a_promise_are_refused_by_it(cls: type[nn.Module]) -> None:
-    if cls is LosesItsWeights:
-        pytest.importorskip("safetensors", reason="needs the extra io")
     check_model(model(ff.models.VAE))
     with pytest.raises(ContractError, match=MODELS[cls]):
         check_model(model(cls))
@@ -756,3 +755,10 @@ def test_hadamard_probes_have_the_identity_as_their_mean() -> None:
         probes = _probes(dim, torch.zeros(()).double())
         assert probes.abs().eq(1).all() and len(probes) == 2 ** math.ceil(math.log2(dim))
         torch.testing.assert_close(probes.mT @ probes / len(probes), torch.eye(dim).double())
+
+
+def test_a_check_of_saved_files_is_not_left_out_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"flowfactor\[io\]"):
+        check_model(model(ff.models.VAE))
+    check_model(model(ff.models.VAE), without=["state_dict"])
