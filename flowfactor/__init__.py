@@ -75,7 +75,7 @@ _HOMES = {
 _MODULES = {
     *("comparison", "data", "encoders", "fields", "metrics", "models", "plot", "potentials", "priors", "regularizers"),
     *("networks", "solve", "testing", "training"),
-    *("control", "errors", "latent_flow", "objectives", "path", "registry", "solver", "transforms"),
+    *("context", "control", "errors", "latent_flow", "objectives", "path", "registry", "solver", "transforms"),
 }
 
 

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from flowfactor.context import Context
+
 PieceControl: TypeAlias = "int | Tensor"
 Control: TypeAlias = "int | Tensor | Schedule"
 
@@ -102,15 +104,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class ResolvedControl:
-    """A control checked against a batch: one flow for all, one flow per sample, or weights.
+    """A control checked against a batch: one flow for all, one flow per sample, or weights; and the context beside it.
 
     Attributes:
         index: The flow of all samples (int), or of each (LongTensor ``[*batch]``); None where weights act.
         weights: Weight of each flow for each sample ``[*batch, K]``; None where an index acts.
+        context: Features of each sample ``[*batch, C]``, or such a tensor for each name; None for none.
     """
 
     index: int | Tensor | None
     weights: Tensor | None = None
+    context: Context | None = None
 
 
 def resolve(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
 from flowfactor._functorch import is_batched
+from flowfactor.context import Context, context_shape, joined
 from flowfactor.control import Control, Schedule, control_shape, times
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.potential_fields import GradientField
@@ -83,13 +84,15 @@ class LatentFlow(nn.Module):
         """K, the number of flows."""
         return self.field.num_flows
 
-    def velocity(self, z: Tensor, t: float | Tensor, control: Control = 0) -> Tensor:
+    def velocity(self, z: Tensor, t: float | Tensor, control: Control = 0, *, context: Context | None = None) -> Tensor:
         """The velocity dz/dt at a state and time.
 
         Args:
             z: States ``[*batch, D]``.
             t: Time in frames, a scalar or ``[*batch]``.
             control: Which flow acts.
+            context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
+                flow whose field was built with ``context=C`` (see `flowfactor.context`).
 
         Returns:
             Velocities ``[*batch, D]``, per frame.
@@ -98,7 +101,7 @@ class LatentFlow(nn.Module):
             TypeError: If an argument has the wrong type or dtype.
             ValueError: If an argument has the wrong shape or a flow does not exist.
         """
-        return self.field(z, t, control)
+        return self.field(z, t, control, context=context)
 
     def forward(
         self,
@@ -106,6 +109,7 @@ class LatentFlow(nn.Module):
         t: Tensor | Sequence[float],
         control: Control = 0,
         *,
+        context: Context | None = None,
         log_det: bool = False,
         costs: Mapping[str, Cost] | None = None,
         generator: torch.Generator | None = None,
@@ -114,8 +118,14 @@ class LatentFlow(nn.Module):
 
         Args:
             z0: States at ``t[0]``, ``[*batch, D]``.
-            t: Times in frames, strictly increasing or decreasing, ``[T]``.
+            t: Times in frames, strictly increasing or decreasing, ``[T]``. Or ``[T, *batch]``: each sample has times of its
+                own, increasing, decreasing or resting (a sample whose time repeats stays where it is), and all of them are
+                followed by one solve.
             control: Which flow acts: an int, an index per sample ``[*batch]``, weights ``[*batch, K]`` or a `Schedule`.
+                Weights are speeds: where only one flow has a weight w, it acts w times as fast, along the same orbit if
+                its field does not depend on time.
+            context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
+                flow whose field was built with ``context=C`` (see `flowfactor.context`).
             log_det: Whether to carry the log-determinant.
             costs: Running costs by name: callables that map an `Evaluation` to a number per sample ``[*batch]``. They
                 are integrated along the path and do not steer the step size. A cost with the attribute
@@ -123,7 +133,7 @@ class LatentFlow(nn.Module):
                 evaluations of several stages at once (``[K, S, n, D]`` in place of ``[*batch, D]``), and what it
                 captures are parameters of its own (it is a module) or nothing. By its attribute ``needs``, a tuple, a cost
                 asks for what is not computed otherwise: ``"value"`` and ``"time"`` of the potential, a ``"potential"`` at
-                all, the ``"probe"`` of the solve.
+                all, the ``"probe"`` of the solve, its ``"context"``.
             generator: Source of Hutchinson's probe.
 
         Returns:
@@ -136,6 +146,7 @@ class LatentFlow(nn.Module):
             FlowSolveError: If the solve fails.
         """
         t = self._checked(z0, t, control)
+        context = self._checked_context(context, z0)
         if costs is not None and not isinstance(costs, Mapping):
             raise TypeError(
                 f"costs maps names to callables, such as {{'hj': HamiltonJacobi()}}; got {type(costs).__name__}"
@@ -144,7 +155,9 @@ class LatentFlow(nn.Module):
         needs = needs_of(named, self.field)
         prepare_for_solve(self.field)
         how = self.field, self.solver, self.divergence
-        return solve(*how, z0, t, control, log_det=log_det, costs=named, needs=needs, generator=generator)
+        return solve(
+            *how, z0, t, control, context=context, log_det=log_det, costs=named, needs=needs, generator=generator
+        )
 
     def inverse(
         self,
@@ -152,6 +165,7 @@ class LatentFlow(nn.Module):
         t: Tensor | Sequence[float],
         control: Control = 0,
         *,
+        context: Context | None = None,
         log_det: bool = False,
         costs: Mapping[str, Cost] | None = None,
         generator: torch.Generator | None = None,
@@ -162,6 +176,7 @@ class LatentFlow(nn.Module):
             z1: States at ``t[-1]``, ``[*batch, D]``.
             t: Times in frames, as for `forward`.
             control: Which flow acts.
+            context: What steers it, as for `forward`.
             log_det: Whether to carry the log-determinant, here of z_t with respect to z1.
             costs: Running costs, as for `forward`.
             generator: Source of Hutchinson's probe.
@@ -175,13 +190,13 @@ class LatentFlow(nn.Module):
             FlowSolveError: If the solve fails.
         """
         reverse = times(t, z1) if isinstance(z1, Tensor) else torch.as_tensor(t)
-        return self(
-            z1, reverse.flip(0) if reverse.ndim else reverse, control, log_det=log_det, costs=costs, generator=generator
-        )
+        back = reverse.flip(0) if reverse.ndim else reverse
+        return self(z1, back, control, context=context, log_det=log_det, costs=costs, generator=generator)
 
     def transform(
-        self, t0: float | Tensor, t1: float | Tensor, control: Control = 0, *, generator: torch.Generator | None = None
-    ) -> FlowTransform:
+        self, t0: float | Tensor, t1: float | Tensor, control: Control = 0, *, context: Context | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FlowTransform:  # fmt: skip
         """The map from states at ``t0`` to states at ``t1`` as a transform of torch.distributions.
 
         With ``divergence="hutchinson"`` its log-determinants, and the densities made with them, are random estimates.
@@ -189,7 +204,8 @@ class LatentFlow(nn.Module):
         Args:
             t0: Start, in frames.
             t1: End, in frames; it may lie before ``t0``, and at ``t0`` the map is the identity.
-            control: Which flow acts. Its batch shape must broadcast to that of the states.
+            control: Which flow acts. Its batch shape must broadcast with that of the states.
+            context: What steers it, as for `forward`; its batch shape likewise.
             generator: Source of Hutchinson's probes, which the transform keeps.
 
         Returns:
@@ -207,7 +223,7 @@ class LatentFlow(nn.Module):
             >>> q.log_prob(q.sample((5,))).shape
             torch.Size([5])
         """
-        return FlowTransform(self, t0, t1, control, generator=generator)
+        return FlowTransform(self, t0, t1, control, context=context, generator=generator)
 
     def push(
         self,
@@ -215,6 +231,7 @@ class LatentFlow(nn.Module):
         t: float | Tensor,
         control: Control = 0,
         *,
+        context: Context | None = None,
         t0: float | Tensor = 0.0,
         generator: torch.Generator | None = None,
     ) -> Distribution:
@@ -229,6 +246,7 @@ class LatentFlow(nn.Module):
             t: Time in frames; a scalar tensor may ask for its gradient.
             control: Which flow acts. The distribution's batch shape is what its batch shape and that of ``q0`` broadcast
                 to.
+            context: What steers it, as for `forward`; its batch shape takes part likewise.
             t0: Time of ``q0``, in frames, likewise.
             generator: Source of Hutchinson's probes, which the distribution keeps.
 
@@ -256,16 +274,18 @@ class LatentFlow(nn.Module):
                 f"q0 must be a distribution of vectors of size {self.dim} (event shape [{self.dim}]), got event shape "
                 f"{list(q0.event_shape)} and batch shape {list(q0.batch_shape)}"
             )
-        shape = control_shape(control)
+        shapes = control_shape(control), context_shape(context)
         try:
-            batch = torch.broadcast_shapes(q0.batch_shape, shape)
+            batch = torch.broadcast_shapes(q0.batch_shape, *shapes)
         except RuntimeError as error:
             raise ValueError(
-                f"a control of batch shape {list(shape)} does not fit q0 of batch shape {list(q0.batch_shape)}"
+                f"a control of batch shape {list(shapes[0])}"
+                + (f" and a context of batch shape {list(shapes[1])} do" if context is not None else " does")
+                + f" not fit q0 of batch shape {list(q0.batch_shape)}"
             ) from error
         if batch != q0.batch_shape:
             q0 = q0.expand(batch)
-        transform = self.transform(t0, t, control, generator=generator)
+        transform = self.transform(t0, t, control, context=context, generator=generator)
         if transform.is_identity and not transform.has_time_gradients:
             return q0
         return TransformedDistribution(q0, [transform])
@@ -283,8 +303,13 @@ class LatentFlow(nn.Module):
             raise ValueError(f"z0 holds NaN or infinity, first in sample {bad.nonzero()[0].tolist()}")
         wide = z0.new_zeros((), dtype=torch.float64) if z0.device.type != "mps" else z0
         t = times(t, wide)
+        if t.ndim > 1:
+            return self._own_times(z0, t)
         if t.ndim != 1 or len(t) == 0:
-            raise ValueError(f"t must be a list of times, for example [0.0, 1.0]; got shape {list(t.shape)}")
+            raise ValueError(
+                "t must be a list of times, for example [0.0, 1.0], or times of each sample [T, *batch]; got shape "
+                f"{list(t.shape)}"
+            )
         now, values = t.detach(), t.tolist()
         if not all(map(math.isfinite, values)):
             raise ValueError(f"t holds NaN or infinity: {values}")
@@ -292,13 +317,53 @@ class LatentFlow(nn.Module):
         steps = now.to(z0.dtype).diff()
         if not bool((steps > 0).all() or (steps < 0).all()):
             raise ValueError(f"t must be strictly increasing or strictly decreasing, without repeats; got {values}")
-        # Steps are shorter than intervals, and the field is asked at times of the state's precision.
-        ulps = 100 if z0.dtype in (torch.float32, torch.float64) else 8
-        far = max(map(abs, values))
         near = min((abs(b - a) for a, b in pairwise(values)), default=math.inf)
-        if near < ulps * torch.finfo(z0.dtype).eps * far:
-            raise ValueError(
-                f"times as far from 0 as {far:g} and only {near:g} apart are too coarse in {z0.dtype}: count them from the "
-                "start of the solve, or take states in float64"
-            )
+        _check_coarse(max(map(abs, values)), near, z0.dtype)
         return t
+
+    def _own_times(self, z0: Tensor, t: Tensor) -> Tensor:
+        """Checks times ``[T, *batch]``; as ``[T]`` where all samples have the same ones."""
+        batch = z0.shape[:-1]
+        try:
+            t = t.expand(len(t), *batch)
+        except RuntimeError as error:
+            raise ValueError(
+                f"times of each sample must have shape [T, *batch], here [{', '.join(['T', *map(str, batch)])}]; got "
+                f"{list(t.shape)}"
+            ) from error
+        now = t.detach()
+        if len(t) == 0:
+            raise ValueError("t holds no times: give at least the one that z0 is at")
+        if not bool(torch.isfinite(now).all()):
+            raise ValueError("t holds NaN or infinity")
+        steps = now.diff(dim=0)
+        turns = ~((steps >= 0).all(0) | (steps <= 0).all(0))
+        if bool(turns.any()):
+            first = turns.nonzero()[0].tolist()
+            raise ValueError(
+                f"the times of each sample must increase or decrease (or rest), and those of sample {first} do not: "
+                f"{now[(slice(None), *first)].tolist()}"
+            )
+        sizes = steps.abs()
+        near = sizes[sizes > 0]
+        if near.numel():
+            _check_coarse(float(now.abs().max()), float(near.min()), z0.dtype)
+        return t
+
+    def _checked_context(self, context: Context | None, z0: Tensor) -> Context | None:
+        """The context, spread over the batch of ``z0``."""
+        context = self.field.resolve_context(context, z0)
+        if context is not None and not bool(torch.isfinite(joined(context).detach()).all()):
+            raise ValueError("the context holds NaN or infinity")
+        return context
+
+
+def _check_coarse(far: float, near: float, dtype: torch.dtype) -> None:
+    """Raises ValueError where times ``near`` apart, and as far as ``far`` from 0, are too coarse for a dtype."""
+    # Steps are shorter than intervals, and the field is asked at times of the state's precision.
+    ulps = 100 if dtype in (torch.float32, torch.float64) else 8
+    if near < ulps * torch.finfo(dtype).eps * far:
+        raise ValueError(
+            f"times as far from 0 as {far:g} and only {near:g} apart are too coarse in {dtype}: count them from the "
+            "start of the solve, or take states in float64"
+        )

@@ -65,7 +65,7 @@ class FlowPath:
     r"""A path along a latent flow, time first.
 
     Attributes:
-        t: Times ``[T]``, in frames, in the order in which they were asked for.
+        t: Times ``[T]``, or ``[T, *batch]`` of samples at times of their own, in frames, as they were asked for.
         z: States ``[T, *batch, D]``; ``z[0]`` is the state the solve began with.
         log_det: $\ln |\det \partial z_t / \partial z_{t_0}|$, ``[T, *batch]``; None where it was not asked for.
         costs: Running costs by name, each integrated from ``t[0]`` to ``t[i]`` along the path, ``[T, *batch]``. They

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributions import Transform, constraints
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from flowfactor._functorch import is_wrapped
+from flowfactor.context import Context, context_shape
 from flowfactor.control import Control, control_shape
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.path import FlowPath
@@ -26,11 +27,13 @@ class Flow(Protocol):
     solver: Solver
     divergence: Divergence
 
-    def __call__(self, z0: Tensor, t: Any, control: Control, *, log_det: bool, generator: Any) -> FlowPath:
+    def __call__(
+        self, z0: Tensor, t: Any, control: Control, *, context: Any, log_det: bool, generator: Any
+    ) -> FlowPath:
         """Follows it from ``z0`` at ``t[0]``."""
         ...
 
-    def inverse(self, z1: Tensor, t: Any, control: Control, *, log_det: bool, generator: Any) -> FlowPath:
+    def inverse(self, z1: Tensor, t: Any, control: Control, *, context: Any, log_det: bool, generator: Any) -> FlowPath:
         """Follows it back from ``z1`` at ``t[-1]``."""
         ...
 
@@ -61,6 +64,7 @@ class FlowTransform(Transform):
         control: Which flow acts. States are repeated to its batch shape.
         cache_size: As for any torch transform, 0 or 1.
         generator: Source of Hutchinson's probes.
+        context: What steers the flow (see `flowfactor.context`). States are repeated to its batch shape.
 
     Raises:
         ValueError: If a time is not one finite number.
@@ -86,6 +90,7 @@ class FlowTransform(Transform):
         control: Control = 0,
         cache_size: int = 0,
         generator: torch.Generator | None = None,
+        context: Context | None = None,
     ) -> None:
         super().__init__(cache_size=cache_size)
         self.flow = flow
@@ -93,6 +98,7 @@ class FlowTransform(Transform):
         self.t1 = one_time("t1", t1)
         self.control = control
         self.generator = generator
+        self.context = context
         self._solved: WeakTensorKeyDictionary | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,7 +107,8 @@ class FlowTransform(Transform):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FlowTransform) or self.flow is not other.flow:
             return False
-        return self._ends == other._ends and self.control is other.control
+        same = self.control is other.control and self.context is other.context
+        return same and self._ends == other._ends
 
     __hash__ = None  # as torch's own transforms: they compare by value
 
@@ -118,7 +125,7 @@ class FlowTransform(Transform):
         """The same transform with torch's cache of the last pair switched on or off."""
         if self._cache_size == cache_size:
             return self
-        return FlowTransform(self.flow, self.t0, self.t1, self.control, cache_size, self.generator)
+        return FlowTransform(self.flow, self.t0, self.t1, self.control, cache_size, self.generator, self.context)
 
     @property
     def has_time_gradients(self) -> bool:
@@ -137,7 +144,7 @@ class FlowTransform(Transform):
             return self._rest(spread, back)
         follow = self.flow.inverse if back else self.flow
         times = self._times(z) if self.has_time_gradients else self._ends
-        path = follow(spread, times, self.control, log_det=True, generator=self.generator)
+        path = follow(spread, times, self.control, context=self.context, log_det=True, generator=self.generator)
         assert path.log_det is not None
         end, log_det = path.z[-1], -path.log_det[-1] if back else path.log_det[-1]
         tensors = self._tensors(z, end)
@@ -147,9 +154,9 @@ class FlowTransform(Transform):
         return end, log_det
 
     def _spread(self, z: Tensor) -> Tensor:
-        """States ``[*batch, D]``, repeated where the control has more batch dimensions, or larger ones."""
+        """States ``[*batch, D]``, repeated where control or context have more batch dimensions, or larger ones."""
         try:
-            batch = torch.broadcast_shapes(z.shape[:-1], control_shape(self.control))
+            batch = torch.broadcast_shapes(z.shape[:-1], control_shape(self.control), context_shape(self.context))
         except RuntimeError:
             return z  # the flow says what does not fit
         return z if batch == z.shape[:-1] else z.expand(*batch, z.shape[-1])
@@ -161,13 +168,16 @@ class FlowTransform(Transform):
         t0, t1 = self._times(z)
         span = (t1 - t0).to(z.dtype)
         probe = rademacher_like(z, self.generator) if self.flow.divergence == "hutchinson" else None
-        velocity = self.flow.field(z, self._ends[0], self.control)
-        divergence = self.flow.field.divergence(z, self._ends[0], self.control, self.flow.divergence, probe)
+        at = z, self._ends[0], self.control
+        velocity = self.flow.field(*at, context=self.context)
+        divergence = self.flow.field.divergence(*at, self.flow.divergence, probe, context=self.context)
         return z + (-span if back else span) * velocity, span * divergence
 
     def _tensors(self, start: Tensor, end: Tensor) -> list[Tensor]:
         """What a kept solve depends on."""
         times = [t for t in (self.t0, self.t1) if isinstance(t, Tensor)]
+        context = self.context.values() if isinstance(self.context, Mapping) else [self.context]
+        times += [x for x in context if x is not None]
         return [start, end, *times, *self.flow.parameters(), *self.flow.buffers()]
 
     def _settings(self) -> object:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from flowfactor.context import Context
 from flowfactor.control import Control, ResolvedControl
 from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks import autodiff
@@ -27,6 +28,8 @@ class Field(Controlled):
     Args:
         dim: D, the size of a state.
         num_flows: K.
+        context: C, the number of features of each sample that `flow_velocity` is given beside state, time and flow, or a
+            number for each name; 0 for none.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -45,7 +48,7 @@ class Field(Controlled):
 
     one_method = "flow_velocity"
 
-    def flow_velocity(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+    def flow_velocity(self, z: Tensor, t: Tensor, k: int, context: Context | None = None) -> Tensor:
         """The velocity of one flow: the one method that a subclass has to give.
 
         A subclass of a field with closed forms may give it too, and call the original by ``super()``; the divergence then
@@ -55,6 +58,8 @@ class Field(Controlled):
             z: States ``[*batch, D]``.
             t: Time of each state ``[*batch]``, in frames.
             k: The flow.
+            context: The features ``[*batch, C]`` (or one tensor for each name), handed over where the field was built with a
+                context.
 
         Returns:
             v_k(z, t), shape ``[*batch, D]``.
@@ -62,15 +67,17 @@ class Field(Controlled):
         bind = self._bind_in_closed_form()
         if bind is None:
             raise NotImplementedError(f"{type(self).__name__} must define flow_velocity(z, t, k) -> [*batch, D]")
-        return bind(self, ResolvedControl(k), z.shape[:-1])(z, t).velocity
+        return bind(self, ResolvedControl(k, context=context), z.shape[:-1])(z, t).velocity
 
-    def forward(self, z: Tensor, t: float | Tensor, control: Control = 0) -> Tensor:
+    def forward(self, z: Tensor, t: float | Tensor, control: Control = 0, *, context: Context | None = None) -> Tensor:
         """Evaluates the velocity v_c(z, t) = sum_k c_k v_k(z, t).
 
         Args:
             z: States ``[*batch, D]``.
             t: Time in frames: a scalar, or one per sample ``[*batch]``.
             control: Which flow acts.
+            context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
+                field that was built with ``context=C`` (see `flowfactor.context`).
 
         Returns:
             Velocities ``[*batch, D]``, per frame.
@@ -79,7 +86,7 @@ class Field(Controlled):
             TypeError: If an argument has the wrong type or dtype.
             ValueError: If an argument has the wrong shape or a flow does not exist.
         """
-        t, resolved = self._checked(z, t, control)
+        t, resolved = self._checked(z, t, control, context)
         return self.bind(resolved, z.shape[:-1])(z, t).velocity
 
     def divergence(
@@ -89,6 +96,8 @@ class Field(Controlled):
         control: Control = 0,
         kind: Divergence = "exact",
         probe: Tensor | None = None,
+        *,
+        context: Context | None = None,
     ) -> Tensor:
         """The divergence div v_c(z, t).
 
@@ -98,6 +107,8 @@ class Field(Controlled):
             control: Which flow acts.
             kind: ``"exact"``, or ``"hutchinson"`` with the given ``probe``.
             probe: Hutchinson's probe ``[*batch, D]``.
+            context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
+                field that was built with ``context=C`` (see `flowfactor.context`).
 
         Returns:
             Divergences ``[*batch]``.
@@ -109,7 +120,7 @@ class Field(Controlled):
             raise ValueError(f'kind must be "exact" or "hutchinson", got {kind!r}')
         if kind == "hutchinson" and (probe is None or probe.shape != z.shape):
             raise ValueError(f'kind="hutchinson" needs a probe of shape {list(z.shape)}')
-        t, resolved = self._checked(z, t, control)
+        t, resolved = self._checked(z, t, control, context)
         result = self.bind(resolved, z.shape[:-1], divergence=kind, probe=probe)(z, t).divergence
         assert result is not None
         return result
@@ -160,9 +171,11 @@ class Field(Controlled):
         estimate = probe if divergence == "hutchinson" else None
         probes = [None] * len(layout.flows) if estimate is None else layout.scatter(estimate)
 
-        def function(k: int, probe: Tensor | None) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        def function(k: int, probe: Tensor | None, context: Context | None) -> Callable[..., dict[str, Tensor]]:
+            one = self._one(k, context)
+
             def velocity(z: Tensor, t: Tensor) -> Tensor:
-                return _checked_velocity(self.flow_velocity(z, t.expand(z.shape[:-1]), k), z)
+                return _checked_velocity(one(z, t.expand(z.shape[:-1])), z)
 
             def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
                 if divergence is None:
@@ -174,9 +187,9 @@ class Field(Controlled):
 
         if single:
             # One flow for all: the user's code sees the batch in the shape and order it was given.
-            alone = function(layout.flows[0], estimate)
+            alone = function(layout.flows[0], estimate, control.context)
             return self._finish(lambda z, t: alone(z, t), probe)
-        functions = [function(k, e) for k, e in zip(layout.flows, probes, strict=True)]
+        functions = [function(*one) for one in zip(layout.flows, probes, layout.contexts(), strict=True)]
         ndims = {"velocity": 1, "divergence": 0}
         return self._finish(lambda z, t: run(layout, functions, z, t, ndims), probe)
 

@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from flowfactor.context import Context
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -22,6 +24,8 @@ class Evaluation:
         gradient: grad u ``[*batch, D]`` of a field with a potential.
         time: du/dt ``[*batch]`` of a field with a potential, where asked for.
         probe: The Rademacher probe ``[*batch, D]`` that is fixed for the solve, where one was drawn.
+        context: The context of the samples ``[*batch, C]``, or such a tensor for each name, where the solve has one. A cost
+            with ``many_stages = True`` is given it where it asks for it by ``needs = ("context",)``.
         velocity_at: The bound field ``z -> velocity`` at this time, for costs that differentiate it.
     """
 
@@ -34,6 +38,7 @@ class Evaluation:
     time: Tensor | None = None
     probe: Tensor | None = None
     velocity_at: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    context: Context | None = None
 
 
 BoundField: TypeAlias = Callable[[Tensor, Tensor], Evaluation]

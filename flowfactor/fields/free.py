@@ -8,12 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from flowfactor.context import Context, ContextSize
 from flowfactor.control import ResolvedControl
 from flowfactor.fields.base import BoundField, Divergence, Field
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack, layout_of, run
 from flowfactor.networks.overrides import features_changed, overridden
-from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.networks.stacked import check_sizes, enter_context, own_tensors, uniform
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 from flowfactor.networks.velocity_adjoint import VelocityAdjoint
@@ -34,6 +35,7 @@ class FreeField(Field):
         time_features: Number of sinusoidal time features, even.
         max_period: Inverse of the slowest frequency, in frames.
         init_scale: Scale of the output layer at the start.
+        context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
 
     Raises:
@@ -55,9 +57,10 @@ class FreeField(Field):
         time_features: int = 16,
         max_period: float = 100.0,
         init_scale: float = 0.1,
+        context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(dim, num_flows)
+        super().__init__(dim, num_flows, context)
         h1, h2 = check_sizes("hidden", hidden, 2)
         if rank < 0:
             raise ValueError(f"rank must not be negative, got {rank}")
@@ -75,6 +78,7 @@ class FreeField(Field):
         if rank:
             self.q = uniform((K, rank, dim), dim, generator=g)
             self.p = uniform((K, dim, rank), rank, init_scale, generator=g)
+        enter_context(self, "b1", generator=g)
 
     def bind(
         self, control: ResolvedControl, batch_shape: Sequence[int], *, want: Iterable[str] = (),
@@ -138,24 +142,26 @@ class FreeField(Field):
 class ModuleField(Field):
     """K velocity fields, each a module or function of the user's; made by `from_module`."""
 
-    def __init__(self, modules: Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int) -> None:
+    def __init__(self, modules: Sequence[Callable[..., Tensor]], dim: int, context: ContextSize = 0) -> None:
         parts = list_of_modules(modules)
-        super().__init__(dim, len(parts))
+        super().__init__(dim, len(parts), context)
         self.parts = parts
 
-    def flow_velocity(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+    def flow_velocity(self, z: Tensor, t: Tensor, k: int, context: Context | None = None) -> Tensor:
         """Calls the k-th module."""
-        return self.parts[k](z, t)
+        return self.parts[k](z, t) if context is None else self.parts[k](z, t, context)
 
 
 def from_module(
-    module: Callable[[Tensor, Tensor], Tensor] | Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int
+    module: Callable[..., Tensor] | Sequence[Callable[..., Tensor]], dim: int, *, context: ContextSize = 0
 ) -> Field:
     """Makes a field of any velocity module, or K fields of a list of K modules.
 
     Args:
         module: A module or function called as ``m(z [*batch, D], t [*batch]) -> [*batch, D]``, or a list of K of them.
         dim: D.
+        context: C, the number of features of a context, which modules then take as their third argument,
+            ``m(z, t, context [*batch, C])``; or a number for each name, for a mapping of tensors. 0 for none.
 
     Returns:
         The field. Its divergence comes from automatic differentiation.
@@ -171,7 +177,7 @@ def from_module(
         tensor([-3., -3.])
     """
     if isinstance(module, (nn.ModuleList, list, tuple)):
-        return ModuleField(list(module), dim)
+        return ModuleField(list(module), dim, context)
     if not callable(module):
         raise TypeError(f"from_module takes a module or a list of modules, got {type(module).__name__}")
-    return ModuleField([module], dim)
+    return ModuleField([module], dim, context)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from flowfactor.context import ContextSize
 from flowfactor.control import ResolvedControl
 from flowfactor.fields._skew import SkewForms, canonical
 from flowfactor.fields.base import Divergence, DivergenceFreeField, Field
@@ -37,7 +38,7 @@ class GradientField(Field):
 
     def __init__(self, potential: Potential) -> None:
         _check_potential(potential, "potential")
-        super().__init__(potential.dim, potential.num_flows)
+        super().__init__(potential.dim, potential.num_flows, potential.context_size)
         self.potential = potential
 
     def bind(
@@ -96,7 +97,7 @@ class SkewGradientField(DivergenceFreeField):
         self, potential: Potential, skew: str | Tensor = "learned", *, generator: torch.Generator | None = None
     ) -> None:
         _check_potential(potential, "potential")
-        super().__init__(potential.dim, potential.num_flows)
+        super().__init__(potential.dim, potential.num_flows, potential.context_size)
         self.potential = potential
         self.forms = SkewForms(skew, self.dim, self.num_flows, generator)
 
@@ -105,7 +106,10 @@ class SkewGradientField(DivergenceFreeField):
         stacked = self.forms()
         if control.weights is not None and stacked is not None:
             # J differs from flow to flow, so that flows are superposed after J has acted.
-            flows = [self.bind_velocity(ResolvedControl(k), batch_shape) for k in range(self.num_flows)]
+            flows = [
+                self.bind_velocity(ResolvedControl(k, context=control.context), batch_shape)
+                for k in range(self.num_flows)
+            ]
             weights = control.weights
             return lambda z, t: sum_weighted([flow(z, t) for flow in flows], weights)
         bound = self.potential.bind(control, batch_shape, want=("gradient",))
@@ -145,7 +149,8 @@ class HelmholtzField(Field):
 
     Args:
         potential: The potential u, on which Hamilton-Jacobi regularizers act.
-        *streams: The divergence-free parts, at least one: stream potentials h_i, or any `SolenoidalField`.
+        *streams: The divergence-free parts, at least one: stream potentials h_i, or any `SolenoidalField`. Parts that take a
+            context take the same one.
         skew: The antisymmetric maps, as for `SkewGradientField`.
         generator: Source of the initial maps.
 
@@ -171,7 +176,7 @@ class HelmholtzField(Field):
         generator: torch.Generator | None = None,
     ) -> None:
         _check_potential(potential, "potential")
-        super().__init__(potential.dim, potential.num_flows)
+        super().__init__(potential.dim, potential.num_flows, _shared_context(potential, *streams))
         if not streams:
             raise ValueError(
                 "a HelmholtzField needs at least one stream potential beside u; for none take GradientField"
@@ -237,6 +242,14 @@ class HelmholtzField(Field):
 def sum_weighted(velocities: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Superposes K velocities ``[*batch, D]`` with weights ``[*batch, K]``."""
     return (torch.stack(list(velocities), -1) @ weights.unsqueeze(-1)).squeeze(-1)
+
+
+def _shared_context(*parts: object) -> ContextSize:
+    """The context of a sum: each of its parts takes the same one, or none."""
+    taken = [part.context_size for part in parts if isinstance(part, (Potential, Field)) and part.context_dim]
+    if any(context != taken[0] for context in taken):
+        raise ValueError(f"the parts of a field take one context or none, and these take different ones: {taken}")
+    return taken[0] if taken else 0
 
 
 def _gradient(bound: Callable, z: Tensor, t: Tensor) -> Tensor:

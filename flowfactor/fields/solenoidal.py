@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowfactor.context import ContextSize
 from flowfactor.control import ResolvedControl
 from flowfactor.fields.base import Divergence, DivergenceFreeField
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack, layout_of, run
 from flowfactor.networks.overrides import features_changed, overridden
 from flowfactor.networks.ridge_adjoint import RidgeAdjoint
-from flowfactor.networks.stacked import own_tensors, uniform
+from flowfactor.networks.stacked import enter_context, own_tensors, uniform
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 
@@ -36,6 +37,7 @@ class SolenoidalField(DivergenceFreeField):
         time_features: Number of sinusoidal time features, even.
         max_period: Inverse of the slowest frequency, in frames.
         init_scale: Scale of the output weights at the start; small values start near the identity flow.
+        context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
 
     Raises:
@@ -59,9 +61,10 @@ class SolenoidalField(DivergenceFreeField):
         time_features: int = 16,
         max_period: float = 100.0,
         init_scale: float = 0.1,
+        context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(dim, num_flows)
+        super().__init__(dim, num_flows, context)
         if dim < 2:
             raise ValueError(f"dim must be at least 2 for a field without divergence that is not constant, got {dim}")
         if hidden < 1 or rank < 0:
@@ -76,6 +79,7 @@ class SolenoidalField(DivergenceFreeField):
         if rank:
             self.q = uniform((K, rank, dim), dim, generator=g)
             self.p = uniform((K, rank, dim), rank, init_scale, generator=g)
+        enter_context(self, "b", generator=g)
 
     def bind_velocity(self, control: ResolvedControl, batch_shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """Binds the velocity alone: a function of ``z`` and ``t``."""

@@ -31,7 +31,7 @@ class SplitControlField(Field):
     has_potential = True
 
     def __init__(self, field: HelmholtzField) -> None:
-        super().__init__(field.dim, 2 * field.num_flows)
+        super().__init__(field.dim, 2 * field.num_flows, field.context_size)
         self.field = field
 
     @property
@@ -50,5 +50,5 @@ class SplitControlField(Field):
     ) -> BoundField:
         """Fixes everything that stays the same over a solve (see `Field.bind`)."""
         weights = as_weights(control, batch_shape, self.num_flows, next(self.field.parameters()))
-        first, second = (ResolvedControl(None, half) for half in weights.chunk(2, -1))
+        first, second = (ResolvedControl(None, half, control.context) for half in weights.chunk(2, -1))
         return self.field.bind_parts(first, second, batch_shape, want=want, divergence=divergence, probe=probe)

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactor.context import Context, joined
 from flowfactor.control import ResolvedControl
 
 Stack = dict[str, Tensor]
+ENTERS = "_context"
+"""How the weights by which a context enters a bias are called, after the bias: ``b1_context [K, H, C]`` beside ``b1``."""
 
 
 class Layout:
@@ -31,18 +34,43 @@ class Layout:
         order: The samples in the order in which the groups hold them, ``[N]``; a sample may occur more than once. None
             where they stand in order already.
         place: Where each sample is then, ``[N]``; None likewise.
+        context: The context of the samples, as the control has it.
     """
 
     def __init__(
         self, batch_shape: Sequence[int], flows: Sequence[int], sizes: Sequence[int] | None = None,
-        order: Tensor | None = None, place: Tensor | None = None,
+        order: Tensor | None = None, place: Tensor | None = None, context: Context | None = None,
     ) -> None:  # fmt: skip
         self.batch_shape = tuple(batch_shape)
         self.flows, self.sizes = list(flows), sizes
-        self.order, self.place = order, place
+        self.order, self.place, self.context = order, place, context
 
     def select(self, stack: Stack) -> list[Stack]:
-        """The parameters of each chunk of samples."""
+        """The parameters of each chunk of samples.
+
+        What a context adds to a bias is the same at every stage: it is added here, once a solve. Such a bias then has a row
+        for each sample, ``[n, H]`` or ``[G, n, H]``.
+        """
+        chosen = self._chosen(stack)
+        if not any(name.endswith(ENTERS) for name in stack):
+            return chosen
+        return [_entered(own, context) for own, context in zip(chosen, self.contexts(), strict=True)]
+
+    def contexts(self) -> list[Context | None]:
+        """The context of each chunk of samples."""
+        if isinstance(self.context, Tensor):
+            return list(self.scatter(self.context))
+        if self.context is None:
+            return [None] * self.chunks
+        parts = [self.scatter(x) for x in self.context.values()]
+        return [dict(zip(self.context, chunk, strict=True)) for chunk in zip(*parts, strict=True)]
+
+    @property
+    def chunks(self) -> int:
+        """Into how many pieces `scatter` cuts."""
+        return 1 if self.sizes is None else len(self.flows)
+
+    def _chosen(self, stack: Stack) -> list[Stack]:
         if self.sizes is not None:
             return [{name: value[k] for name, value in stack.items()} for k in self.flows]
         if self.flows == list(range(len(next(iter(stack.values()))))):
@@ -85,10 +113,16 @@ class Layout:
 class WeightedLayout(Layout):
     """A weighted superposition: every sample meets all K networks."""
 
-    def __init__(self, batch_shape: Sequence[int], weights: Tensor, *, stacked: bool = True) -> None:
-        super().__init__(batch_shape, range(weights.shape[-1]))
+    def __init__(
+        self, batch_shape: Sequence[int], weights: Tensor, *, stacked: bool = True, context: Context | None = None
+    ) -> None:
+        super().__init__(batch_shape, range(weights.shape[-1]), context=context)
         self.weights = weights.reshape(-1, weights.shape[-1]).mT  # [K, n]
         self.stacked = stacked
+
+    @property
+    def chunks(self) -> int:
+        return 1 if self.stacked else len(self.flows)
 
     def scatter(self, x: Tensor, event_ndim: int = 1) -> list[Tensor]:
         flat = x.reshape((-1, *_event(x, event_ndim)))
@@ -114,15 +148,17 @@ def layout_of(control: ResolvedControl, batch_shape: Sequence[int], num_flows: i
     Returns:
         The layout.
     """
+    context = control.context
     if control.weights is not None:
-        return WeightedLayout(batch_shape, control.weights, stacked=stacked)
+        return WeightedLayout(batch_shape, control.weights, stacked=stacked, context=context)
     if not isinstance(control.index, Tensor):
-        return Layout(batch_shape, [control.index or 0], [-1])
+        return Layout(batch_shape, [control.index or 0], [-1], context=context)
     if control.index.numel() == 0:
-        return Layout(batch_shape, [0], [0])
+        return Layout(batch_shape, [0], [0], context=context)
     flows, sizes, order = _sorted_by_flow(control.index.reshape(-1), num_flows)
     block = stacked and len(set(sizes)) == 1
-    return Layout(batch_shape, flows, None if block else sizes, order, None if order is None else torch.argsort(order))
+    place = None if order is None else torch.argsort(order)
+    return Layout(batch_shape, flows, None if block else sizes, order, place, context)
 
 
 _WASTE = 1.34  # places of a block, over samples, up to which unequal groups are filled up
@@ -135,10 +171,11 @@ def block_of(control: ResolvedControl, batch_shape: Sequence[int], num_flows: in
     and changes nothing: its result is dropped, and it is as accurate as the one it repeats. Under weights every flow acts
     on every sample: all are one group, whose flow says nothing.
     """
+    context = control.context
     if control.weights is not None:
-        return Layout(batch_shape, [0])
+        return Layout(batch_shape, [0], context=context)
     if not isinstance(control.index, Tensor):
-        return Layout(batch_shape, [control.index or 0])
+        return Layout(batch_shape, [control.index or 0], context=context)
     flat = control.index.reshape(-1)
     flows, sizes, order = _sorted_by_flow(flat, num_flows)
     longest = max(sizes)
@@ -148,10 +185,10 @@ def block_of(control: ResolvedControl, batch_shape: Sequence[int], num_flows: in
         groups = (torch.arange(len(flat), device=flat.device) if order is None else order).split(sizes)
         order = torch.cat([piece for g in groups for piece in (g, g[-1:].expand(longest - len(g)))])
     if order is None:
-        return Layout(batch_shape, flows)
+        return Layout(batch_shape, flows, context=context)
     place = torch.empty_like(flat)  # of a sample's repetitions, the first place
     place[order.flip(0)] = torch.arange(order.numel(), device=flat.device).flip(0)
-    return Layout(batch_shape, flows, None, order, place)
+    return Layout(batch_shape, flows, None, order, place, context)
 
 
 def _sorted_by_flow(index: Tensor, num_flows: int) -> tuple[list[int], list[int], Tensor | None]:
@@ -194,6 +231,19 @@ def run(
     ts = [t] * len(zs) if t.ndim == 0 else layout.scatter(t, 0)
     chunks = [function(zc, tc) for function, zc, tc in zip(functions, zs, ts, strict=True)]
     return {name: layout.gather([c[name] for c in chunks], event_ndims[name]) for name in chunks[0]}
+
+
+def _entered(stack: Stack, context: Context | None) -> Stack:
+    """Parameters whose biases have what the context adds to them."""
+    if context is None:
+        raise ValueError("this part was built with a context and is evaluated without one")
+    own = {name: value for name, value in stack.items() if not name.endswith(ENTERS)}
+    features = joined(context)
+    for name, value in stack.items():
+        if name.endswith(ENTERS):
+            bias = name.removesuffix(ENTERS)
+            own[bias] = own[bias] + features @ value.mT
+    return own
 
 
 def _event(x: Tensor, event_ndim: int) -> tuple[int, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flowfactor._checks import check_count
+from flowfactor.context import Context, ContextSize, context_size, features_of, resolve_context
 from flowfactor.control import Control, ResolvedControl, resolve_at, times
 from flowfactor.registry import Recorded
 
@@ -18,16 +21,24 @@ class Controlled(Recorded, nn.Module):
     Args:
         dim: D.
         num_flows: K.
+        context: C, the number of features of each sample that steer it (see `flowfactor.context`), or a number for each
+            name; 0 for none.
 
     Raises:
         TypeError: If a size is no integer.
-        ValueError: If it is below 1.
+        ValueError: If it is too small.
     """
 
-    def __init__(self, dim: int, num_flows: int = 1) -> None:
+    def __init__(self, dim: int, num_flows: int = 1, context: ContextSize = 0) -> None:
         super().__init__()
         self.dim = check_count("dim", dim)
         self.num_flows = check_count("num_flows", num_flows)
+        self.context_size = context_size(context)
+
+    @property
+    def context_dim(self) -> int:
+        """C, the number of all features of the context together; 0 for a part that takes none."""
+        return features_of(self.context_size)
 
     one_method: ClassVar[str]
     """The method by which a subclass says what a part computes."""
@@ -50,13 +61,32 @@ class Controlled(Recorded, nn.Module):
         base: Any = next(kind for kind in kinds if "one_method" in vars(kind))
         return next((vars(k)["bind"] for k in kinds if "bind" in vars(k) and vars(k)["bind"] is not base.bind), None)
 
-    def _checked(self, z: Tensor, t: float | Tensor, control: Control) -> tuple[Tensor, ResolvedControl]:
-        """Checks the arguments of an evaluation; returns the time as a tensor and the control at that time."""
+    def _one(self, k: int, context: Context | None) -> Callable[[Tensor, Tensor], Any]:
+        """What a subclass says that part k computes, as a function of state and time."""
+        method = getattr(self, self.one_method)
+        if context is None:
+            return lambda z, t: method(z, t, k)
+        return lambda z, t: method(z, t, k, context)
+
+    def _checked(
+        self, z: Tensor, t: float | Tensor, control: Control, context: Context | None
+    ) -> tuple[Tensor, ResolvedControl]:
+        """Checks the arguments of an evaluation; returns the time as a tensor, and control and context at that time."""
         check_state(z, self.dim, self)
         t = times(t, z)
         if t.ndim and t.shape != z.shape[:-1]:
             raise ValueError(f"t must be a scalar or one time per sample {list(z.shape[:-1])}, got {list(t.shape)}")
-        return t, resolve_at(control, t, z.shape[:-1], self.num_flows, dtype=z.dtype, device=z.device)
+        resolved = resolve_at(control, t, z.shape[:-1], self.num_flows, dtype=z.dtype, device=z.device)
+        return t, replace(resolved, context=self.resolve_context(context, z))
+
+    def resolve_context(self, context: Context | None, z: Tensor) -> Context | None:
+        """Checks a context and spreads it over the batch of the states ``z [*batch, D]``.
+
+        Raises:
+            TypeError: If it is of another kind or dtype.
+            ValueError: If it is missing, unexpected or does not fit.
+        """
+        return resolve_context(context, self.context_size, z.shape[:-1], like=z, part=type(self).__name__)
 
 
 def check_state(z: object, dim: int, module: nn.Module) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +22,14 @@ from torch import Tensor
 from flowfactor.networks.activations import one_minus_square
 from flowfactor.networks.batched import Products, add
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, stacked
+from flowfactor.networks.time import Times
 from flowfactor.networks.two_layer_adjoint import Residuals, TwoLayerAdjoint, TwoLayerPullback, TwoLayerStages
 
 
 class OuterTanhAdjoint(TwoLayerAdjoint):
     """See `TwoLayerAdjoint`; ``stack`` holds ``b3`` as well."""
 
-    def velocity(self, z: Tensor, terms: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, Residuals]:
+    def velocity(self, z: Tensor, terms: Any, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
         inner, residuals = super().velocity(z, terms)
         h2 = residuals[4]  # of tanh the base is the value
         phi = torch.tanh(torch.bmm(h2, self.w3.mT) + self.p["b3"].unsqueeze(-1))  # [G, n, 1]
@@ -49,7 +51,7 @@ class OuterTanhAdjoint(TwoLayerAdjoint):
         assert self.probe is not None
         return (g * self.probe.unsqueeze(1)).sum(-1, keepdim=True).square()
 
-    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> OuterTanhStages:
+    def stack(self, residuals: Sequence[Residuals], ts: Times) -> OuterTanhStages:
         *inner, g, phi = stacked(residuals)
         return OuterTanhStages(self, inner, ts, g, phi)
 
@@ -59,9 +61,7 @@ class OuterTanhStages(TwoLayerStages):
 
     adjoint: OuterTanhAdjoint
 
-    def __init__(
-        self, adjoint: OuterTanhAdjoint, inner: Sequence[Tensor], ts: Sequence[float], g: Tensor, phi: Tensor
-    ) -> None:
+    def __init__(self, adjoint: OuterTanhAdjoint, inner: Sequence[Tensor], ts: Times, g: Tensor, phi: Tensor) -> None:
         super().__init__(adjoint, inner, ts)
         self.g, self.phi = g, phi
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from flowfactor.networks.activations import one_minus_square, quick_tanh
 from flowfactor.networks.batched import outer, product
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
-from flowfactor.networks.time import StageTerms, TimeFeatures
+from flowfactor.networks.time import StageTerms, TimeFeatures, Times
 
 Residuals = tuple[Tensor, Tensor]
 
@@ -26,6 +27,8 @@ class RidgeAdjoint(NetworkAdjoint):
         features: Time features of c(t).
     """
 
+    own_times = True
+
     def __init__(self, stack: Stack, bind: Bound, features: TimeFeatures) -> None:
         super().__init__(stack, bind)
         p, self.features = self.p, features
@@ -36,12 +39,12 @@ class RidgeAdjoint(NetworkAdjoint):
         self.w_t, self.r_t = self.w.mT.contiguous(), self.r.mT.contiguous()
         self.stage_terms = StageTerms(features, [(p["v"], p["b"], self.w.shape[-2])])
 
-    def time_terms(self, ts: Sequence[float]) -> list[tuple[Tensor, ...]]:
-        """``[c, 0]``, ``[G, 1, .]``."""
+    def time_terms(self, ts: Times) -> list[Any]:
+        """See `StageTerms`: ``[c, 0]``."""
         return self.stage_terms(ts)
 
-    def velocity(self, z: Tensor, terms: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, Residuals]:
-        h = torch.bmm(z, self.w_t).add_(terms[0])
+    def velocity(self, z: Tensor, terms: Any, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
+        h = self.stage_terms.product(0, z, self.w_t, terms)
         ridges = h[..., : self.hidden]
         quick_tanh(ridges, out=ridges)
         return torch.bmm(h, self.r, out=out), (z, h)
@@ -50,14 +53,14 @@ class RidgeAdjoint(NetworkAdjoint):
         z = residuals[0][0]
         return z.new_zeros(len(residuals), *z.shape[:-1])
 
-    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> RidgeStages:
+    def stack(self, residuals: Sequence[Residuals], ts: Times) -> RidgeStages:
         return RidgeStages(self, stacked(residuals), ts)
 
 
 class RidgeStages(Stages):
     """Stages of a `RidgeAdjoint`."""
 
-    def __init__(self, adjoint: RidgeAdjoint, residuals: Sequence[Tensor], ts: Sequence[float]) -> None:
+    def __init__(self, adjoint: RidgeAdjoint, residuals: Sequence[Tensor], ts: Times) -> None:
         self.adjoint, self.ts = adjoint, ts
         self.z, self.h = residuals
 
@@ -95,10 +98,8 @@ class RidgePullback(Pullback):
     def _gradients(self) -> list[Tensor | None]:
         s, a, n = self.stages, self.adjoint, self.adjoint.hidden
         w_bar, r_bar = outer(self.a_bar, s.z), outer(s.h, self.lam)
-        per_stage = self.a_bar[..., :n].sum(2)  # [G, S, H]
-        f = a.features(s.z.new_tensor(s.ts), derivative=False)[0]
+        v_bar, b_bar = a.stage_terms.gradients(0, self.a_bar[..., :n], s.ts)
         out = {
-            "w": w_bar[:, :n], "r": r_bar[:, :n], "v": per_stage.mT @ f, "b": per_stage.sum(1, keepdim=True),
-            "q": w_bar[:, n:], "p": r_bar[:, n:],
+            "w": w_bar[:, :n], "r": r_bar[:, :n], "v": v_bar, "b": b_bar, "q": w_bar[:, n:], "p": r_bar[:, n:],
         }  # fmt: skip
         return [out[name] for name in a.names]

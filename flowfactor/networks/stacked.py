@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from flowfactor.networks.batching import Stack
+from flowfactor.networks.batching import ENTERS, Stack
+from flowfactor.networks.controlled import Controlled
 from flowfactor.networks.overrides import refresh_weights
 
 
@@ -30,6 +31,20 @@ def uniform(
     """A parameter drawn uniformly with variance ``gain^2 / fan_in`` (LeCun et al. 1998)."""
     bound = gain * math.sqrt(3.0 / fan_in)
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))
+
+
+def enter_context(module: Controlled, *biases: str, generator: torch.Generator | None = None) -> None:
+    """Gives a part of stacked networks, where it takes a context, the weights by which that enters its biases.
+
+    Args:
+        module: The part, whose biases are there already, ``[K, 1, H]`` or ``[K, H]``.
+        *biases: Their names.
+        generator: Source of the initial weights.
+    """
+    C = module.context_dim
+    for name in biases if C else ():
+        bias = getattr(module, name)
+        setattr(module, name + ENTERS, uniform((len(bias), bias.shape[-1], C), C, generator=generator))
 
 
 def check_sizes(name: str, sizes: Sequence[int], count: int | None = None) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.time import Times
 
 Outputs: TypeAlias = dict[str, Tensor]
 """Results at a stage, or their cotangents, by name: ``velocity, divergence``, of a potential ``value, gradient, time``."""
@@ -64,12 +65,15 @@ class StageAdjoint(ABC):
 
     Attributes:
         inputs: The tensors that gradients have to reach.
+        own_times: Whether samples may be at times of their own: then times ``ts`` may also be a tensor ``[S, G, n]``, and
+            the time ``t`` of a function that `by_autograd` gives a tensor ``[G, n]``.
     """
 
     inputs: list[Tensor]
+    own_times: bool = False
 
     @abstractmethod
-    def time_terms(self, ts: Sequence[float]) -> list[TimeTerms]:
+    def time_terms(self, ts: Times) -> list[TimeTerms]:
         """What depends on time alone at the stages of times ``ts``, one entry a stage, worked out together."""
 
     @abstractmethod
@@ -90,7 +94,7 @@ class StageAdjoint(ABC):
         """The divergences ``[S, G, n]`` at S stages, from the residuals of each."""
 
     @abstractmethod
-    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> Stages:
+    def stack(self, residuals: Sequence[Residuals], ts: Times) -> Stages:
         """Joins the residuals of S stages, which were at the times ``ts``."""
 
     @abstractmethod

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowfactor.networks.stage_adjoint import ClosedForm, Outputs, Pullback, Residuals, StageAdjoint, Stages, TimeTerms
+from flowfactor.networks.time import Times
 
 
 def sum_of(parts: Sequence[ClosedForm]) -> ClosedForm:
@@ -58,8 +59,9 @@ class SumAdjoint(StageAdjoint):
     def __init__(self, parts: Sequence[StageAdjoint], has_potential: bool) -> None:
         self.parts, self.has_potential = parts, has_potential
         self.inputs = [x for part in parts for x in part.inputs]
+        self.own_times = all(part.own_times for part in parts)
 
-    def time_terms(self, ts: Sequence[float]) -> list[TimeTerms]:
+    def time_terms(self, ts: Times) -> list[TimeTerms]:
         return list(zip(*(part.time_terms(ts) for part in self.parts), strict=True))
 
     def velocity(self, z: Tensor, terms: TimeTerms, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
@@ -75,7 +77,7 @@ class SumAdjoint(StageAdjoint):
         z, _ = residuals[0]
         return z.new_zeros(len(residuals), *z.shape[:-1])
 
-    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> Stages:
+    def stack(self, residuals: Sequence[Residuals], ts: Times) -> Stages:
         pairs = zip(self.parts, zip(*(found for _, found in residuals), strict=True), strict=True)
         return SumStages([part.stack(own, ts) for part, own in pairs], self.has_potential)
 
@@ -139,10 +141,14 @@ class StackedSumAdjoint(StageAdjoint):
 
     def __init__(self, single: StageAdjoint, parts: int) -> None:
         self.single, self.parts = single, parts
-        self.inputs = single.inputs
+        self.inputs, self.own_times = single.inputs, single.own_times
 
-    def time_terms(self, ts: Sequence[float]) -> list[TimeTerms]:
-        return self.single.time_terms(ts)
+    def times(self, ts: Times) -> Times:
+        """The times of the groups of all parts."""
+        return torch.cat([ts] * self.parts, 1) if isinstance(ts, Tensor) else ts
+
+    def time_terms(self, ts: Times) -> list[TimeTerms]:
+        return self.single.time_terms(self.times(ts))
 
     def total(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The sum over all parts."""
@@ -155,14 +161,14 @@ class StackedSumAdjoint(StageAdjoint):
     def divergence(self, residuals: Sequence[Residuals]) -> Tensor:
         return self.single.divergence(residuals).chunk(self.parts, 1)[0]
 
-    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> Stages:
-        return StackedSumStages(self, self.single.stack(residuals, ts))
+    def stack(self, residuals: Sequence[Residuals], ts: Times) -> Stages:
+        return StackedSumStages(self, self.single.stack(residuals, self.times(ts)))
 
     def by_autograd(self, inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Outputs]:
         function = self.single.by_autograd(inputs)
 
         def evaluate(z: Tensor, t: Tensor) -> Outputs:
-            out = function(torch.cat([z] * self.parts), t)
+            out = function(torch.cat([z] * self.parts), torch.cat([t] * self.parts) if t.ndim else t)
             own = {name: x.chunk(self.parts)[0] for name, x in out.items()}
             return {**own, "gradient": own["velocity"], "velocity": self.total(out["velocity"])}
 

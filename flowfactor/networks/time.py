@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flowfactor.networks.batched import outer
+
+Times: TypeAlias = "Sequence[float] | Tensor"
+"""Times of S stages: one for all samples, or one for each, ``[S, G, n]``."""
 
 
 class TimeFeatures(nn.Module):
@@ -52,21 +59,55 @@ class TimeFeatures(nn.Module):
 
 
 class StageTerms:
-    """Linear maps of time features that several layers of G networks take, for the stages of a solve in one product.
+    """What several layers of G networks add to their products: linear maps of time features, and a bias.
+
+    For the stages of a solve in one product, where all samples share their time; a bias with a row for each sample, which a
+    context makes of it, is added once a stage.
 
     Args:
         features: The features.
-        layers: Weights ``[G, H, size]`` and bias ``[G, 1, H]`` of each layer, and the width that zeros fill its terms up to.
+        layers: Weights ``[G, H, size]`` and bias ``[G, 1 or n, H]`` of each layer, and the width that zeros fill its terms
+            up to.
     """
 
     def __init__(self, features: TimeFeatures, layers: Sequence[tuple[Tensor, Tensor, int]]) -> None:
         self.features, self.widths = features, [width for _, _, width in layers]
         weights = [F.pad(v, (0, 0, 0, width - v.shape[-2])) for v, _, width in layers]
         self.weights = torch.cat(weights, -2).mT
-        self.bias = torch.cat([F.pad(b, (0, width - b.shape[-1])) for _, b, width in layers], -1)
+        biases = [F.pad(b, (0, width - b.shape[-1])) for _, b, width in layers]
+        self.rows = [b if b.shape[-2] != 1 else None for b in biases]
+        self.bias = torch.cat([b if b.shape[-2] == 1 else torch.zeros_like(b[:, :1]) for b in biases], -1)
 
-    def __call__(self, ts: Sequence[float]) -> list[tuple[Tensor, ...]]:
-        """The terms of all layers ``[G, 1, width]`` at each of the times ``ts``."""
-        f, _ = self.features(self.bias.new_tensor(ts), derivative=False)
+    def __call__(self, ts: Times) -> list[Any]:
+        """For each of S stages at ``ts``, what `add_to` takes: the terms ``[G, 1, width]`` of all layers, or features."""
+        f = self.features_at(ts)
+        if f.ndim == 4:  # samples at times of their own: their features, and a one for the bias
+            return list(F.pad(f, (0, 1), value=1.0).unbind(1))
         c = torch.bmm(f.expand(len(self.bias), *f.shape), self.weights).add_(self.bias).unsqueeze(2)
         return list(zip(*(layer.unbind(1) for layer in c.split(self.widths, -1)), strict=True))
+
+    def features_at(self, ts: Times) -> Tensor:
+        """The features of the stages, ``[S, size]``, or ``[G, S, n, size]`` of samples at times of their own."""
+        if isinstance(ts, Tensor):
+            return self.features(ts.to(self.bias.dtype).transpose(0, 1), derivative=False)[0]
+        return self.features(self.bias.new_tensor(ts), derivative=False)[0]
+
+    @cached_property
+    def with_bias(self) -> list[Tensor]:
+        """Weights of each layer with its bias below them, ``[G, size + 1, width]``."""
+        return [x.contiguous() for x in torch.cat([self.weights, self.bias], -2).split(self.widths, -1)]
+
+    def product(self, layer: int, x: Tensor, weight: Tensor, terms: Any) -> Tensor:
+        """``x [G, n, i] @ weight [G, i, width]`` and the terms of a layer at a stage."""
+        # A product and a sum in place cost half of `baddbmm` where a sum is broadcast.
+        rows = self.rows[layer]
+        out = torch.bmm(x, weight) if rows is None else torch.baddbmm(rows, x, weight)
+        return out.baddbmm_(terms, self.with_bias[layer]) if isinstance(terms, Tensor) else out.add_(terms[layer])
+
+    def gradients(self, layer: int, bar: Tensor, ts: Times) -> tuple[Tensor, Tensor]:
+        """The cotangents of a layer's weights and bias, of those of its terms at all stages, ``[G, S, n, H]``."""
+        f, rows = self.features_at(ts), self.rows[layer] is not None
+        if f.ndim == 4:
+            return outer(bar, f), bar.sum(1) if rows else bar.sum((1, 2)).unsqueeze(1)
+        per_stage = bar.sum(2)
+        return per_stage.mT @ f, bar.sum(1) if rows else per_stage.sum(1, keepdim=True)

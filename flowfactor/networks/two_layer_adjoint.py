@@ -15,17 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor.networks.activations import Activation
-from flowfactor.networks.batched import Products, add, dot, flat, outer, product, sum_into
+from flowfactor.networks.batched import Products, add, flat, outer, product, sum_into
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.row_norms import weighted_row_norms
 from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
-from flowfactor.networks.time import StageTerms, TimeFeatures
+from flowfactor.networks.time import StageTerms, TimeFeatures, Times
 
 Residuals = tuple[Tensor, ...]
 TimeMaps = Callable[..., tuple[Tensor, "Tensor | None", Tensor, "Tensor | None"]]
@@ -53,7 +54,10 @@ class TwoLayerAdjoint(NetworkAdjoint):
     ) -> None:  # fmt: skip
         super().__init__(stack, lambda p: _with_velocity(bind(p), p.get("skew")))
         p = self.p
-        self.leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in stack.items()}
+        b1 = p["b1"]
+        self.rows = b1 if b1.shape[-2] != 1 else None  # a context gives every sample a bias of its own: see `_of_time`
+        timely = stack if self.rows is None else {**stack, "b1": torch.zeros_like(b1[:, :1])}
+        self.leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in timely.items()}
         self.act, self.time_maps, self.derivative = activation, time_maps, derivative
         self.laplacian, self.probe = laplacian, probe
         self.w1, self.w2, self.w3, self.skew = p["w1"], p["w2"], p["w3"], p.get("skew")
@@ -67,7 +71,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
             self.lam_up, self.out = (self.up @ self.skew.mT).mT.contiguous(), self.down @ self.skew.mT
             self.bias = self.bias @ self.skew.mT if self.bias is not None else None
         self.w2_t, self.w3_w2 = self.w2.mT.contiguous(), self.w3.mT * self.w2
-        self.stage_terms = None
+        self.stage_terms, self.own_times = None, features is not None
         if features is not None:
             layers = [(p["v1"], p["b1"], self.up.shape[-2]), (p["v2"], p["b2"], self.w2.shape[-2])]
             self.stage_terms = StageTerms(features, layers)
@@ -90,22 +94,28 @@ class TwoLayerAdjoint(NetworkAdjoint):
         self.row_norms = weighted_row_norms(self.w2, gram)
         self.constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if self.has_quad else None
 
-    def time_terms(self, ts: Sequence[float]) -> list[tuple[Tensor, ...]]:
-        """``[c1, 0]`` and ``c2``, ``[G, 1, .]`` each."""
+    def time_terms(self, ts: Times) -> list[Any]:
+        """``[c1, 0]`` and ``c2``, ``[G, 1, .]`` each; or as `StageTerms` has them."""
         if self.stage_terms is not None:
             return self.stage_terms(ts)
-        c1, _, c2, _ = self.time_maps(self.p, t=self.w1.new_tensor(ts), derivative=False)
+        c1, _, c2, _ = self.time_maps(self.leaves, t=self.w1.new_tensor(ts), derivative=False)
         if self.has_quad:
             c1 = F.pad(c1, (0, self.up.shape[-2] - self.h1))
-        return list(zip(*(c.expand(-1, len(ts), -1).split(1, 1) for c in (c1, c2)), strict=True))
+        return list(zip(*(c.detach().expand(-1, len(ts), -1).split(1, 1) for c in (c1, c2)), strict=True))
 
-    def velocity(self, z: Tensor, terms: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, Residuals]:
-        # A product and a sum in place cost half of `baddbmm` where a sum is broadcast.
-        inner = torch.bmm(z, self.up_t).add_(terms[0])
+    def product(self, layer: int, x: Tensor, weight: Tensor, terms: Any) -> Tensor:
+        """A layer's product and what it adds to it at a stage."""
+        if self.stage_terms is not None:
+            return self.stage_terms.product(layer, x, weight, terms)
+        out = torch.bmm(x, weight).add_(terms[layer])
+        return out if layer or self.rows is None else out.add_(self.rows)
+
+    def velocity(self, z: Tensor, terms: Any, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
+        inner = self.product(0, z, self.up_t, terms)
         a1 = inner[..., : self.h1]
         b1 = self.act.quick_base(a1)
         h1 = self.act.quick(a1, b1)
-        a2 = torch.bmm(h1, self.w2_t).add_(terms[1])
+        a2 = self.product(1, h1, self.w2_t, terms)
         b2 = self.act.quick_base(a2)
         g1 = torch.bmm(self.act.first(b2), self.w3_w2)
         torch.mul(g1, self.act.first(b1), out=a1)  # [a1 | A z] becomes [delta1 | A z]: nothing needs a1 any more
@@ -134,7 +144,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         total = of_first.mul_(self.squared1.unsqueeze(1)).sum(-1).add_(of_second)
         return total if self.constant is None else total.add_(self.constant.unsqueeze(1))
 
-    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> TwoLayerStages:
+    def stack(self, residuals: Sequence[Residuals], ts: Times) -> TwoLayerStages:
         return TwoLayerStages(self, stacked(residuals), ts)
 
 
@@ -156,7 +166,7 @@ def _with_velocity(
 class TwoLayerStages(Stages):
     """Stages of a `TwoLayerAdjoint`."""
 
-    def __init__(self, adjoint: TwoLayerAdjoint, residuals: Sequence[Tensor], ts: Sequence[float]) -> None:
+    def __init__(self, adjoint: TwoLayerAdjoint, residuals: Sequence[Tensor], ts: Times) -> None:
         self.adjoint, self.ts = adjoint, ts
         self.z, self.inner, self.a2, self.b1, self.b2, self.g1, self.h1_value = residuals
 
@@ -184,10 +194,21 @@ class TwoLayerStages(Stages):
 
     @cached_property
     def c(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """The time terms of all stages, with their graph."""
+        """The time terms of all stages, with their graph: ``[G, S or 1, H]``, of own times ``[G, S n, H]``."""
         a = self.adjoint
+        ts = self.ts
+        t = ts.to(self.z.dtype).transpose(0, 1).flatten(1) if isinstance(ts, Tensor) else self.z.new_tensor(ts)
         with torch.enable_grad():
-            return a.time_maps(a.leaves, t=self.z.new_tensor(self.ts), derivative=a.derivative)
+            return a.time_maps(a.leaves, t=t, derivative=a.derivative)
+
+    @property
+    def own_times(self) -> bool:
+        """Whether samples are at times of their own."""
+        return isinstance(self.ts, Tensor)
+
+    def of_samples(self, c: Tensor) -> Tensor:
+        """Time terms as they meet samples, ``[G, S, 1 or n, H]``."""
+        return c.detach().reshape(*self.z.shape[:3], -1) if self.own_times else c.detach().unsqueeze(2)
 
     def h2(self) -> Tensor:
         """The second hidden layer."""
@@ -216,8 +237,8 @@ class TwoLayerStages(Stages):
         if "time" in want:
             _, d1, _, d2 = self.c
             assert d2 is not None
-            first = 0 if d1 is None else dot(self.inner[..., : a.h1], d1.detach())
-            out["time"] = dot(self.w3_s2, d2.detach()) + first
+            first = 0 if d1 is None else (self.inner[..., : a.h1] * self.of_samples(d1)).sum(-1)
+            out["time"] = (self.w3_s2 * self.of_samples(d2)).sum(-1) + first
         if "divergence" in want:
             out["divergence"] = a.laplacians(self.b1, self.b2, self.g1)
         return out
@@ -243,8 +264,8 @@ class TwoLayerPullback(Pullback):
         if self.tau is not None:
             _, d1, _, d2 = stages.c
             assert d2 is not None
-            self.rp1 = None if d1 is None else self.tau.unsqueeze(-1) * d1.detach().unsqueeze(-2)
-            self.rp2 = self.tau.unsqueeze(-1) * d2.detach().unsqueeze(-2)
+            self.rp1 = None if d1 is None else self.tau.unsqueeze(-1) * stages.of_samples(d1)
+            self.rp2 = self.tau.unsqueeze(-1) * stages.of_samples(d2)
         if "divergence" in cotangents:
             hutchinson = self.adjoint.laplacian == "hutchinson"
             (self._begin_hutchinson if hutchinson else self._begin_exact)(cotangents["divergence"], parameters)
@@ -380,10 +401,14 @@ class TwoLayerPullback(Pullback):
     def _of_time(self, out: Products) -> None:
         """Adds what reaches parameters through the time terms."""
         s, a = self.stages, self.adjoint
-        cotangents: list[Tensor | None] = [self.a1_bar[..., : a.h1].sum(2), None, self.a2_bar.sum(2), None]
+        first = self.a1_bar[..., : a.h1]
+        if a.rows is not None:
+            sum_into(out, "b1", first.sum(1))
+        found: list[Tensor | None] = [first, None, self.a2_bar, None]
         if self.tau is not None:
             tau = self.tau.unsqueeze(-1)
-            cotangents[1], cotangents[3] = (tau * s.inner[..., : a.h1]).sum(2), (tau * s.w3_s2).sum(2)
+            found[1], found[3] = tau * s.inner[..., : a.h1], tau * s.w3_s2
+        cotangents = [None if bar is None else flat(bar) if s.own_times else bar.sum(2) for bar in found]
         pairs = [
             (c, bar.sum(1, keepdim=True) if c.shape[1] == 1 else bar)
             for c, bar in zip(s.c, cotangents, strict=True)
@@ -392,8 +417,8 @@ class TwoLayerPullback(Pullback):
         if not pairs:
             return
         cs, bars = [c for c, _ in pairs], [bar for _, bar in pairs]
-        leaves = [a.leaves[name] for name in a.names]
-        found = torch.autograd.grad(cs, leaves, bars, allow_unused=True, retain_graph=True)
-        for name, value in zip(a.names, found, strict=True):
+        leaves = {name: a.leaves[name] for name in a.names if a.leaves[name].requires_grad}
+        reached = torch.autograd.grad(cs, list(leaves.values()), bars, allow_unused=True, retain_graph=True)
+        for name, value in zip(leaves, reached, strict=True):
             if value is not None:
                 sum_into(out, name, value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from flowfactor.networks.activations import one_minus_square, quick_tanh
 from flowfactor.networks.batched import Products, outer, product, sum_into
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
-from flowfactor.networks.time import StageTerms, TimeFeatures
+from flowfactor.networks.time import StageTerms, TimeFeatures, Times
 
 Residuals = tuple[Tensor, ...]
 
@@ -33,6 +34,8 @@ class VelocityAdjoint(NetworkAdjoint):
         divergence: ``"exact"``, ``"hutchinson"`` or None.
         probe: Hutchinson's probe ``[G, n, D]``.
     """
+
+    own_times = True
 
     def __init__(
         self, stack: Stack, bind: Bound, features: TimeFeatures, divergence: str | None = None,
@@ -67,15 +70,15 @@ class VelocityAdjoint(NetworkAdjoint):
             self.along_q, self.along_p = torch.bmm(self.probe, p["q"].mT), torch.bmm(self.probe, p["p"])
             self.constant = (self.along_q * self.along_p).sum(-1).unsqueeze(1)
 
-    def time_terms(self, ts: Sequence[float]) -> list[tuple[Tensor, ...]]:
-        """``[c1, 0]`` and ``c2``, ``[G, 1, .]`` each."""
+    def time_terms(self, ts: Times) -> list[Any]:
+        """See `StageTerms`: ``[c1, 0]`` and ``c2``."""
         return self.stage_terms(ts)
 
-    def velocity(self, z: Tensor, terms: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, Residuals]:
-        inner = torch.bmm(z, self.up_t).add_(terms[0])
+    def velocity(self, z: Tensor, terms: Any, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
+        inner = self.stage_terms.product(0, z, self.up_t, terms)
         first = inner[..., : self.h1]
         quick_tanh(first, out=first)
-        h2 = torch.bmm(first, self.w2_t).add_(terms[1])
+        h2 = self.stage_terms.product(1, first, self.w2_t, terms)
         quick_tanh(h2, out=h2)
         return self.velocity_of(inner, h2, out), (z, inner, h2)
 
@@ -100,14 +103,14 @@ class VelocityAdjoint(NetworkAdjoint):
             v.baddbmm_(inner[..., self.h1 :], self.p_t)
         return v.add_(self.p["bias"])
 
-    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> VelocityStages:
+    def stack(self, residuals: Sequence[Residuals], ts: Times) -> VelocityStages:
         return VelocityStages(self, stacked(residuals), ts)
 
 
 class VelocityStages(Stages):
     """Stages of a `VelocityAdjoint`."""
 
-    def __init__(self, adjoint: VelocityAdjoint, residuals: Sequence[Tensor], ts: Sequence[float]) -> None:
+    def __init__(self, adjoint: VelocityAdjoint, residuals: Sequence[Tensor], ts: Times) -> None:
         self.adjoint, self.ts = adjoint, ts
         self.z, self.inner, self.h2 = residuals
 
@@ -199,14 +202,13 @@ class VelocityPullback(Pullback):
     def _gradients(self) -> list[Tensor | None]:
         s, a, n = self.stages, self.adjoint, self.adjoint.h1
         first = s.inner[..., :n]
-        up_bar, f = outer(self.a1_bar, s.z), a.features(s.z.new_tensor(s.ts), derivative=False)[0]
+        up_bar = outer(self.a1_bar, s.z)
         out = {
             "w1": up_bar[:, :n], "w2": outer(self.a2_bar, first), "w3": outer(self.lam, s.h2),
             "bias": self.lam.sum((1, 2)).unsqueeze(1),
         }  # fmt: skip
-        for layer, bar in (("1", self.a1_bar[..., :n]), ("2", self.a2_bar)):
-            per_stage = bar.sum(2)  # [G, S, H]
-            out |= {f"v{layer}": per_stage.mT @ f, f"b{layer}": per_stage.sum(1, keepdim=True)}
+        for layer, bar in enumerate((self.a1_bar[..., :n], self.a2_bar)):
+            out[f"v{layer + 1}"], out[f"b{layer + 1}"] = a.stage_terms.gradients(layer, bar, s.ts)
         if a.linear:
             out |= {"q": up_bar[:, n:], "p": outer(self.lam, s.inner[..., n:])}
         for name, more in self.extra.items():

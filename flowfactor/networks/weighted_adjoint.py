@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, StageAdjoint, Stages, TimeTerms
+from flowfactor.networks.time import Times
 
 
 class WeightedAdjoint(StageAdjoint):
@@ -30,12 +31,19 @@ class WeightedAdjoint(StageAdjoint):
         self.sign = 1.0 if starts[-1] >= starts[0] else -1.0
         self.starts = [self.sign * start for start in starts]
         self.inputs = [*single.inputs, *([weights] if weights.requires_grad else [])]
+        self.own_times = single.own_times and len(self.starts) == 1
 
     def _piece(self, t: float, slack: float = 0.0) -> int:
         return max(bisect_right(self.starts, self.sign * t + slack * (1 + abs(t))) - 1, 0)
 
-    def time_terms(self, ts: Sequence[float]) -> list[TimeTerms]:
+    def time_terms(self, ts: Times) -> list[TimeTerms]:
+        if isinstance(ts, Tensor):
+            return [(terms, 0) for terms in self.single.time_terms(self.times(ts))]
         return [(terms, self._piece(t)) for terms, t in zip(self.single.time_terms(ts), ts, strict=True)]
+
+    def times(self, ts: Times) -> Times:
+        """The times of all flows."""
+        return ts.expand(-1, self.w.shape[1], -1) if isinstance(ts, Tensor) else ts
 
     def velocity(self, z: Tensor, terms: TimeTerms, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
         w = self.w[terms[1]].unsqueeze(-1)
@@ -46,8 +54,9 @@ class WeightedAdjoint(StageAdjoint):
         single = self.single.divergence([r for r, _ in residuals])
         return (self.w[[piece for _, piece in residuals]] * single).sum(1, keepdim=True)
 
-    def stack(self, residuals: Sequence[Residuals], ts: Sequence[float]) -> Stages:
-        return WeightedStages(self, self.single.stack([r for r, _ in residuals], ts), [piece for _, piece in residuals])
+    def stack(self, residuals: Sequence[Residuals], ts: Times) -> Stages:
+        single = self.single.stack([r for r, _ in residuals], self.times(ts))
+        return WeightedStages(self, single, [piece for _, piece in residuals])
 
     def by_autograd(self, inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Outputs]:
         own = len(self.single.inputs)
@@ -57,8 +66,8 @@ class WeightedAdjoint(StageAdjoint):
         def evaluate(z: Tensor, t: Tensor) -> Outputs:
             # Here times come in the precision of the state.
             slack = 0.0 if z.dtype == torch.float64 else 4 * torch.finfo(z.dtype).eps
-            w = weights[self._piece(float(t), slack)]
-            out = single(z.expand(len(w), *z.shape[1:]), t)
+            w = weights[0 if t.ndim else self._piece(float(t), slack)]
+            out = single(z.expand(len(w), *z.shape[1:]), t.expand(len(w), -1) if t.ndim else t)
             return {n: ((w.unsqueeze(-1) if x.ndim == 3 else w) * x).sum(0, keepdim=True) for n, x in out.items()}
 
         return evaluate

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from flowfactor.context import Context
 from flowfactor.control import Control, ResolvedControl
 from flowfactor.networks import autodiff
 from flowfactor.networks.batching import Layout, layout_of, run
@@ -50,6 +51,8 @@ class Potential(Controlled):
     Args:
         dim: D, the size of a state.
         num_flows: K, the number of potentials.
+        context: C, the number of features of each sample that `flow_potential` is given beside state, time and flow, or a
+            number for each name; 0 for none.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -67,7 +70,7 @@ class Potential(Controlled):
     one_method = "flow_potential"
     kind_of_part = "potential"
 
-    def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+    def flow_potential(self, z: Tensor, t: Tensor, k: int, context: Context | None = None) -> Tensor:
         """The potential of one flow: the one method that a subclass has to give.
 
         A subclass of a potential with closed forms may give it too, and call the original by ``super()``; derivatives then
@@ -77,6 +80,8 @@ class Potential(Controlled):
             z: States ``[*batch, D]``.
             t: Time of each state ``[*batch]``, in frames.
             k: The flow.
+            context: The features ``[*batch, C]`` (or one tensor for each name), handed over where the potential was built
+                with a context.
 
         Returns:
             u_k(z, t), shape ``[*batch]``.
@@ -84,15 +89,17 @@ class Potential(Controlled):
         bind = self._bind_in_closed_form()
         if bind is None:
             raise NotImplementedError(f"{type(self).__name__} must define flow_potential(z, t, k) -> [*batch]")
-        return bind(self, ResolvedControl(k), z.shape[:-1], want=("value",))(z, t).value
+        return bind(self, ResolvedControl(k, context=context), z.shape[:-1], want=("value",))(z, t).value
 
-    def forward(self, z: Tensor, t: float | Tensor, control: Control = 0) -> Tensor:
+    def forward(self, z: Tensor, t: float | Tensor, control: Control = 0, *, context: Context | None = None) -> Tensor:
         """Evaluates u_c(z, t) = sum_k c_k u_k(z, t).
 
         Args:
             z: States ``[*batch, D]``.
             t: Time in frames: a scalar, or one per sample ``[*batch]``.
             control: Which flow acts (see `flowfactor.control`).
+            context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
+                potential that was built with ``context=C`` (see `flowfactor.context`).
 
         Returns:
             Values ``[*batch]``.
@@ -101,7 +108,7 @@ class Potential(Controlled):
             TypeError: If an argument has the wrong type or dtype.
             ValueError: If an argument has the wrong shape or a flow does not exist.
         """
-        t, resolved = self._checked(z, t, control)
+        t, resolved = self._checked(z, t, control, context)
         value = self.bind(resolved, z.shape[:-1], want=("value",))(z, t).value
         assert value is not None
         return value
@@ -113,6 +120,7 @@ class Potential(Controlled):
         control: Control = 0,
         laplacian: Laplacian | None = None,
         *,
+        context: Context | None = None,
         probe: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Derivatives:
@@ -124,6 +132,8 @@ class Potential(Controlled):
             control: Which flow acts.
             laplacian: ``"exact"`` for the trace of the Hessian, ``"hutchinson"`` for the unbiased estimate
                 e' Hess(u) e with a Rademacher probe e (Hutchinson 1990), None for no Laplacian.
+            context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
+                potential that was built with ``context=C`` (see `flowfactor.context`).
             probe: The probe ``[*batch, D]``; drawn where it is None.
             generator: Source of the drawn probe.
 
@@ -143,7 +153,7 @@ class Potential(Controlled):
         """
         if laplacian not in ("exact", "hutchinson", None):
             raise ValueError(f'laplacian must be "exact", "hutchinson" or None, got {laplacian!r}')
-        t, resolved = self._checked(z, t, control)
+        t, resolved = self._checked(z, t, control, context)
         if laplacian == "hutchinson":
             probe = rademacher_like(z, generator) if probe is None else _checked_probe(probe, z)
         want = ("value", "gradient", "time") + (("laplacian",) if laplacian else ())
@@ -172,13 +182,13 @@ class Potential(Controlled):
         layout = layout_of(control, batch_shape, self.num_flows, stacked=False)
         probes = [None] * len(layout.flows) if probe is None else layout.scatter(probe)
         functions = [
-            autodiff.derivatives_of(lambda z, t, k=k: self.flow_potential(z, t, k), wanted, laplacian, probe_k)
-            for k, probe_k in zip(layout.flows, probes, strict=True)
+            autodiff.derivatives_of(self._one(k, context), wanted, laplacian, probe_k)
+            for k, probe_k, context in zip(layout.flows, probes, layout.contexts(), strict=True)
         ]
         if layout.batch_shape == tuple(batch_shape) and len(functions) == 1 and control.weights is None:
             # One flow for all: the user's code sees the batch in the shape and order it was given.
-            k = layout.flows[0]
-            function = autodiff.derivatives_of(lambda z, t: self.flow_potential(z, t, k), wanted, laplacian, probe)
+            one = self._one(layout.flows[0], control.context)
+            function = autodiff.derivatives_of(one, wanted, laplacian, probe)
             return lambda z, t: Derivatives(**function(z, t))
         return lambda z, t: Derivatives(**run(layout, functions, z, t, EVENT_NDIMS))
 

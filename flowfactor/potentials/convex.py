@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfactor.context import ContextSize
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Stack
-from flowfactor.networks.stacked import check_sizes, own_tensors, uniform
+from flowfactor.networks.stacked import check_sizes, enter_context, own_tensors, uniform
 from flowfactor.networks.time import TimeFeatures
 from flowfactor.potentials.mlp import TwoLayerPotential
 
@@ -32,6 +33,7 @@ class ConvexPotential(TwoLayerPotential):
         time_features: Number of sinusoidal time features, even.
         max_period: Inverse of the slowest frequency, in frames.
         init_scale: Scale of the output weights at the start.
+        context: C, the number of features of a context, which enters both layers; or a number for each name.
         generator: Source of the initial weights.
 
     Raises:
@@ -55,9 +57,10 @@ class ConvexPotential(TwoLayerPotential):
         time_features: int = 16,
         max_period: float = 100.0,
         init_scale: float = 0.1,
+        context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(dim, num_flows)
+        super().__init__(dim, num_flows, context)
         h1, h2 = check_sizes("hidden", hidden, 2)
         check_sizes("rank", (rank,), 1)
         self._activation = activation_named("softplus")
@@ -74,6 +77,7 @@ class ConvexPotential(TwoLayerPotential):
         self.quad = uniform((K, rank, dim), dim, generator=g)
         self.raw_scale = nn.Parameter(_inverse_softplus(torch.full((K, 1, rank), init_scale / rank)))
         self.linear = nn.Parameter(torch.zeros(K, 1, dim))
+        enter_context(self, "b1", "b2", generator=g)
 
     def _stack(self) -> Stack:
         raw = own_tensors(self)

@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from flowfactor.context import ContextSize
 from flowfactor.networks.activations import Activation, activation_named
 from flowfactor.networks.batching import Layout, Stack
 from flowfactor.networks.overrides import features_changed, overridden
-from flowfactor.networks.stacked import check_sizes, uniform
+from flowfactor.networks.stacked import check_sizes, enter_context, uniform
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 from flowfactor.networks.two_layer import time_terms, two_layer
@@ -52,6 +53,7 @@ class MLPPotential(TwoLayerPotential):
         activation: ``"logcosh"`` (the antiderivative of tanh, so that the velocity is a tanh network),
             ``"softplus"`` or ``"tanh"``.
         init_scale: Scale of the output layer at the start; small values start near the identity flow.
+        context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
 
     Raises:
@@ -75,9 +77,10 @@ class MLPPotential(TwoLayerPotential):
         max_period: float = 100.0,
         activation: str = "logcosh",
         init_scale: float = 0.1,
+        context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(dim, num_flows)
+        super().__init__(dim, num_flows, context)
         h1, h2 = check_sizes("hidden", hidden, 2)
         if rank < 0:
             raise ValueError(f"rank must not be negative, got {rank}")
@@ -96,6 +99,7 @@ class MLPPotential(TwoLayerPotential):
             self.quad = uniform((K, rank, dim), dim, generator=g)
             self.scale = uniform((K, 1, rank), rank, init_scale, generator=g)
             self.linear = nn.Parameter(torch.zeros(K, 1, dim))
+        enter_context(self, "b1", generator=g)
 
     def closed_form(
         self, layout: Layout, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

@@ -6,35 +6,36 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from flowfactor.context import Context, ContextSize
 from flowfactor.potentials.base import Potential
 
 
 class ModulePotential(Potential):
     """K potentials, each a module or function of the user's; made by `from_module`."""
 
-    def __init__(self, modules: Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int) -> None:
+    def __init__(self, modules: Sequence[Callable[..., Tensor]], dim: int, context: ContextSize = 0) -> None:
         parts = list_of_modules(modules)
-        super().__init__(dim, len(parts))
+        super().__init__(dim, len(parts), context)
         self.parts = parts
 
-    def flow_potential(self, z: Tensor, t: Tensor, k: int) -> Tensor:
+    def flow_potential(self, z: Tensor, t: Tensor, k: int, context: Context | None = None) -> Tensor:
         """Calls the k-th module."""
-        return self.parts[k](z, t)
+        return self.parts[k](z, t) if context is None else self.parts[k](z, t, context)
 
 
 class FunctionModule(nn.Module):
     """Lets a plain function stand where a module is held; it owns no parameters."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, *context: Context) -> Tensor:
         """Calls the function."""
-        return self.function(z, t)
+        return self.function(z, t, *context)
 
 
-def list_of_modules(modules: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> nn.ModuleList:
+def list_of_modules(modules: Sequence[Callable[..., Tensor]]) -> nn.ModuleList:
     """Holds modules as they are and wraps plain functions; raises TypeError for anything else."""
     if not modules:
         raise ValueError("at least one module is needed, got none")
@@ -45,7 +46,7 @@ def list_of_modules(modules: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> nn
 
 
 def from_module(
-    module: Callable[[Tensor, Tensor], Tensor] | Sequence[Callable[[Tensor, Tensor], Tensor]], dim: int
+    module: Callable[..., Tensor] | Sequence[Callable[..., Tensor]], dim: int, *, context: ContextSize = 0
 ) -> Potential:
     """Makes a potential of any module, or K potentials of a list of K modules.
 
@@ -57,6 +58,8 @@ def from_module(
             must treat samples independently of each other. With one flow for all it sees the batch as given; under a
             control with one flow per sample it sees the samples of its own flow alone, as ``[n, D]``.
         dim: D.
+        context: C, the number of features of a context, which modules then take as their third argument,
+            ``m(z, t, context [*batch, C])``; or a number for each name, for a mapping of tensors. 0 for none.
 
     Returns:
         The potential.
@@ -73,7 +76,7 @@ def from_module(
         torch.Size([3, 2])
     """
     if isinstance(module, (nn.ModuleList, list, tuple)):
-        return ModulePotential(list(module), dim)
+        return ModulePotential(list(module), dim, context)
     if not callable(module):
         raise TypeError(f"from_module takes a module or a list of modules, got {type(module).__name__}")
-    return ModulePotential([module], dim)
+    return ModulePotential([module], dim, context)

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowfactor.context import ContextSize
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack
 from flowfactor.networks.outer_tanh_adjoint import OuterTanhAdjoint
 from flowfactor.networks.overrides import features_changed, overridden
-from flowfactor.networks.stacked import uniform
+from flowfactor.networks.stacked import enter_context, uniform
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 from flowfactor.networks.two_layer import two_layer_with_terms
@@ -34,6 +35,7 @@ class PaperPotential(StackedPotential):
         dim: D, even (the size of the time embedding).
         num_flows: K.
         max_period: Inverse of the slowest frequency of the embedding, in frames.
+        context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
 
     Raises:
@@ -52,9 +54,10 @@ class PaperPotential(StackedPotential):
         num_flows: int = 1,
         *,
         max_period: float = 10_000.0,
+        context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(dim, num_flows)
+        super().__init__(dim, num_flows, context)
         if dim % 2:
             raise ValueError(f"PaperPotential needs an even dim for its sinusoidal time embedding, got {dim}")
         self._activation = activation_named("tanh")
@@ -70,6 +73,7 @@ class PaperPotential(StackedPotential):
         self.b2 = nn.Parameter(torch.zeros(K, 1, D))
         self.w3 = uniform((K, 1, D), D, generator=g)
         self.b3 = nn.Parameter(torch.zeros(K, 1))
+        enter_context(self, "b1", generator=g)
 
     def _time_terms(
         self, stack: Stack, *, t: Tensor, derivative: bool

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowfactor.networks.batching import Stack
-from flowfactor.networks.stacked import own_tensors
+from flowfactor.context import ContextSize
+from flowfactor.networks.batching import ENTERS, Stack
+from flowfactor.networks.stacked import enter_context, own_tensors
 from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian
 
@@ -24,6 +25,7 @@ class QuadraticPotential(StackedPotential):
         num_flows: K.
         S: Matrices ``[K, D, D]`` (or ``[D, D]`` for one flow); only the symmetric part counts. Drawn where None.
         b: Vectors ``[K, D]`` (or ``[D]``). Zero where None.
+        context: C, the number of features of a context c, which adds $E_k c$ to $b_k$; or a number for each name.
         generator: Source of the drawn matrices.
 
     Raises:
@@ -43,13 +45,15 @@ class QuadraticPotential(StackedPotential):
         S: Tensor | None = None,
         b: Tensor | None = None,
         *,
+        context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(dim, num_flows)
+        super().__init__(dim, num_flows, context)
         drawn = torch.randn(num_flows, dim, dim, generator=generator) / dim if S is None else S
         self.matrix = nn.Parameter(_shaped("S", drawn, (num_flows, dim, dim)))
         zero = self.matrix.detach().new_zeros(num_flows, dim)
         self.vector = nn.Parameter(_shaped("b", zero if b is None else b, (num_flows, dim)))
+        enter_context(self, "vector", generator=generator)
 
     @property
     def S(self) -> Tensor:  # noqa: N802 - the formula's name
@@ -63,7 +67,10 @@ class QuadraticPotential(StackedPotential):
         return own_tensors(self)["vector"]
 
     def _stack(self) -> Stack:
-        return {"S": self.S, "b": self.b.unsqueeze(-2)}
+        stack = {"S": self.S, "b": self.b.unsqueeze(-2)}
+        if self.context_dim:
+            stack["b" + ENTERS] = own_tensors(self)["vector" + ENTERS]
+        return stack
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from flowfactor.context import ContextSize
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.row_norms import weighted_row_norms
-from flowfactor.networks.stacked import check_sizes, uniform
+from flowfactor.networks.stacked import check_sizes, enter_context, uniform
 from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian
 
@@ -34,6 +35,7 @@ class ResNetPotential(StackedPotential):
         rank: Rank of the quadratic term, at least 1.
         time_scale: $\tau$, the number of frames that count as one unit of the time input.
         init_scale: Scale of the output weights at the start.
+        context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
 
     Raises:
@@ -56,9 +58,10 @@ class ResNetPotential(StackedPotential):
         rank: int = 10,
         time_scale: float = 8.0,
         init_scale: float = 0.1,
+        context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(dim, num_flows)
+        super().__init__(dim, num_flows, context)
         check_sizes("width, depth, rank", (width, depth, rank), 3)
         if not time_scale > 0:
             raise ValueError(f"time_scale must be positive, got {time_scale}")
@@ -73,6 +76,7 @@ class ResNetPotential(StackedPotential):
         self.w = uniform((K, 1, width), width, init_scale, generator=g)
         self.quad = uniform((K, rank, S), S, init_scale, generator=g)
         self.linear = nn.Parameter(torch.zeros(K, 1, S))
+        enter_context(self, "opening_bias", generator=g)
 
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None

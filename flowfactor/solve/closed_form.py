@@ -23,17 +23,19 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor._functorch import is_plain
+from flowfactor.context import Context, joined
 from flowfactor.control import ResolvedControl
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.evaluation import BoundField, Evaluation
-from flowfactor.networks.batching import Layout, block_of
+from flowfactor.networks.batching import Layout, WeightedLayout, block_of
 from flowfactor.networks.stage_adjoint import NoClosedForm, Residuals, StageAdjoint
 from flowfactor.networks.weighted_adjoint import WeightedAdjoint
 from flowfactor.path import SolveStats
+from flowfactor.solve.clock import ClockAdjoint
 from flowfactor.solve.continuous_adjoint import continuous_adjoint
 from flowfactor.solve.discrete_adjoint import Rates, discrete_adjoint, rates_of
 from flowfactor.solve.forward import Block, Forward, GaveUpError
-from flowfactor.solve.general import integrate
+from flowfactor.solve.general import follow
 from flowfactor.solve.odeint import check_fixed_steps
 from flowfactor.solve.problem import Packing, Plan, Segment
 from flowfactor.solve.runge_kutta import Tableau, tableau
@@ -106,7 +108,7 @@ def solve_segment(
         Packed states ``[T, *batch, S]``; or why the general engine has to do it (or explain why it cannot be done).
     """
     table = tableau(solver.method)
-    refusal = _unsuited(solver, y, segment.times, packing)
+    refusal = _unsuited(solver, y, segment, packing, acting.context if "context" in want else None)
     if refusal is not None:
         return refusal
     if table is None:
@@ -123,6 +125,12 @@ def solve_segment(
     adjoint = _adjoint_of(field, layout, pieces, want, divergence if packing.log_det else None, along)
     if isinstance(adjoint, NoClosedForm):
         return adjoint
+    clock, context = None, layout.contexts()[0] if "context" in want else None
+    if segment.clock is not None:
+        if not adjoint.own_times:
+            return NoClosedForm(f"the closed form of {type(field).__name__} takes one time for all samples")
+        clock = segment.clock.laid_out(layout, y.dtype)
+        adjoint = ClockAdjoint(adjoint, clock)
     check_fixed_steps(solver, segment.times)
     modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
     # Costs may share a force, whose gradient must count once.
@@ -131,15 +139,16 @@ def solve_segment(
     z0, start = block[..., : field.dim], block[..., field.dim :].detach()
 
     def by_autograd(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        rhs = packing.rhs(_as_field(adjoint, tensors[len(others) :], along))
-        both, how = torch.cat([z, start], -1), replace(solver, gradient=gradient)
-        ys = integrate(how, rhs, both, segment.times, steered=packing.steered, stats=SolveStats())
+        bound, how = _as_field(adjoint, tensors[len(others) :], along), replace(solver, gradient=gradient)
+        both = torch.cat([z, start], -1)
+        laid = replace(segment, clock=clock)
+        ys = follow(how, lambda piece: packing.rhs(bound, piece, context), both, laid, packing.steered, SolveStats())
         return ys[..., : field.dim], (ys[..., field.dim :] - start).movedim(-1, 0)
 
     plan = Plan(
         adjoint, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs, want, along,
         layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
-        by_autograd,
+        by_autograd, clock, context,
     )  # fmt: skip
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *adjoint.inputs)
@@ -162,7 +171,8 @@ def _adjoint_of(
     starts, weights = pieces
     flows = field.num_flows
     spread = None if probe is None else probe.expand(flows, *probe.shape[1:])
-    single = field.stage_adjoint(Layout(layout.batch_shape, range(flows)), want, divergence, spread)
+    every = WeightedLayout(layout.batch_shape, weights[0], context=layout.context)
+    single = field.stage_adjoint(every, want, divergence, spread)
     if isinstance(single, NoClosedForm):
         return single
     return WeightedAdjoint(single, weights.reshape(len(starts), -1, flows), starts)
@@ -180,16 +190,20 @@ def _as_field(adjoint: StageAdjoint, inputs: Sequence[Tensor], probe: Tensor | N
     return evaluate
 
 
-def _unsuited(solver: Solver, y: Tensor, t: Tensor, packing: Packing) -> NoClosedForm | None:
+def _unsuited(
+    solver: Solver, y: Tensor, segment: Segment, packing: Packing, context: Context | None
+) -> NoClosedForm | None:
     """Why a solve is not of the kind whose adjoint is written out: plain tensors, plain settings, known costs."""
     for name, cost in packing.costs.items():
         if not getattr(cost, "many_stages", False):
             reason = getattr(cost, "one_stage_reason", None) or "it does not promise many_stages = True"
             return NoClosedForm(f"cost {name!r} takes one stage at a time: {reason}")
+    clock = segment.clock
     reasons = {
         "the solver has options of torchdiffeq's": bool(solver.options),
         "the solver compiles": solver.compile,
-        "the times ask for their gradient": t.requires_grad,
+        "the times ask for their gradient": segment.times.requires_grad or (clock is not None and clock.asks_gradient),
+        "a cost reads a context that asks for its gradient": context is not None and joined(context).requires_grad,
         f"states are {y.dtype}, neither float32 nor float64": y.dtype not in (torch.float32, torch.float64),
         "autocast is on": torch.is_autocast_enabled(y.device.type),
         # Neither torch.func's transforms nor forward derivatives reach through the closed-form adjoint.

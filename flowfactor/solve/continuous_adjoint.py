@@ -77,6 +77,8 @@ class _AdjointSolve:
     def rate(self, t: float, y: Tensor, mu: Tensor) -> Tensor:
         """The right-hand side of ``[z, lambda]``, both ``[K, n, D]``; notes the stage."""
         z, lam = y[0], y[1]
+        if self.plan.jumps:  # at both ends of an interval the rates of this interval hold
+            t = min(max(t, self.low), math.nextafter(self.high, self.low))
         velocity, residuals = self.adjoint.velocity(z, self.adjoint.time_terms([t])[0])
         self.plan.caller_stats.nfe_backward += 1
         stage = _Stage(t, residuals, lam, mu)
@@ -98,7 +100,7 @@ class _AdjointSolve:
             return joined.pullback(Outputs(), parameters=parameters), [None] * len(self.others), None
         rates = rates_of(self.plan, joined, ts, log_det=False, graph=True)
         mu = torch.stack([stage.mu for stage in stages], 2)
-        cotangents, others, z_bar = cotangents_of(self.plan, rates, mu, self.others)
+        cotangents, others, z_bar = cotangents_of(self.plan, rates, ts, mu, self.others)
         return joined.pullback(cotangents, parameters=parameters), others, z_bar
 
     def interval(self, z: Tensor, lam: Tensor, mu: Tensor, t: float, end: float) -> Tensor:
@@ -109,6 +111,7 @@ class _AdjointSolve:
         if not math.isfinite(scale):
             raise GaveUpError
         self.scale, self.mu = scale, mu / scale
+        self.low, self.high = end, t
         y = torch.stack([z, lam / scale])
         return (self._adaptive if self.plan.solver.adaptive else self._fixed)(y, t, end)[1] * scale
 

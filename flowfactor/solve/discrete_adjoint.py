@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfactor.context import Context
 from flowfactor.fields.evaluation import Evaluation
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
 from flowfactor.solve.forward import Block, Step
@@ -43,26 +44,40 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
         return Rates(stages, {}, [], [])
     want = frozenset({"velocity", "gradient"}) | plan.want if plan.costs else frozenset[str]()
     out = stages.outputs(want | {"divergence"} if log_det else want)
-    found = [out["divergence"]] if log_det else []
+    found = [_per_unit(plan, ts, out["divergence"])] if log_det else []
     if not plan.costs:
         return Rates(stages, {}, found, [])
     # Each a leaf of its own: the velocity of a gradient field is the gradient, and its cotangent must not count twice.
     leaves = {name: value.detach().requires_grad_(graph) for name, value in out.items()}
     z = stages.z.detach().requires_grad_(graph)
     leaves["z"] = z
-    t = torch.tensor(ts, dtype=z.dtype, device=z.device).reshape(1, -1, 1).expand(z.shape[:-1])
+    t = plan.times_at(ts, z)
     probe = None if plan.probe is None else plan.probe.unsqueeze(1).expand(z.shape)
     evaluation = Evaluation(
         z, t, leaves["velocity"], leaves.get("divergence"), leaves.get("value"), leaves.get("gradient"), leaves.get("time"),
-        probe,
+        probe, context=_of_stages(plan.context, z),
     )  # fmt: skip
-    sign = 1.0 if plan.times[-1] > plan.times[0] else -1.0
+    rate = plan.rates_at(ts)
+    scale = rate if isinstance(rate, float) else rate.abs()
     with torch.set_grad_enabled(graph):
-        return Rates(stages, leaves, found, [sign * cost(evaluation) for cost in plan.costs.values()])
+        return Rates(stages, leaves, found, [scale * cost(evaluation) for cost in plan.costs.values()])
+
+
+def _per_unit(plan: Plan, ts: Sequence[float], divergence: Tensor) -> Tensor:
+    """Divergences per frame as rates of the log-determinant: times always run as they come."""
+    rate = plan.rates_at(ts)
+    return divergence if isinstance(rate, float) else rate * divergence
+
+
+def _of_stages(context: Context | None, z: Tensor) -> Context | None:
+    """A context ``[G, n, C]`` at the stages ``z [G, S, n, D]``."""
+    if isinstance(context, Tensor):
+        return context.unsqueeze(1).expand(*z.shape[:-1], -1)
+    return context and {name: x.unsqueeze(1).expand(*z.shape[:-1], -1) for name, x in context.items()}
 
 
 def cotangents_of(
-    plan: Plan, rates: Rates, bars: Tensor, others: Sequence[Tensor]
+    plan: Plan, rates: Rates, ts: Sequence[float], bars: Tensor, others: Sequence[Tensor]
 ) -> tuple[Outputs, list[Tensor | None], Tensor | None]:
     """What cotangents ``bars [Q, K, S, n]`` of the rates ask of the field.
 
@@ -70,7 +85,7 @@ def cotangents_of(
         Cotangents of the field's outputs at all stages, of ``others``, and of z itself.
     """
     nothing: list[Tensor | None] = [None] * len(others)
-    cotangents = {"divergence": bars[0]} if plan.log_det else {}
+    cotangents = {"divergence": _per_unit(plan, ts, bars[0])} if plan.log_det else {}
     pairs = [(r, g) for r, g in zip(rates.costs, bars[plan.log_det :], strict=True) if r.requires_grad]
     if not pairs:
         return cotangents, nothing, None
@@ -130,7 +145,7 @@ def discrete_adjoint(
         if plan.quadratures:
             weights = torch.tensor(block.weights(plan.table, len(plan.times)), dtype=ys_bar.dtype, device=ys_bar.device)
             stage_bars = torch.einsum("ts,qtkn->qksn", weights, integrals_bar)
-            cotangents, found, z_bar = cotangents_of(plan, rates, stage_bars, others)
+            cotangents, found, z_bar = cotangents_of(plan, rates, block.stage_times, stage_bars, others)
             other_bars.add(found)
         pullback = rates.stages.pullback(cotangents)
         direct = pullback.direct
@@ -196,8 +211,9 @@ def _through_steps(
     """
     table = plan.table
     q, shape = table.size, ys_bar.shape[1:]
-    shared = plan.solver.adaptive  # a step begins with the last stage of its predecessor
-    carried = None
+    # A step of an adaptive method begins with the last stage of its predecessor, but for where rates jump.
+    lasts = {step.stages[-1] for step in taken}
+    carried, carried_to = None, -1
 
     def pulled(stage: int, k_bar: Tensor) -> Tensor:
         back = pullback.pull(stage, k_bar)
@@ -221,10 +237,11 @@ def _through_steps(
         columns = torch.tensor(weights.T.copy(), dtype=lines.dtype, device=lines.device).unbind(0)
         for i in range(q - 1, -1, -1):
             k_bar = torch.mv(lines[i:size].mT, columns[i][i:]).view(shape)
-            if carried is not None and i == q - 1:
+            if carried is not None and step.stages[i] == carried_to:
                 k_bar += carried
-            if i == 0 and shared:
-                carried = k_bar
+                carried = None
+            if i == 0 and plan.solver.adaptive and (step.stages[0] in lasts or step is taken[0]):
+                carried, carried_to = k_bar, step.stages[0]
                 end_bar = lines[:size].sum(0).view(shape)
                 break
             back = pulled(step.stages[i], k_bar)
@@ -233,5 +250,5 @@ def _through_steps(
             else:
                 end_bar = lines[:size].sum(0).view(shape) + back
     if carried is not None:
-        end_bar = end_bar + pulled(0, carried)
+        end_bar = end_bar + pulled(carried_to, carried)
     return end_bar

@@ -100,11 +100,11 @@ class Forward:
         """Takes all steps from ``z``."""
         (self._adaptive if self.solver.adaptive else self._fixed)(z)
         if self.block.steps:
-            self._close()
+            self._close(carries=False)
 
-    def _close(self) -> None:
+    def _close(self, carries: bool) -> None:
         last, residuals = self.residuals[-1:], self.residuals
-        self.residuals = last if self.solver.adaptive else []  # the last stage of a step is the first of the next
+        self.residuals = last if carries else []  # the last stage of a step is the first of the next
         if self.done is not None:
             self.done(self.block, residuals)
         self.blocks.append(self.block)
@@ -117,27 +117,29 @@ class Forward:
         self.plan.stats.accepted += 1
         if self.limit is None or len(block.steps) < self.limit or reached == len(self.plan.times):
             return
-        self._close()
+        carries = self.solver.adaptive and not (self.plan.jumps and step.outputs)
+        self._close(carries)
         # One state an output is kept: with many steps between two outputs the others are recomputed.
         self.block = Block(z if reached > self.kept else None, t, reached=reached)
         self.kept = reached
-        if self.solver.adaptive:
+        if carries:
             self.block.stage_times.append(t)
 
     def _fixed(self, z: Tensor) -> None:
         """Steps on the solver's grid."""
         times = torch.tensor(self.plan.times, dtype=torch.float64)
         grid, table = self.solver.grid(times).tolist(), self.plan.table
-        asked = [t + c * (e - t) for t, e in zip(grid[:-1], grid[1:], strict=True) for c in table.c.tolist()]
-        terms = iter(self.adjoint.time_terms(asked))
+        pairs = zip(grid[:-1], grid[1:], strict=True)
+        asked = [self.plan.before(e, t) if c == 1 else t + c * (e - t) for t, e in pairs for c in table.c.tolist()]
+        terms, moments = iter(self.adjoint.time_terms(asked)), iter(asked)
         out = 1
         for t, e in zip(grid[:-1], grid[1:], strict=True):
             dt = e - t
             self.steps.start(dt)
             begun = len(self.block.stage_times)
-            for i, c in enumerate(table.c.tolist()):
+            for i in range(table.size):
                 residuals = self.evaluate(i, self.steps.stage(i, z) if i else z, next(terms))
-                self._accept([t + c * dt], [residuals])
+                self._accept([next(moments)], [residuals])
             z = self.steps.end(z)
             landed = e == self.plan.times[out]
             step = Step(dt, list(range(begun, begun + table.size)), [(out, table.b)] if landed else [])
@@ -156,12 +158,9 @@ class Forward:
         control = StepControl(self.solver, table.order)
         before = plan.start[..., 0] if self.steered else 0
         ell = plan.start[..., 0] if self.steered else None
-        first = self.evaluate(0, z, self.adjoint.time_terms([t])[0])
-        self._accept([t], [first])
-        if self.steered:
-            steps.note_rates(0, self.adjoint.divergence([first]))
+        self._begin(z, t)
         size = self._first_step(control, z, t, sign)
-        landings = [end] if self.solver.method == "dopri5" else times[1:]
+        landings = [end] if self.solver.method == "dopri5" and not plan.jumps else times[1:]
         out, attempts = 1, plan.attempted
         while out < len(times):
             landing = next(x for x in landings if (x - t) * sign > 0)
@@ -172,7 +171,7 @@ class Forward:
             begun = len(self.block.stage_times)
             steps.start(dt)
             at, residuals = z, []
-            moments = [e if c == 1 else t + c * dt for c in table.c[1:].tolist()]
+            moments = [plan.before(e, t) if c == 1 else t + c * dt for c in table.c[1:].tolist()]
             for i, terms in enumerate(self.adjoint.time_terms(moments), 1):
                 at = steps.stage(i, z)
                 residuals.append(self.evaluate(i, at, terms))
@@ -200,6 +199,15 @@ class Forward:
             z, t = at, e
             steps.carry()
             self._end_step(step, z, t, out)
+            if plan.jumps and step.outputs and out < len(times):
+                self._begin(z, t)
+
+    def _begin(self, z: Tensor, t: float) -> None:
+        """Evaluates the stage with which adaptive steps begin; every later step begins with the last stage before it."""
+        first = self.evaluate(0, z, self.adjoint.time_terms([t])[0])
+        self._accept([t], [first])
+        if self.steered:
+            self.steps.note_rates(0, self.adjoint.divergence([first]))
 
     def _first_step(self, control: StepControl, z: Tensor, t: float, sign: float) -> float:
         def pack(velocity: Tensor, rate: Tensor | None) -> Tensor:

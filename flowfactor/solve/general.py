@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from flowfactor._functorch import is_transforming
 from flowfactor.path import SolveStats
 from flowfactor.solve.captured import Watch, captured_tensors
 from flowfactor.solve.checkpoint import Checkpoint
+from flowfactor.solve.clock import Clock
 from flowfactor.solve.compiled import RHS, Program
 from flowfactor.solve.dynamics import Dynamics
 from flowfactor.solve.odeint import call_torchdiffeq, check_fixed_steps
+from flowfactor.solve.problem import Segment
 from flowfactor.solver import SCIPY_METHOD, Solver
 
 
@@ -67,6 +69,35 @@ def integrate(
     dynamics.forward_done, dynamics.asked = True, 0
     dynamics.last = None  # holds a part of the graph
     return ys
+
+
+def follow(
+    solver: Solver, rhs_of: Callable[[Clock | None], RHS], y: Tensor, segment: Segment, steered: int, stats: SolveStats,
+    program: Program | None = None, parts: Iterable[Any] = (),
+) -> Tensor:  # fmt: skip
+    """Solves a stretch from ``y`` on, `integrate` by `integrate` where the rates of samples jump.
+
+    Args:
+        solver: How to solve.
+        rhs_of: Gives the right-hand side by a clock of one piece; by None where all samples are at the same time.
+        y: The packed state at its start.
+        segment: The stretch.
+        steered: As for `integrate`, as what follows.
+        stats: Counted into.
+        program: What is compiled.
+        parts: The modules in the right-hand side.
+
+    Returns:
+        The packed states at its times, ``[T, *batch, S]``.
+    """
+    clock, how = segment.clock, {"steered": steered, "stats": stats, "program": program, "parts": parts}
+    if clock is None or len(clock.knots) == 1:
+        return integrate(solver, rhs_of(clock), y, segment.times, **how)
+    path = [y]
+    for piece in range(len(clock.knots)):
+        one = clock.one(piece)
+        path.append(integrate(solver, rhs_of(one), path[-1], segment.times[piece : piece + 2], **how)[-1])
+    return torch.stack(path)
 
 
 def _check_transforms(solver: Solver) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flowfactor._checks import choices
+from flowfactor.context import Context
 from flowfactor.control import Control, PieceControl, Schedule
 from flowfactor.fields.base import Field
 from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks.stage_adjoint import StageAdjoint
 from flowfactor.path import FlowPath, SolveStats
+from flowfactor.solve.clock import Clock, ClockAdjoint
 from flowfactor.solve.runge_kutta import Tableau
 from flowfactor.solver import Solver
 
 Cost = Callable[[Evaluation], Tensor]
-NEEDS = ("potential", "value", "time", "probe")  # what a cost may ask for by its attribute `needs`
+NEEDS = ("potential", "value", "time", "probe", "context")  # what a cost may ask for by its attribute `needs`
 
 
 def needs_of(costs: Mapping[str, Cost], field: Field) -> frozenset[str]:
@@ -41,12 +44,17 @@ def needs_of(costs: Mapping[str, Cost], field: Field) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a solve under one control; ``times[first:last]`` are wanted."""
+    """A stretch of a solve under one control; ``times[first:last]`` are wanted.
+
+    Where samples are at times of their own, the times are those of a clock.
+    """
 
     control: PieceControl
     times: Tensor
     first: int
     last: int
+    clock: Clock | None = None
+    repeats: list[int] | None = None  # which of the times are wanted, where some are wanted more than once
 
 
 def segments_of(control: Control, t: Tensor) -> list[Segment]:
@@ -88,13 +96,17 @@ class Packing:
         """The state at the start of a solve, with integrals of zero."""
         return torch.cat([z0, z0.new_zeros((*z0.shape[:-1], self.quadratures))], -1) if self.quadratures else z0
 
-    def rhs(self, bound: BoundField) -> Callable[[Tensor, Tensor], Tensor]:
-        """The right-hand side of the packed state."""
-        if self.steered == self.dim and not self.costs:
+    def rhs(
+        self, bound: BoundField, clock: Clock | None = None, context: Context | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The right-hand side of the packed state, for a ``clock`` of one piece where samples have times of their own."""
+        if self.steered == self.dim and not self.costs and clock is None:
             return lambda t, y: bound(y, t.to(y.dtype)).velocity
 
         def packed(t: Tensor, y: Tensor) -> Tensor:
-            evaluation = bound(y[..., : self.dim], t.to(y.dtype))
+            evaluation = bound(y[..., : self.dim], (t if clock is None else clock.at(t, 0)).to(y.dtype))
+            if context is not None and self.costs:
+                evaluation = replace(evaluation, context=context)
             parts = [evaluation.velocity]
             if self.log_det:
                 assert evaluation.divergence is not None
@@ -102,7 +114,11 @@ class Packing:
             for name, cost in self.costs.items():
                 rate = _checked_rate(name, cost(evaluation), y.shape[:-1])
                 parts.append((rate if self.sign > 0 else -rate).unsqueeze(-1))
-            return torch.cat(parts, -1)
+            if clock is None:
+                return torch.cat(parts, -1)
+            rates = clock.rates[0].to(y.dtype).unsqueeze(-1)
+            ours, costs = torch.cat(parts[: 1 + self.log_det], -1), parts[1 + self.log_det :]
+            return torch.cat([rates * ours, *(rates.abs() * cost for cost in costs)], -1)
 
         return packed
 
@@ -136,6 +152,8 @@ class Plan:
     attempted: int  # steps of the stretches before this one
     differentiable: bool  # whether gradients are on: inside a Function they never are
     by_autograd: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
+    clock: Clock | None = None  # laid out as the samples are, where they have times of their own
+    context: Context | None = None  # laid out as the samples are, where a cost asks for it
 
     @property
     def steered(self) -> bool:
@@ -146,6 +164,27 @@ class Plan:
     def quadratures(self) -> int:
         """Number of integrals along the path."""
         return self.log_det + len(self.costs)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the rates of samples at times of their own change at every output, where steps then land."""
+        return self.clock is not None and len(self.clock.knots) > 1
+
+    def before(self, end: float, begin: float) -> float:
+        """The time of a stage at the ``end`` of a step: where rates jump there, it belongs to what lies before."""
+        return math.nextafter(end, begin) if self.jumps else end
+
+    def times_at(self, ts: Sequence[float], like: Tensor) -> Tensor:
+        """The times of all samples at S stages, ``[G, S, n]``."""
+        if isinstance(self.adjoint, ClockAdjoint):
+            return self.adjoint.times(ts).to(like.dtype).transpose(0, 1)
+        return torch.tensor(ts, dtype=like.dtype, device=like.device).reshape(1, -1, 1).expand(like.shape[:-1])
+
+    def rates_at(self, ts: Sequence[float]) -> Tensor | float:
+        """By what rates per frame become rates of the solve at S stages: a sign, or ``[G, S, n]``."""
+        if isinstance(self.adjoint, ClockAdjoint):
+            return self.adjoint.rates(ts).transpose(0, 1)
+        return 1.0 if self.times[-1] > self.times[0] else -1.0
 
 
 def resting(z0: Tensor, t: Tensor, log_det: bool, costs: Mapping[str, Cost], stats: SolveStats) -> FlowPath:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from flowfactor.context import Context
 from flowfactor.control import Control, ResolvedControl, resolve
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.networks.stage_adjoint import NoClosedForm
@@ -15,14 +16,16 @@ from flowfactor.path import FlowPath, SolveStats
 from flowfactor.potentials.base import rademacher_like
 from flowfactor.solve.closed_form import FAILED, solve_segment, solve_segments
 from flowfactor.solve.compiled import program_of
-from flowfactor.solve.general import integrate
+from flowfactor.solve.general import follow
+from flowfactor.solve.own_times import own_segments
 from flowfactor.solve.problem import Cost, Packing, Segment, resting, segments_of
 from flowfactor.solver import Solver
 
 
 def solve(
-    field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *, log_det: bool,
-    costs: Mapping[str, Cost], needs: frozenset[str], generator: torch.Generator | None,
+    field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *,
+    context: Context | None = None, log_det: bool, costs: Mapping[str, Cost], needs: frozenset[str],
+    generator: torch.Generator | None,
 ) -> FlowPath:  # fmt: skip
     """Follows a field from ``z0`` at ``t[0]`` through all times; its arguments are those of `LatentFlow`, checked.
 
@@ -31,8 +34,9 @@ def solve(
         solver: How to solve.
         divergence: How to take the divergence.
         z0: States at ``t[0]``, ``[*batch, D]``.
-        t: Times in frames, strictly monotone, ``[T]``.
+        t: Times in frames, ``[T]``, strictly monotone, or ``[T, *batch]``, where each sample has times of its own.
         control: Which flow acts.
+        context: What steers it, spread over the batch.
         log_det: Whether to carry the log-determinant.
         costs: Running costs by name.
         needs: What they ask for, from `flowfactor.solve.problem.needs_of`.
@@ -45,17 +49,19 @@ def solve(
         ValueError: If the control does not fit, or the closed form is demanded of a solve that has none.
         FlowSolveError: If the solve fails.
     """
-    batch = z0.shape[:-1]
-    segments = segments_of(control, t)
-    acting = [resolve(s.control, batch, field.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
+    batch, how = z0.shape[:-1], {"dtype": z0.dtype, "device": z0.device}
+    stretches = segments_of(control, t) if t.ndim == 1 else own_segments(control, t, batch, field.num_flows, z0)
+    acting = [resolve(s.control, batch, field.num_flows, **how) for s in stretches]
+    acting = [replace(one, context=context) for one in acting]
     stats = SolveStats(method=solver.method)
-    if z0.numel() == 0 or len(t) == 1:
+    if z0.numel() == 0 or not stretches or len(t) == 1:
         return resting(z0, t, log_det, costs, stats)
     probed = "probe" in needs or (log_det and divergence == "hutchinson")
     probe = rademacher_like(z0, generator) if probed else None
-    packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if bool(t[-1] > t[0]) else -1.0)
-    task = _Task(field, solver, divergence, packing, needs & {"value", "time"}, probe, stats)
-    return packing.path(task.states(segments, acting, packing.start(z0)), t.to(z0.dtype), stats)
+    ascending = t.ndim > 1 or bool(t[-1] > t[0])  # a clock always runs forward
+    packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if ascending else -1.0)
+    task = _Task(field, solver, divergence, packing, needs & {"value", "time", "context"}, probe, stats)
+    return packing.path(task.states(stretches, acting, packing.start(z0)), t.to(z0.dtype), stats)
 
 
 _ASKED_FOR = NoClosedForm('Solver(engine="general") asks for it')
@@ -89,7 +95,7 @@ class _Task:
                 ys = self._general(segment, control, y, ys)
             else:
                 self.stats.ran("closed form")
-            outputs.append(ys[segment.first : segment.last])
+            outputs.append(ys[segment.first : segment.last] if segment.repeats is None else ys[segment.repeats])
             y = ys[-1]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
@@ -100,13 +106,15 @@ class _Task:
             raise _not_closed(why)
         packing, batch = self.packing, y.shape[:-1]
         kind = self.divergence if packing.log_det else None
-        rhs = packing.rhs(self.field.bind(control, batch, want=self.want, divergence=kind, probe=self.probe))
+        want = self.want - {"context"}
+        bound = self.field.bind(control, batch, want=want, divergence=kind, probe=self.probe)
         program = program_of(self.field) if self.solver.compile else None
         self.stats.ran("general", why.reason)
         parts = (self.field, *packing.costs.values())
-        ys = integrate(
-            self.solver, rhs, y, segment.times, steered=packing.steered, stats=self.stats, program=program, parts=parts
-        )
+        ys = follow(
+            self.solver, lambda clock: packing.rhs(bound, clock, control.context), y, segment, packing.steered, self.stats,
+            program, parts,
+        )  # fmt: skip
         if demanded:  # it was to say why the closed form failed, and has not failed itself
             raise _not_closed(why)
         return ys

@@ -1,0 +1,117 @@
+"""The stretches of a solve whose samples are at times of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowfactor.control import Control, PieceControl, ResolvedControl, Schedule, as_weights, resolve
+from flowfactor.solve.clock import Clock
+from flowfactor.solve.problem import Segment
+
+
+def own_segments(control: Control, t: Tensor, batch: Sequence[int], num_flows: int, like: Tensor) -> list[Segment]:
+    """Cuts a solve of times ``t [T, *batch]`` into stretches on a clock.
+
+    Args:
+        control: Which flow acts.
+        t: The times of each sample, monotone.
+        batch: The batch.
+        num_flows: K.
+        like: The states.
+
+    Returns:
+        One stretch, or under a schedule one or more from output to output; none where no sample moves.
+    """
+    if not isinstance(control, Schedule):
+        segment = _stretched(control, t, torch.finfo(like.dtype).eps) or _from_knot_to_knot(control, t)
+        return [] if segment is None else [segment]
+    return _under_schedule(control, t, batch, num_flows, like)
+
+
+def _stretched(control: PieceControl, t: Tensor, eps: float) -> Segment | None:
+    """One rate for the whole solve, where the times of all samples are one grid, stretched and shifted."""
+    if t.requires_grad or not t[0].numel():
+        return None
+    spans = t[-1] - t[0]
+    longest = int(spans.abs().argmax())
+    grid = (t.flatten(1)[:, longest] - t[0].flatten()[longest]).abs()
+    whole = float(grid[-1])
+    if whole == 0 or not bool((grid.diff() > 0).all()):
+        return None
+    clock = Clock((0.0,), t[:1], (spans / whole).unsqueeze(0))
+    fitted = t[0] + clock.rates * grid.reshape(-1, *[1] * (t.ndim - 1))
+    if bool(((fitted - t).abs() > 4 * eps * t.abs().amax()).any()):
+        return None
+    return Segment(control, grid, 0, len(grid), clock)
+
+
+def _from_knot_to_knot(control: PieceControl, t: Tensor) -> Segment | None:
+    """Rates that change at every output."""
+    steps = t.diff(dim=0)
+    lengths = steps.detach().abs().flatten(1).amax(1)
+    moving = [i for i, length in enumerate(lengths.tolist()) if length > 0]
+    if not moving:
+        return None
+    times = torch.cat([lengths.new_zeros(1), lengths[moving].cumsum(0)])
+    rates = steps[moving] / lengths[moving].reshape(-1, *[1] * (t.ndim - 1))
+    repeats, reached = [0], 0
+    for i in range(len(steps)):
+        reached += i in moving
+        repeats.append(reached)
+    return Segment(control, times, 0, len(t), Clock(tuple(times[:-1].tolist()), t[moving], rates), repeats)
+
+
+def _under_schedule(schedule: Schedule, t: Tensor, batch: Sequence[int], num_flows: int, like: Tensor) -> list[Segment]:
+    """From output to output, each piece of the schedule for those samples that it reaches there."""
+    schedule.at(float(t.detach().min()))
+    bounds = [-torch.inf, *schedule.starts[1:], torch.inf]
+    pieces = [resolve(c, batch, num_flows, dtype=like.dtype, device=like.device) for c in schedule.controls]
+    ascending = t[-1] >= t[0]
+    segments: list[Segment] = []
+    now, wanted = t[0], []
+    for begin, end in zip(t[:-1], t[1:], strict=True):
+        low, high = torch.minimum(begin, end), torch.maximum(begin, end)
+        for up, down in zip(range(len(pieces)), reversed(range(len(pieces))), strict=True):
+            # A sample of ascending times is in its piece up to that piece's end, others down to its start.
+            until = torch.where(ascending, low.new_tensor(bounds[up + 1]), low.new_tensor(bounds[down]))
+            until = torch.minimum(torch.maximum(until, low), high)
+            length = float((until - now).detach().abs().max())
+            if length > 0:
+                clock = Clock((0.0,), now.unsqueeze(0), ((until - now) / length).unsqueeze(0))
+                both = _merged(ascending, pieces[up], pieces[down], batch, num_flows, like)
+                segments.append(Segment(both, t.new_tensor([0.0, length]), 0, 2, clock, []))
+                now = until
+        wanted.append(len(segments))
+    if not segments:
+        return []
+    # How often each stretch's end is an output; the start of the first one is one too.
+    first = 1 + wanted.count(0)
+    for i, segment in enumerate(segments, 1):
+        repeats = [1] * wanted.count(i)
+        segments[i - 1] = Segment(
+            segment.control, segment.times, 0, 2, segment.clock, [0] * first + repeats if i == 1 else repeats
+        )
+    return segments
+
+
+def _merged(
+    ascending: Tensor, up: ResolvedControl, down: ResolvedControl, batch: Sequence[int], num_flows: int, like: Tensor
+) -> PieceControl:
+    """The control of samples of which some go forward, some back."""
+    if up is down or bool(ascending.all()):
+        return _written(up)
+    if not bool(ascending.any()):
+        return _written(down)
+    first, second = (as_weights(one, batch, num_flows, like) for one in (up, down))
+    weights = torch.where(ascending.unsqueeze(-1), first, second)
+    return weights if up.weights is not None or down.weights is not None else weights.argmax(-1)
+
+
+def _written(control: ResolvedControl) -> PieceControl:
+    if control.weights is not None:
+        return control.weights
+    assert control.index is not None
+    return control.index
