@@ -9,16 +9,19 @@ from flowfactor.control import Control, times
 from flowfactor.latent_flow import LatentFlow
 
 
-def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+def check_frames(
+    frames: object, t: object, event: tuple[int, ...] | None, *, own_times: bool = False
+) -> tuple[Tensor, Tensor]:
     """Checks sequences ``[B, T+1, C, H, W]`` and their times ``[T+1]``.
 
     Args:
         frames: The sequences.
         t: The times, in frames; or the same times for every sequence, ``[B, T+1]``, as a DataLoader collates them.
         event: Expected ``(C, H, W)``; None where any will do.
+        own_times: Whether the rows of ``[B, T+1]`` may differ.
 
     Returns:
-        Frames and times as tensors.
+        Frames and times as tensors: ``[T+1]``, or ``[T+1, B]`` where each sequence has its own.
 
     Raises:
         TypeError: If frames are no floats.
@@ -38,6 +41,13 @@ def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tu
     if isinstance(t, Tensor) and t.ndim == 2 and t.shape == frames.shape[:2] and bool((t == t[:1]).all()):
         t = t[0]  # as torch's DataLoader collates the times of sequences
     when = times(t, frames)
+    if own_times and when.ndim == 2:
+        if when.shape != frames.shape[:2]:
+            raise ValueError(
+                f"t must hold one time a frame, shape [{frames.shape[1]}], or those of each sequence, "
+                f"{list(frames.shape[:2])}; got {list(when.shape)}"
+            )
+        return frames, when.mT
     if when.shape != frames.shape[1:2]:
         raise ValueError(f"t must hold one time a frame, shape [{frames.shape[1]}], got {list(when.shape)}")
     return frames, when
