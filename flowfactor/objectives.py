@@ -306,7 +306,7 @@ def choose_observed_frames(
         generator: Source of the draw.
 
     Returns:
-        Frame indices and the weight of each, ``[n, B]``, where n is at most ``wanted``. A sequence with no more frames than n
+        Frame indices and the weight of each, ``[n, B]``, where n is at most ``wanted``. A sequence with no more than n frames
         has each of them once at weight 1, and others at weight 0.
 
     Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
+from flowfactor.models.inputs import beside, blanked, shown
 from flowfactor.models.protocols import MovesCodes, Transforms
 
 
@@ -70,7 +71,8 @@ def equivariance_error(
       z_t = \phi^k_t(\mathrm{E}[z | x_0])$$
 
     with the L1 norm over all pixels and channels, over all T transformed frames, from the mean of the posterior. Every
-    image meets every transformation.
+    image meets every transformation. Frames that the data's ``mask`` says are missing are left out of the sums; own times and
+    contexts of sequences are handed to the model.
 
     Args:
         model: The model, with ``transform`` and ``num_flows``.
@@ -97,10 +99,10 @@ def equivariance_error(
     resting: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
         for k, batch in every_flow(data, limit, batch_size, seed):
-            frames, t = batch["frames"], batch["t"]
-            made = model.transform(frames[:, 0], t, batch["k"])
-            errors[k].append((frames[:, 1:] - made[:, 1:]).abs().flatten(1).sum(1))
-            resting[k].append((frames[:, 1:] - frames[:, :1]).abs().flatten(1).sum(1))
+            frames = batch["frames"]
+            made = model.transform(frames[:, 0], batch["t"], batch["k"], **beside(batch, "context"))
+            errors[k].append(_summed(frames[:, 1:] - made[:, 1:], batch))
+            resting[k].append(_summed(frames[:, 1:] - frames[:, :1], batch))
     per_image = torch.stack([torch.cat(e) for e in errors])
     count = per_image.shape[1]
     return EquivarianceError(
@@ -156,10 +158,11 @@ def latent_equivariance_error(
     moved: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
         for k, batch in every_flow(data, limit, batch_size, seed):
-            codes = model.encode(batch["frames"].movedim(1, 0)).mean
-            path = latent_path(model, codes[0], batch["t"], batch["k"])
-            missed[k].append((codes[1:] - path[1:]).norm(dim=-1).sum(0))
-            moved[k].append((codes[1:] - codes[0]).norm(dim=-1).sum(0))
+            codes = model.encode(shown(batch).movedim(1, 0)).mean
+            t = batch["t"] if batch["t"].ndim == 1 else batch["t"].mT
+            path = latent_path(model, codes[0], t, batch["k"], **beside(batch, "context"))
+            missed[k].append(_observed((codes[1:] - path[1:]).norm(dim=-1).mT, batch).sum(1))
+            moved[k].append(_observed((codes[1:] - codes[0]).norm(dim=-1).mT, batch).sum(1))
     miss, move = (torch.stack([torch.cat(part) for part in parts]) for parts in (missed, moved))
     if not bool((move.mean(1) > 0).all()):
         still = (move.mean(1) == 0).nonzero().flatten().tolist()
@@ -182,18 +185,29 @@ class NoLatentFlowError(TypeError):
     """
 
 
-def latent_path(model: object, z0: Tensor, t: Tensor, control: Control) -> Tensor:
+def _summed(difference: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """L1 norms ``[B]`` of differences of frames after the first ``[B, T, C, H, W]``, of those that were observed."""
+    return _observed(difference.abs(), batch).flatten(1).sum(1)
+
+
+def _observed(values: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Values ``[B, T, ...]`` of frames after the first, 0 where the frame is missing."""
+    mask = batch.get("mask")
+    return values if mask is None else blanked(values, mask[:, 1:])
+
+
+def latent_path(model: object, z0: Tensor, t: Tensor, control: Control, **named: Any) -> Tensor:
     """Latents ``[T, B, D]`` along a model's transformation, from ``z0 [B, D]``; NoLatentFlowError where it has none."""
     path: Callable[..., Tensor] | None = getattr(model, "path", None)
     if callable(path):
-        return path(z0, t, control)
+        return path(z0, t, control, **named)
     flow = getattr(model, "flow", None)
     if flow is None:
         raise NoLatentFlowError(
             f"a {type(model).__name__} has no latent flow: it needs flow(z0, t, control), a flowfactor.LatentFlow, or "
             "path(z0, t, control). Where a latent dimension stands in for a transformation, see TraversalModel"
         )
-    return flow(z0, t, control).z
+    return flow(z0, t, control, **named).z
 
 
 def every_flow(

@@ -307,8 +307,8 @@ def _check_steered(made: Field, context: ContextSize, parts: str) -> None:
     """Raises ValueError where parts of the user's own do not take the context that is asked for."""
     if made.context != context_size(context):
         raise ValueError(
-            f"context={context!r} is asked for, but {parts} takes {made.context or 'none'}: give its constructor the argument "
-            "context, and hand it on to the base class"
+            f"context={context!r} is asked for, but {parts} takes {made.context or 'none'}: give its constructor the "
+            "argument context, and hand it on to the base class"
         )
 
 

@@ -180,8 +180,8 @@ class FlowFactorizedVAE(FlowModel):
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames; the prior starts at time 0. Or those of each sequence ``[B, T+1]``, monotone, which
-                may repeat.
+            t: Times ``[T+1]``, in frames; the prior starts at time 0. Or those of each sequence ``[B, T+1]``, monotone, and
+                free to repeat.
             k: Which transformation acts: an int, one index a sequence ``[B]``, weights or a schedule. None infers it for
                 each sequence; the terms are then expectations over q(k|x), or draws of them: by q(k|x) (Gumbel), or by
                 responsibilities (balanced, while it anneals).

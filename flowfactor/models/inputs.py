@@ -20,7 +20,7 @@ class Inputs:
 
     Attributes:
         frames: Frames ``[B, T+1, C, H, W]``; those that are missing are 0.
-        t: Times ``[T+1]``, or ``[T+1, B]`` where each sequence has its own. A sequence rests from its last observed frame on.
+        t: Times ``[T+1]``, or ``[T+1, B]`` where each sequence has its own, and rests from its last observed frame on.
         context: Features ``[B, C]``, or such a tensor for each name; None for none.
         mask: Which frames were observed ``[B, T+1]``; None where all were.
     """
@@ -35,9 +35,7 @@ class Inputs:
         if row is None:
             return self.t, self.context
         t = self.t if self.t.ndim == 1 else self.t[:, row]
-        if isinstance(self.context, Mapping):
-            return t, {name: part[row] for name, part in self.context.items()}
-        return t, None if self.context is None else self.context[row]
+        return t, None if self.context is None else rows_of(self.context, row)
 
     def seen(self, row: Tensor | None = None) -> dict[str, Tensor]:
         """The mask ``[T+1, N]`` of the sequences ``row [N]`` as an argument by name, where there is one."""
@@ -186,6 +184,26 @@ def beside(batch: Mapping[str, Any], *names: str) -> dict[str, Any]:
         {'context': 2}
     """
     return {name: batch[name] for name in names if batch.get(name) is not None}
+
+
+def rows_of(context: Context, rows: Tensor) -> Context:
+    """The context of some of the samples ``[N, C]``; one without a batch is that of all."""
+    if isinstance(context, Mapping):
+        return {name: part if part.ndim == 1 else part[rows.to(part.device)] for name, part in context.items()}
+    return context if context.ndim == 1 else context[rows.to(context.device)]
+
+
+def refuse_missing(batch: Mapping[str, Any], what: str) -> None:
+    """Raises ValueError where frames of a batch are missing, for what needs them all."""
+    mask = batch.get("mask")
+    if mask is not None and not bool(mask.all()):
+        raise ValueError(f"{what} compares all frames, and the mask says that {int((~mask).sum())} are missing")
+
+
+def shown(batch: Mapping[str, Any]) -> Tensor:
+    """The frames of a batch, with the last that was observed before in place of each that its mask says is missing."""
+    mask = batch.get("mask")
+    return batch["frames"] if mask is None else last_observed(batch["frames"], mask)
 
 
 def refuse_beside(model: object, **given: Any) -> None:
