@@ -306,8 +306,8 @@ def choose_observed_frames(
         generator: Source of the draw.
 
     Returns:
-        Frame indices and the weight of each, ``[n, B]``, where n is at most ``wanted``. A sequence with no more than n frames
-        has each of them once at weight 1, and others at weight 0.
+        Frame indices and the weight of each, ``[n, B]``, with n at most ``wanted``. A sequence of no more than n frames has
+        each of them once at weight 1, and others at weight 0.
 
     Example:
         >>> index, weight = choose_observed_frames(torch.tensor([[True, False, True], [True, False, False]]), None)

@@ -71,8 +71,8 @@ def equivariance_error(
       z_t = \phi^k_t(\mathrm{E}[z | x_0])$$
 
     with the L1 norm over all pixels and channels, over all T transformed frames, from the mean of the posterior. Every
-    image meets every transformation. Frames that the data's ``mask`` says are missing are left out of the sums; own times and
-    contexts of sequences are handed to the model.
+    image meets every transformation. Frames that the data's ``mask`` says are missing are left out of the sums; times and
+    contexts of the sequences' own are handed to the model.
 
     Args:
         model: The model, with ``transform`` and ``num_flows``.

@@ -39,7 +39,8 @@ def check_frames(
     if not bool(frames[:, 0].sum().isfinite()):  # the sum is one cheap pass
         raise ValueError("frames hold NaN or infinity; expected values in [0, 1]")
     if isinstance(t, Tensor) and t.ndim == 2 and t.shape == frames.shape[:2] and bool((t == t[:1]).all()):
-        t = t[0]  # as torch's DataLoader collates the times of sequences
+        # As torch's DataLoader collates the times of sequences. Times that repeat are each sequence's own, which may rest.
+        t = t if own_times and bool((t[0].diff() == 0).any()) else t[0]
     when = times(t, frames)
     if own_times and when.ndim == 2:
         if when.shape != frames.shape[:2]:

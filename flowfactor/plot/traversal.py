@@ -76,8 +76,8 @@ def traverse(
         model: A `flowfactor.models.FlowFactorizedVAE`, or anything with ``num_flows`` and
             ``transform(x0, t, control)``.
         x0: A picture ``[C, H, W]`` in [0, 1], or several ``[B, C, H, W]``: then each flow has a row per picture.
-        context: Features of all pictures ``[C]``, or of each ``[B, C]``, for a model that takes a context; or such a tensor for
-            each name.
+        context: Features of all pictures ``[C]``, or of each ``[B, C]``, for a model that takes a context; or such a tensor
+            for each name.
         t: Times of the columns in frames, strictly increasing, ``at`` among them.
         at: Time of ``x0``, in frames.
         steps: Where ``t`` is None: the columns are the ``steps`` frames before ``at``, ``at`` itself and as many after.

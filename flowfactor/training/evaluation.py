@@ -287,8 +287,9 @@ def _vp(measured: Any, test: SequenceDataset, settings: EvaluationConfig, seed: 
         batches = [test.batch(part) for part in index.split(100)]
         images = torch.cat([batch["frames"][:, 0] for batch in batches])
         also = {"context": _together([batch["context"] for batch in batches])} if "context" in batches[0] else {}
-        settings: dict[str, Any] = {"repeats": _VP_REPEATS, "steps": _VP_STEPS, "generator": generator, **also}
-        return vp_score(measured, images, test.t, **settings).as_dict()
+        return vp_score(
+            measured, images, test.t, repeats=_VP_REPEATS, steps=_VP_STEPS, generator=generator, **also
+        ).as_dict()
 
     return _tried(settings.vp_images, work)
 

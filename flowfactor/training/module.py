@@ -36,8 +36,8 @@ class FlowModule(pl.LightningModule):
 
     Args:
         model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
-            as `flowfactor.models.FlowFactorizedVAE`. One whose ``supervision`` is not ``"full"`` gets None for k. Where batches
-            hold a ``"context"`` or a ``"mask"``, it is called with them by these names.
+            as `flowfactor.models.FlowFactorizedVAE`. One whose ``supervision`` is not ``"full"`` gets None for k. Where a
+            batch holds a ``"context"`` or a ``"mask"``, it is called with them by these names.
         schedule: Course of the learning rate, and the end of the training.
         learning_rate: Peak learning rate.
         betas: Decay rates of AdamW's two averages.
