@@ -53,17 +53,9 @@ def test_a_context_in_a_file_is_trained_on_measured_and_drawn(
     frames, speed = turning(160)
     np.savez(tmp_path / "bars.npz", frames=frames, k=np.zeros(160, dtype=int), context=speed)
     run = tmp_path / "run"
-    lazy = [
-        "--train.steps",
-        "150",
-        "--train.learning_rate",
-        "4e-3",
-        "--model.hj_weight",
-        "0",
-        "--model.start_weight",
-        "0",
-    ]
-    assert main(of(tmp_path / "bars.npz", *lazy, "--train.likelihood_limit", "4", "--output", str(run))) == 0
+    lazy = ["--train.steps", "300", "--train.learning_rate", "5e-3", "--model.frames_per_step", "null"]
+    lazy += ["--model.hj_weight", "0", "--model.start_weight", "0", "--train.likelihood_limit", "4"]
+    assert main(of(tmp_path / "bars.npz", *lazy, "--output", str(run))) == 0
     model, config = load_run(run)
     assert model.context == 1 and "context" not in config.model
     held, told = (torch.from_numpy(part) for part in turning(64, seed=1))
@@ -76,7 +68,20 @@ def test_a_context_in_a_file_is_trained_on_measured_and_drawn(
     assert main(["evaluate", str(run), "--limit", "4", "--samples", "2"]) == 0
     assert main(["traverse", str(run), "--images", "2", "--gif", str(run / "traversal.gif")]) == 0
     capsys.readouterr()
-    said = refused(of(tmp_path / "bars.npz", "--method", "vae", "--output", str(tmp_path / "other")))
+    asked = [
+        "train",
+        "demo",
+        "--method",
+        "vae",
+        *QUIET,
+        "--train.steps",
+        "1",
+        "--data.name",
+        "sequences",
+        "--data.root",
+        str(tmp_path / "bars.npz"),
+    ]
+    said = refused([*asked, "--output", str(tmp_path / "other")])
     assert "have a context of 1 features, which the method 'vae' cannot take" in said and "ours" in said
     said = refused(of(tmp_path / "bars.npz", "--model.context", "3", "--output", str(tmp_path / "other")))
     assert "model.context is 3, but the sequences of sequences have a context of 1 features" in said
