@@ -187,6 +187,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "ours-marginal": _method("ours", objective="marginal"),
     "ours-weak-gumbel": _method("ours-weak", estimator="gumbel"),
     "ours-weak-enumerate": _method("ours-weak", estimator="enumerate"),
+    "ours-steered": _method("ours", context={"pose": 2, "speed": 1}),
+    "sta-steered": _method("sta", context=2),
 }
 
 FLOWS = {

@@ -83,7 +83,9 @@ def test_a_context_in_a_file_is_trained_on_measured_and_drawn(
     ]
     said = refused([*asked, "--output", str(tmp_path / "other")])
     assert "have a context of 1 features, which the method 'vae' cannot take" in said and "ours" in said
-    said = refused(of(tmp_path / "bars.npz", "--model.context", "3", "--output", str(tmp_path / "other")))
+    said = refused(
+        of(tmp_path / "bars.npz", "--model.context", "3", "--train.steps", "1", "--output", str(tmp_path / "other"))
+    )
     assert "model.context is 3, but the sequences of sequences have a context of 1 features" in said
 
 

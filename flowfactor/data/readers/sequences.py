@@ -30,9 +30,10 @@ class Sequences(SequenceDataset):
 
     Frames are kept in memory as they come (pictures and bytes as bytes).
 
-    A file of frames counts as a sequence wherever a folder of pictures does: ``.npy``, ``.npz`` and ``.h5`` arrays [T+1, H, W] or
-    [T+1, C, H, W], animated pictures, TIFFs of several pages, and videos (extra ``video``). Names are sorted as people
-    sort: frame2 before frame10, t0.25 before t0.5, rot_-20 before rot_-10. Pictures are turned upright as EXIF says.
+    A file of frames counts as a sequence wherever a folder of pictures does: ``.npy``, ``.npz`` and ``.h5`` arrays
+    [T+1, H, W] or [T+1, C, H, W], animated pictures, TIFFs of several pages, and videos (extra ``video``). Names are
+    sorted as people sort: frame2 before frame10, t0.25 before t0.5, rot_-20 before rot_-10. Pictures are turned upright as
+    EXIF says.
 
     Args:
         source: One of
