@@ -207,7 +207,34 @@ def test_one_of_few_frames_is_drawn_without_bias() -> None:
     torch.testing.assert_close(total[1] / 4000, expected[1])  # no more frames than are wanted: nothing is drawn
 
 
-def test_the_first_of_what_is_inferred_sees_the_last_observed_frame(frames: Tensor) -> None:
+@pytest.mark.usefixtures("_means")
+def test_inferred_factors_are_expectations_over_those_that_are_given(frames: Tensor) -> None:
+    """Of irregular films with a context: q(k|x) of what was observed, and the terms of each k as where it is told."""
+    mask = torch.arange(T + 1) < LENGTHS[:, None]
+    mask[0, 2] = mask[4, 1] = False
+    t = torch.arange(T + 1.0).double() * torch.linspace(0.5, 2, B).double()[:, None]
+    _, context = k_and_context(context=True)
+    model = weak(context=2, solver=TIGHT).eval()
+    holed = frames.masked_fill(~mask[:, :, None, None, None], torch.nan)
+    found = model(holed, t, mask=mask, **context)
+    q = model.infer_factor(holed, mask=mask)
+    given = model._checked(holed, t, mask=mask, **context)
+    told = [model._solved(given, k, model._begin(given.frames, k, None), None) for k in range(K)]
+    for name in ("reconstruction", "kl", "hj", "start"):
+        each = torch.stack([getattr(terms, name) for terms in told], 1)
+        torch.testing.assert_close(getattr(found, name), (q.probs * each).sum(1).mean(), rtol=1e-6, atol=1e-8)
+    prior = torch.full((K,), 1 / K).double()
+    torch.testing.assert_close(found.kl_factor, (q.probs * (q.probs / prior).log()).sum(1).mean())
+    judged = model._judge(given, model._begin(given.frames, 0, None), None, None)
+    path = torch.stack([model._path(given, model._begin(given.frames, k, None), k, None)[0].z for k in range(K)])
+    seen = mask.mT.clone()
+    seen[0] = False  # the first frame is the same under all flows
+    log_p = torch.stack([model.decoder(path[:, s]).log_prob(given.frames[:, s]) for s in range(T + 1)], 1)
+    expected = torch.stack([terms.kl for terms in told], 1) - torch.where(seen, log_p, 0).sum(1).mT
+    torch.testing.assert_close(judged, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_inferred_sees_the_last_observed_frame(frames: Tensor) -> None:
     model = weak().eval()
     mask = torch.ones(B, T + 1, dtype=torch.bool)
     mask[:, 2] = False
