@@ -28,7 +28,7 @@ class EquivarianceError(MeanInterval):
         mean: E_k, ``[K]``: summed over frames 1..T, pixels and channels; mean over images.
         standard_error: Standard error of the mean over images, ``[K]``.
         doing_nothing: The same error of leaving the true x_0 as it is, ``[K]``.
-        count: Number of images that each is based on.
+        count: Number of images that each is based on; the smallest, where recorded sequences are not as many of each.
         flow_names: Names of the flows, where the data set has them.
         limit: The most images that were to be drawn; None where all were taken.
         seed: Seed of that draw.
@@ -103,13 +103,12 @@ def equivariance_error(
             made = model.transform(frames[:, 0], batch["t"], batch["k"], **beside(batch, "context"))
             errors[k].append(_summed(frames[:, 1:] - made[:, 1:], batch))
             resting[k].append(_summed(frames[:, 1:] - frames[:, :1], batch))
-    per_image = torch.stack([torch.cat(e) for e in errors])
-    count = per_image.shape[1]
+    per_image = [torch.cat(e) for e in errors]
     return EquivarianceError(
-        per_image.mean(1),
-        error_of_mean(per_image),
+        torch.stack([error.mean() for error in per_image]),
+        torch.stack([error_of_mean(error) for error in per_image]),
         torch.stack([torch.cat(r).mean() for r in resting]),
-        count,
+        min(map(len, per_image)),
         tuple(getattr(data, "flow_names", ())),
         limit,
         seed,
@@ -163,14 +162,16 @@ def latent_equivariance_error(
             path = latent_path(model, codes[0], t, batch["k"], **beside(batch, "context"))
             missed[k].append(_observed((codes[1:] - path[1:]).norm(dim=-1).mT, batch).sum(1))
             moved[k].append(_observed((codes[1:] - codes[0]).norm(dim=-1).mT, batch).sum(1))
-    miss, move = (torch.stack([torch.cat(part) for part in parts]) for parts in (missed, moved))
-    if not bool((move.mean(1) > 0).all()):
-        still = (move.mean(1) == 0).nonzero().flatten().tolist()
+    each = [(torch.cat(miss), torch.cat(move)) for miss, move in zip(missed, moved, strict=True)]
+    way = torch.stack([move.mean() for _, move in each])
+    if not bool((way > 0).all()):
+        still = (way == 0).nonzero().flatten().tolist()
         raise ValueError(f"the codes of the true frames of flows {still} do not move: there is nothing to compare with")
-    ratio = miss.mean(1) / move.mean(1)
-    error = error_of_mean(miss - ratio[:, None] * move) / move.mean(1)
+    ratio = torch.stack([miss.mean() for miss, _ in each]) / way
+    off = [error_of_mean(miss - share * move) for share, (miss, move) in zip(ratio, each, strict=True)]
+    error, count = torch.stack(off) / way, min(len(miss) for miss, _ in each)
     names = tuple(getattr(data, "flow_names", ()))
-    return EquivarianceError(ratio, error, torch.ones_like(ratio), miss.shape[1], names, limit, seed)
+    return EquivarianceError(ratio, error, torch.ones_like(ratio), count, names, limit, seed)
 
 
 class NoLatentFlowError(TypeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -16,8 +16,9 @@ from flowfactor.context import Context, ContextSize
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.checks import check_flow_parts, check_force, check_latent_size, check_weight
-from flowfactor.models.inputs import Inputs, check_inputs, clock
+from flowfactor.models.inputs import Inputs, beside, check_inputs, clock
 from flowfactor.models.pretrained import PretrainedMixin
+from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior, StandardNormal
 from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
@@ -50,6 +51,32 @@ class Autoencoder(PretrainedMixin, nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
         return cast(FrameDecoder, self.decoder).mean(z)
+
+    def loss(self, batch: Mapping[str, Any], *, generator: torch.Generator | None = None) -> Tensor:
+        """The loss of a batch as data sets give it: of its frames at its times, with all else that it holds.
+
+        Args:
+            batch: ``"frames"``, ``"t"`` and ``"k"``, and where the data have them ``"context"`` and ``"mask"``. A model that
+                infers k, or has no use for it, is not shown it.
+            generator: Source of all draws.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            KeyError: If there are no frames or times.
+            TypeError: As a call of the model.
+            ValueError: As a call of the model.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> data = ff.data.Sequences(torch.rand(6, 4, 8, 8), k=[0, 1] * 3, context=torch.rand(6, 2))
+            >>> model = ff.models.build_vae(data.image_shape, 2, 4, context=2, hidden=(8, 8))
+            >>> model.loss(data.batch([0, 1, 2])).backward()
+        """
+        k = batch.get("k") if knows_transformations(self) and not infers_k(self) else None
+        also = beside(batch, "context", "mask")
+        return self(batch["frames"], batch["t"], k, generator=generator, **also).loss
 
     @property
     def _frame_shape(self) -> tuple[int, ...] | None:

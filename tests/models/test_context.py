@@ -214,6 +214,18 @@ def data(context: Any = 2) -> ff.data.Sequences:
     return ff.data.Sequences(frames, k, context=given)
 
 
+@pytest.mark.parametrize("name", ["supervised", "enumerate", "sparse"])
+def test_the_loss_of_a_batch_is_that_of_a_call(name: str) -> None:
+    model, batch = MODELS[name]().eval(), data().batch(range(B))
+    k = given_k(model, batch["k"])
+    called = model(
+        batch["frames"], batch["t"], k, context=batch["context"], generator=torch.Generator().manual_seed(0)
+    ).loss
+    assert torch.equal(model.loss(batch, generator=torch.Generator().manual_seed(0)), called)
+    with pytest.raises(ValueError, match="a VAE takes no context"):
+        ff.models.build_baseline("vae", SHAPE, K, 4).loss(batch)
+
+
 def test_measures_and_plots_take_the_context_of_data() -> None:
     model = vae().eval()
     sequences = data()
