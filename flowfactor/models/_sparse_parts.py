@@ -120,15 +120,25 @@ def stretch(given: Inputs, span: int | None, generator: torch.Generator | None) 
     return given.part(begin, begin + span + 1)
 
 
-def typical_strength(q: SparseWeights) -> tuple[Tensor, Tensor]:
+def intervals_seen(mask: Tensor | None) -> Tensor | None:
+    """Which intervals lie before the last observed frame ``[B, T]``, of masks ``[B, T+1]``; None where all do."""
+    if mask is None:
+        return None
+    step = torch.arange(mask.shape[1], device=mask.device)
+    return step[:-1] < torch.where(mask, step, 0).amax(1, keepdim=True)
+
+
+def typical_strength(q: SparseWeights, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean strength of each flow while it acts ``[K, C]``, and the share of the time in which it does ``[K, 1]``."""
     on = q.spike_probs.detach().unsqueeze(-1)
+    if counted is not None:
+        on = on * counted[..., None, None] / counted.to(on).mean().clamp(min=1e-6)
     dims = tuple(range(on.ndim - 2))
     acting = on.mean(dims)
     return (on * q.slab_strength).mean(dims) / acting.clamp(min=1e-6), acting
 
 
-def follow_unit(unit: Tensor, q: SparseWeights) -> Tensor:
+def follow_unit(unit: Tensor, q: SparseWeights, counted: Tensor | None = None) -> Tensor:
     """Moves the unit ``[K, C]`` towards the typical strength of a batch; a flow that never acts keeps its own.
 
     Returns:
@@ -136,7 +146,7 @@ def follow_unit(unit: Tensor, q: SparseWeights) -> Tensor:
         nothing: without it slabs and unit would chase each other wherever the flow should be slower or faster, which is
         for the field to learn.
     """
-    typical, acting = typical_strength(q)
+    typical, acting = typical_strength(q, counted)
     before, follows = unit.clone(), (acting > 0.01).to(unit)
     with torch.no_grad():
         unit.lerp_(typical.to(unit), (1 - _UNIT_MEMORY) * follows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from flowfactor.models._sparse_parts import (
     course,
     follow_intervals,
     follow_unit,
+    intervals_seen,
     make_weights_prior,
     sparse_schedule,
     stretch,
@@ -229,7 +231,8 @@ class SparseTransformationVAE(FlowModel):
             t: Times ``[T+1]``, in frames; or those of each sequence ``[B, T+1]``, monotone.
             k: Not looked at: training loops may hand over the transformations, and this model finds them by itself.
             context: Features of each sequence, as in `FlowFactorizedVAE`; the pair encoder does not see them.
-            mask: Refused where it leaves frames out: weights are inferred from neighbouring frames.
+            mask: Which frames were observed ``[B, T+1]``, as in `FlowFactorizedVAE`. In place of a missing one the pair
+                encoder sees the last that was: what acted meanwhile shows in the interval before the next.
             generator: Source of all draws.
 
         Returns:
@@ -260,15 +263,15 @@ class SparseTransformationVAE(FlowModel):
 
     def _inferred(self, given: Inputs, z0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Reconstruction, KL of the weights, HJ and start of the flow that the inferred weights drive, ``[B]`` each."""
-        q, t = self.infer_weights(given.frames), given.t
+        q, t, counted = self.infer_weights(given.frames), given.t, intervals_seen(given.mask)
         if self.training and torch.is_grad_enabled():
-            q = q.in_units(follow_unit(self.unit, q))
+            q = q.in_units(follow_unit(self.unit, q, counted))
         drawn = q.rsample(temperature=self.spike_temperature, generator=generator)
         times = self._lazy(generator, z0.device)
         path = self._along(z0, t, drawn.weights, given.context, generator, self._costs(times))
         reconstruction = self._reconstruction(given, path.z, generator)
         hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times, given.context)
-        return reconstruction, self.weights_prior.kl(q), hj, start, torch.zeros_like(hj)
+        return reconstruction, self.weights_prior.kl(q, counted), hj, start, torch.zeros_like(hj)
 
     def _along(
         self,
@@ -310,7 +313,9 @@ class SparseTransformationVAE(FlowModel):
         hj, start = (acts * part for part in self._regularizers(path, z0, k, t, times, given.context))
         logits = self.pair_encoder(given.frames).spike_logits
         target = r[:, :flows].unsqueeze(-2).expand_as(logits)
-        lesson = binary_cross_entropy_with_logits(logits, target, reduction="none").sum((-2, -1))
+        lesson = binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+        counted = intervals_seen(given.mask)
+        lesson = (lesson if counted is None else counted * lesson).sum(-1)
         return reconstruction, information, hj, start, lesson
 
     def _judge(self, given: Inputs, z0: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -336,12 +341,7 @@ class SparseTransformationVAE(FlowModel):
         given = super()._checked(frames, t, context, mask)
         if len(given.t) < 2:
             raise ValueError("a sequence needs at least two frames: weights are inferred from neighbouring pairs")
-        if given.mask is not None:
-            raise ValueError(
-                f"a {type(self).__name__} infers weights from neighbouring frames, and {int((~given.mask).sum())} are "
-                "missing: take sequences without missing frames (cut them into windows), or a FlowFactorizedVAE"
-            )
-        return given
+        return replace(given, frames=given.shown())
 
     def log_likelihood(
         self,
@@ -376,13 +376,16 @@ class SparseTransformationVAE(FlowModel):
         """
         check_count("samples", samples)
         given = self._checked(frames, t, context, mask)
+        frames, mask, counted = given.frames, given.mask, intervals_seen(given.mask)
         q, q_g = self.encode(frames[:, 0]), self.infer_weights(frames)
         weights: list[Tensor] = []
         for size in objectives.chunks(samples, chunk):
             z0 = objectives.draw(q, (size,), generator)
             drawn = q_g.sample((size,), generator=generator)
             path = self._along(z0, given.repeated(size), drawn.weights, given.context, generator)
-            log_p = sum(self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True))
+            each = [self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True)]
+            log_p = sum(each) if mask is None else sum(seen * p for seen, p in zip(mask.unbind(1), each, strict=True))
             log_ratio = objectives.path_log_ratio(q, self.prior, path, 0)
-            weights.append(log_p - log_ratio - q_g.log_prob(drawn) + self.weights_prior.log_prob(drawn))
+            log_odds = self.weights_prior.log_prob(drawn, counted) - q_g.log_prob(drawn, counted)
+            weights.append(log_p - log_ratio + log_odds)
         return objectives.log_mean_exp(weights)
