@@ -301,6 +301,16 @@ def test_sparse_weights_of_padded_sequences_are_those_of_the_shorter_ones(
     assert float(alone[3]["kl_factor"]) == 0 and float(alone[3]["hj"]) == 0
 
 
+def test_sparse_weights_are_inferred_from_the_last_observed_frames(frames: Tensor) -> None:
+    mask = torch.ones(B, T + 1, dtype=torch.bool)
+    mask[:, 2] = False
+    shown = frames.clone()
+    shown[:, 2] = frames[:, 1]
+    model = sparse(warmup_steps=0).eval()
+    found = model(frames, torch.arange(T + 1.0).double(), mask=mask).kl_factor
+    torch.testing.assert_close(found, model.weights_prior.kl(model.infer_weights(shown)).mean())
+
+
 @pytest.mark.parametrize("warmup", [{"warmup_steps": 0}, {}, {"warmup_span": 2}])
 def test_sparse_models_never_read_missing_frames(frames: Tensor, warmup: dict[str, Any]) -> None:
     mask = torch.ones(B, T + 1, dtype=torch.bool)
