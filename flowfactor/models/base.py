@@ -69,7 +69,7 @@ class Autoencoder(PretrainedMixin, nn.Module):
             ValueError: As a call of the model.
 
         Example:
-            >>> import flowfactor as ff
+            >>> import torch, flowfactor as ff
             >>> data = ff.data.Sequences(torch.rand(6, 4, 8, 8), k=[0, 1] * 3, context=torch.rand(6, 2))
             >>> model = ff.models.build_vae(data.image_shape, 2, 4, context=2, hidden=(8, 8))
             >>> model.loss(data.batch([0, 1, 2])).backward()
