@@ -84,15 +84,19 @@ class Objective(Named):
         """
         return q.log_prob(z0)
 
-    def divergence(self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
+    def divergence(
+        self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control, mask: Tensor | None = None
+    ) -> Tensor:
         """The divergence of a path's latents from the prior: the one method that a subclass has to give.
 
         Args:
             start: What `begin` gave, of the sequence that each path belongs to, ``[N]``.
             prior: Prior path.
             path: The paths, ``z [T+1, N, D]``; with their log-determinants if `log_det` says so.
-            t: Times ``[T+1]``, in frames.
+            t: Times ``[T+1]``, in frames; ``[T+1, N]`` where each path has its own.
             control: Which flow acts on each path.
+            mask: Which frames were observed ``[T+1, N]``, handed over where some were not. A subclass that takes no such
+                argument is for sequences without missing frames.
 
         Returns:
             Divergences ``[N]``, or estimates of them, in nats.
@@ -102,17 +106,19 @@ class Objective(Named):
         )
 
     def log_weights(
-        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control
-    ) -> Tensor:
+        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Logarithms of importance weights p(x, z) / q(z), by which more samples tighten the bound.
 
         Args:
-            log_p: ln p(x_t|z_t) of each frame and path, ``[T+1, S, B]``.
+            log_p: ln p(x_t|z_t) of each frame and path, ``[T+1, S, B]``; 0 of missing frames.
             q: Posterior of z_0, batch ``[B]``.
             prior: Prior path.
             path: S paths of each sequence, ``z [T+1, S, B, D]``.
-            t: Times ``[T+1]``.
+            t: Times ``[T+1]``, or ``[T+1, B]``.
             control: Which flow acts.
+            mask: Which frames were observed ``[T+1, B]``, as for `divergence`.
 
         Returns:
             Log-weights ``[S, F, B]`` of the F parts of a sequence that are bounded apart; their bounds are added.
@@ -148,13 +154,16 @@ class PathBound(Objective):
         """The divergence at the start, ``[B]``."""
         return start_divergence(q, prior, z0, control)
 
-    def divergence(self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
+    def divergence(
+        self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control, mask: Tensor | None = None
+    ) -> Tensor:
         """The divergence at the start, ``[N]``: a flow is deterministic and adds none."""
         return start
 
     def log_weights(
-        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control
-    ) -> Tensor:
+        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Log-weights of whole sequences, ``[S, 1, B]``."""
         return (log_p.sum(0) - path_log_ratio(q, prior, path, control)).unsqueeze(1)
 
@@ -169,15 +178,20 @@ class MarginalBound(Objective):
 
     log_det = True
 
-    def divergence(self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control) -> Tensor:
-        """The sum of `marginal_log_ratio` over frames, ``[N]``."""
-        return marginal_log_ratio(start, prior, path, t, control).sum(0)
+    def divergence(
+        self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control, mask: Tensor | None = None
+    ) -> Tensor:
+        """The sum of `marginal_log_ratio` over the frames that were observed, ``[N]``."""
+        ratio = marginal_log_ratio(start, prior, path, t, control)
+        return (ratio if mask is None else torch.where(mask, ratio, 0)).sum(0)
 
     def log_weights(
-        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control
-    ) -> Tensor:
-        """Log-weights of every frame, ``[S, T+1, B]``."""
-        return (log_p - marginal_log_ratio(q, prior, path, t, control)).movedim(1, 0)
+        self, log_p: Tensor, q: Distribution, prior: Prior, path: FlowPath, t: Tensor, control: Control,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Log-weights of every frame, ``[S, T+1, B]``; 0 of those that were not observed, which adds nothing."""
+        weights = log_p - marginal_log_ratio(q, prior, path, t, control)
+        return (weights if mask is None else torch.where(mask.unsqueeze(1), weights, 0)).movedim(1, 0)
 
 
 declare("objective", path=PathBound, marginal=MarginalBound)
@@ -232,7 +246,7 @@ def marginal_log_ratio(q: Distribution | Tensor, prior: Prior, path: FlowPath, t
         q: Posterior of z_0, batch ``[B]``, or its log-density where the path starts, ``[*samples, B]``.
         prior: Prior path p_t.
         path: Path with log-determinant, ``z [T, *samples, B, D]``.
-        t: Times ``[T]``.
+        t: Times ``[T]``, or those of each sequence ``[T, B]``.
         control: Which flow acts.
 
     Returns:
@@ -244,7 +258,9 @@ def marginal_log_ratio(q: Distribution | Tensor, prior: Prior, path: FlowPath, t
     if isinstance(control, Tensor) and not isinstance(control, Schedule):
         lead = path.z.shape[:-1]
         control = control.expand(lead if not control.is_floating_point() else (*lead, control.shape[-1]))
-    times = t.to(path.z).reshape(-1, *[1] * len(batch)).expand(path.z.shape[:-1])
+    # Own times are those of the last dimensions of the batch, whatever samples come before it.
+    t = t.to(path.z)
+    times = t.reshape(len(t), *[1] * (len(batch) + 1 - t.ndim), *t.shape[1:]).expand(path.z.shape[:-1])
     return log_q - prior.at(times, control).log_prob(path.z)
 
 
@@ -279,6 +295,39 @@ def choose_frames(
     return position.long().clamp_(max=total - 1), stretch
 
 
+def choose_observed_frames(
+    mask: Tensor, wanted: int | None, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """`choose_frames` among the frames that were observed, of which each sequence has its own number.
+
+    Args:
+        mask: Which frames were observed ``[B, T]``.
+        wanted: How many to choose of each sequence; None for all.
+        generator: Source of the draw.
+
+    Returns:
+        Frame indices and the weight of each, ``[n, B]``, with n at most ``wanted``. A sequence of no more than n frames has
+        each of them once at weight 1, and others at weight 0.
+
+    Example:
+        >>> index, weight = choose_observed_frames(torch.tensor([[True, False, True], [True, False, False]]), None)
+        >>> index.mT.tolist(), weight.mT.tolist()
+        ([[0, 2], [0, 0]], [[1.0, 1.0], [1.0, 0.0]])
+    """
+    count = mask.sum(1)
+    most = max(int(count.max()), 1)
+    wanted = most if wanted is None else min(wanted, most)
+    step = torch.arange(wanted, device=mask.device).unsqueeze(-1)
+    rank, weight = step.expand(wanted, len(mask)), (step < count).float()
+    if wanted < most:
+        offsets = torch.rand(wanted, len(mask), generator=generator, device=mask.device)
+        rank = torch.where(count > wanted, ((step + offsets) * (count / wanted)).long(), rank)
+        weight = torch.where(count > wanted, count / wanted, weight)
+    observed_first = (~mask).byte().argsort(dim=1, stable=True)
+    rank = torch.minimum(rank, (count - 1).clamp(min=0))
+    return observed_first[torch.arange(len(mask), device=mask.device), rank], weight
+
+
 def sequence_log_likelihood(
     decoder: Callable[[Tensor], Distribution],
     frames: Tensor,
@@ -286,6 +335,7 @@ def sequence_log_likelihood(
     wanted: int | None = None,
     generator: torch.Generator | None = None,
     row: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""$\sum_t \ln p(x_t|z_t)$ of each path, or an unbiased estimate from a few of its frames.
 
@@ -297,6 +347,7 @@ def sequence_log_likelihood(
         generator: Source of the draw.
         row: The sequence that each path belongs to ``[N]``; None where path n is that of sequence n. All paths of a
             sequence are judged by the same frames.
+        mask: Which frames were observed ``[B, T+1]``; the sum is over these alone. None where all were.
 
     Returns:
         Log-likelihoods ``[N]``, in nats.
@@ -309,9 +360,12 @@ def sequence_log_likelihood(
         torch.Size([12])
     """
     batch, total = frames.shape[:2]
-    index, weight = choose_frames(total, wanted, batch, frames.device, generator)
     path = torch.arange(z.shape[1], device=z.device)
     row = path if row is None else row
+    if mask is not None:
+        index, weights = (part[:, row] for part in choose_observed_frames(mask, wanted, generator))
+        return (weights.to(z) * decoder(z[index, path]).log_prob(frames[row, index])).sum(0)
+    index, weight = choose_frames(total, wanted, batch, frames.device, generator)
     index = index[:, row]
     return weight * decoder(z[index, path]).log_prob(frames[row, index]).sum(0)
 

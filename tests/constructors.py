@@ -187,6 +187,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "ours-marginal": _method("ours", objective="marginal"),
     "ours-weak-gumbel": _method("ours-weak", estimator="gumbel"),
     "ours-weak-enumerate": _method("ours-weak", estimator="enumerate"),
+    "ours-steered": _method("ours", context={"pose": 2, "speed": 1}),
+    "sta-steered": _method("sta", context=2),
 }
 
 FLOWS = {
@@ -222,10 +224,18 @@ def _rendered(name: str, **settings: Any) -> Callable[[Path], Any]:
     return make
 
 
+def _irregular(folder: Path) -> ff.data.Sequences:
+    films = [film[: 3 + n % 3] for n, film in enumerate(_images(9, (5, 5, 7)))]
+    t = [[s * (1 + n / 4) for s in range(len(film))] for n, film in enumerate(films)]
+    context = {"pose": [[n / 9, 1.0] for n in range(9)], "speed": [[1 + n / 4] for n in range(9)]}
+    return ff.data.Sequences(films, [n % 3 for n in range(9)], t, pad=True, context=context)
+
+
 DATASETS: dict[str, Callable[[Path], ff.data.SequenceDataset]] = {
     "images": lambda folder: ff.data.TransformedImages(_images(), FLOWS, steps=3, colour="red"),
     "sequences": lambda folder: ff.data.Sequences(_images(9, (4, 5, 7))),
     "sequences-labelled": lambda folder: ff.data.Sequences(_images(9, (4, 5, 7)), torch.arange(9) % 3),
+    "sequences-irregular": _irregular,
     "scenes": lambda folder: ff.data.Scenes("test", **SCENES),
     "combined-images": lambda folder: ff.data.CombinedImages(_images(), FLOWS, steps=3, colour="red"),
     "combined-scenes": lambda folder: ff.data.CombinedScenes(ff.data.Scenes("test", **SCENES), 12),

@@ -16,7 +16,7 @@ import flowfactor
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["flowfactor"] + [f"flowfactor.{p.parent.name}" for p in sorted(ROOT.glob("flowfactor/*/__init__.py"))]
 EXTRAS = ("matplotlib", "lightning", "PIL", "h5py", "sklearn", "safetensors", "yaml", "tensorboard")
-PYTHON_PAGES = ("README.md", "docs/index.md")
+PYTHON_PAGES = ("README.md", "docs/index.md", "docs/irregular.md")
 
 
 def public_names(package: str) -> list[str]:

@@ -187,14 +187,15 @@ def draw(
     from flowfactor import plot
     from flowfactor.metrics.matched import flow_names
 
-    x0 = test.batch(_spread(images, len(test)))["frames"][:, 0]
+    batch = test.batch(_spread(images, len(test)))
+    x0, context = batch["frames"][:, 0], batch.get("context")
     reach = test.num_steps if steps is None else steps
     whole = list(range(-back, reach + 1))
     halves = [half / 2 for half in range(-2 * back, 2 * reach + 1)]
     names = flow_names(model, test)
-    plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=names), picture)
+    plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=names, context=context), picture)
     if animation is not None:
-        plot.to_gif(plot.traversal_frames(model, x0, t=halves, scale=2), animation)
+        plot.to_gif(plot.traversal_frames(model, x0, t=halves, scale=2, context=context), animation)
 
 
 def check_target(path: Path, overwrite: bool) -> None:

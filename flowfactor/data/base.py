@@ -30,6 +30,10 @@ class SequenceDataset(Dataset[dict[str, Any]]):
     transformation and ``"t"`` [T+1] the times of the frames. A batch has ``"frames"`` [B, T+1, C, H, W], ``"k"`` [B]
     int64 and the times ``"t"`` [T+1], which all its sequences share.
 
+    A data set may give more beside ``"frames"``, by the names that models know: own times of each sequence in place of these
+    (``"t"`` [B, T+1]), which frames were observed (``"mask"`` [B, T+1], True where so), and features that steer a flow
+    (``"context"`` [B, C], or such a tensor for each name); see `Sequences`.
+
     Two kinds of data sets differ in whose choice k is. Where any transformation can be applied to any element
     (`TransformedImages`, `Scenes`), an index names the element, `batches` draws its k anew in every epoch,
     ``dataset[i]`` takes ``k = i % K``, and ``dataset[i, k]`` any. Where sequences are recorded (`Sequences`), k is what
@@ -63,6 +67,11 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """The transformation of every element [len], on the CPU, where the data decides it, else None."""
         return None
 
+    @property
+    def context_size(self) -> int | dict[str, int]:
+        """C, the number of features that each sequence has as its context, or a number for each name; 0 for none."""
+        return 0
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of elements that an index can name."""
@@ -82,7 +91,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             # An IndexError, not a ValueError: it is what ends a for-loop over the data set.
             raise IndexError(f"index {index} is out of range for a data set of {len(self)}")
         batch = self.batch(torch.tensor([index % len(self)]), k)
-        return {key: value if key == "t" else value[0] for key, value in batch.items()} | {"k": int(batch["k"])}
+        return {key: _first(value, key) for key, value in batch.items()} | {"k": int(batch["k"])}
 
     def batch(
         self,
@@ -176,6 +185,8 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(self), generator=generator)[:_LOOKED_AT].sort().values
         digest = hashlib.sha256()
+        for mark in self._marks(chosen):
+            digest.update(mark.cpu().contiguous().numpy().tobytes())
         labels = getattr(self, "labels", None)
         for part in (self._substance(chosen), self.fixed_k, None if labels is None else labels[chosen]):
             if part is not None:
@@ -190,6 +201,10 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             "flows": list(self.flow_names),
             "sha256": digest.hexdigest(),
         }
+
+    def _marks(self, indices: Tensor) -> list[Tensor]:
+        """What else tells elements apart, for the fingerprint."""
+        return []
 
     def _substance(self, indices: Tensor) -> Tensor:
         """What elements are made of, for the fingerprint: the same on every device, as pictures that are read are."""
@@ -316,3 +331,10 @@ class SequenceDataset(Dataset[dict[str, Any]]):
                 f"got {int(k.min())} to {int(k.max())}"
             )
         return k.long()
+
+
+def _first(value: Any, name: str) -> Any:
+    """What a batch of one holds of its sequence; times that all share are its own."""
+    if isinstance(value, dict):
+        return {part: features[0] for part, features in value.items()}
+    return value if name == "t" and value.ndim == 1 else value[0]

@@ -146,18 +146,20 @@ class SparseWeights:
         with torch.no_grad():
             return self.rsample(sample_shape, temperature=1.0, generator=generator)
 
-    def log_prob(self, sample: SparseSample) -> Tensor:
+    def log_prob(self, sample: SparseSample, counted: Tensor | None = None) -> Tensor:
         """Log probability of hard spikes, plus the log density of the slabs that act, in nats.
 
         Args:
             sample: A draw with hard spikes.
+            counted: Which intervals count ``[*batch, T]``; None for all.
 
         Returns:
             Sums over T, K and C, ``[*sample, *batch]``.
         """
         spikes = sample.spikes
         log_p = spikes * F.logsigmoid(self.spike_logits) + (1 - spikes) * F.logsigmoid(-self.spike_logits)
-        return (log_p + spikes * self.slab.log_prob(sample.slab).sum(-1)).sum((-2, -1))
+        each = log_p + spikes * self.slab.log_prob(sample.slab).sum(-1)
+        return (each if counted is None else counted.unsqueeze(-1) * each).sum((-2, -1))
 
     def in_units(self, unit: Tensor) -> SparseWeights:
         """The same distribution with weights ``spikes * slab / unit``, for a ``unit [K, C]``."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowfactor._checks import check_optional_count
 from flowfactor._evaluating import evaluating
+from flowfactor.context import Context
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset, weights_schedule
 from flowfactor.metrics._checks import check_order
@@ -24,6 +25,7 @@ from flowfactor.metrics.estimates import (
     standard_error,
 )
 from flowfactor.models.checks import check_frames
+from flowfactor.models.inputs import beside, refuse_missing, rows_of
 from flowfactor.models.protocols import HasFlows, Transforms
 
 
@@ -153,7 +155,7 @@ def composition_error(
                 raise ValueError(f"all batches must have the same times, got {t.tolist()} and {now.tolist()}")
             t = now
             acting = as_control(weights, t) if control is None else control(batch)
-            made = model.transform(frames[:, 0], t, acting)
+            made = model.transform(frames[:, 0], t, acting, **beside(batch, "context"))
             errors.append(_per_frame(frames, made))
             resting.append(_per_frame(frames, frames[:, :1]))
             kinds += _kinds(batch["weights"])
@@ -181,6 +183,7 @@ def extrapolation_error(
     t: Any,
     k: Control = 0,
     *,
+    context: Context | None = None,
     trained_until: float | None = None,
     batch_size: int = 256,
 ) -> ErrorCurve:
@@ -196,6 +199,7 @@ def extrapolation_error(
         frames: True frames ``[N, T+1, C, H, W]``, over longer times than in training.
         t: Their times ``[T+1]``, strictly monotone; backwards from 0 extrapolates to before the start.
         k: Which flow acts: an int, one index a sequence ``[N]``, weights ``[N, K]`` or a schedule.
+        context: Features of each sequence ``[N, C]``, or such a tensor for each name, for a model that takes a context.
         trained_until: The last time that training saw, to tell the times `beyond`; ``t[0]`` where None.
         batch_size: Sequences per batch.
 
@@ -225,7 +229,8 @@ def extrapolation_error(
     with evaluating(model):
         for rows in torch.arange(len(frames), device=frames.device).split(batch_size):
             acting = k if whole or not isinstance(k, Tensor) else k[rows.to(k.device)]
-            errors.append(_per_frame(frames[rows], model.transform(frames[rows, 0], t, acting)))
+            also = {} if context is None else {"context": rows_of(context, rows)}
+            errors.append(_per_frame(frames[rows], model.transform(frames[rows, 0], t, acting, **also)))
     until = 0.0 if trained_until is None else abs(float(trained_until) - float(t[0]))
     return _curve(t, torch.cat(errors), _per_frame(frames, frames[:, :1]), (t[1:] - t[0]).abs() > until)
 
@@ -267,6 +272,7 @@ def _checked(batch: Mapping[str, Any], model: HasFlows, order: Tensor | None) ->
             f"a batch needs frames, t and weights; {', '.join(missing)} is missing. Data of one transformation a "
             "sequence is measured by equivariance_error"
         )
+    refuse_missing(batch, "composition_error")
     frames, t = check_frames(batch["frames"], batch["t"], None)
     weights = batch["weights"]
     expected = (len(frames), len(t) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
+from flowfactor.models.inputs import beside, blanked, shown
 from flowfactor.models.protocols import MovesCodes, Transforms
 
 
@@ -27,7 +28,7 @@ class EquivarianceError(MeanInterval):
         mean: E_k, ``[K]``: summed over frames 1..T, pixels and channels; mean over images.
         standard_error: Standard error of the mean over images, ``[K]``.
         doing_nothing: The same error of leaving the true x_0 as it is, ``[K]``.
-        count: Number of images that each is based on.
+        count: Number of images that each is based on; the smallest, where recorded sequences are not as many of each.
         flow_names: Names of the flows, where the data set has them.
         limit: The most images that were to be drawn; None where all were taken.
         seed: Seed of that draw.
@@ -70,7 +71,8 @@ def equivariance_error(
       z_t = \phi^k_t(\mathrm{E}[z | x_0])$$
 
     with the L1 norm over all pixels and channels, over all T transformed frames, from the mean of the posterior. Every
-    image meets every transformation.
+    image meets every transformation. Frames that the data's ``mask`` says are missing are left out of the sums; times and
+    contexts of the sequences' own are handed to the model.
 
     Args:
         model: The model, with ``transform`` and ``num_flows``.
@@ -97,17 +99,16 @@ def equivariance_error(
     resting: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
         for k, batch in every_flow(data, limit, batch_size, seed):
-            frames, t = batch["frames"], batch["t"]
-            made = model.transform(frames[:, 0], t, batch["k"])
-            errors[k].append((frames[:, 1:] - made[:, 1:]).abs().flatten(1).sum(1))
-            resting[k].append((frames[:, 1:] - frames[:, :1]).abs().flatten(1).sum(1))
-    per_image = torch.stack([torch.cat(e) for e in errors])
-    count = per_image.shape[1]
+            frames = batch["frames"]
+            made = model.transform(frames[:, 0], batch["t"], batch["k"], **beside(batch, "context"))
+            errors[k].append(_summed(frames[:, 1:] - made[:, 1:], batch))
+            resting[k].append(_summed(frames[:, 1:] - frames[:, :1], batch))
+    per_image = [torch.cat(e) for e in errors]
     return EquivarianceError(
-        per_image.mean(1),
-        error_of_mean(per_image),
+        torch.stack([error.mean() for error in per_image]),
+        torch.stack([error_of_mean(error) for error in per_image]),
         torch.stack([torch.cat(r).mean() for r in resting]),
-        count,
+        min(map(len, per_image)),
         tuple(getattr(data, "flow_names", ())),
         limit,
         seed,
@@ -156,18 +157,21 @@ def latent_equivariance_error(
     moved: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
         for k, batch in every_flow(data, limit, batch_size, seed):
-            codes = model.encode(batch["frames"].movedim(1, 0)).mean
-            path = latent_path(model, codes[0], batch["t"], batch["k"])
-            missed[k].append((codes[1:] - path[1:]).norm(dim=-1).sum(0))
-            moved[k].append((codes[1:] - codes[0]).norm(dim=-1).sum(0))
-    miss, move = (torch.stack([torch.cat(part) for part in parts]) for parts in (missed, moved))
-    if not bool((move.mean(1) > 0).all()):
-        still = (move.mean(1) == 0).nonzero().flatten().tolist()
+            codes = model.encode(shown(batch).movedim(1, 0)).mean
+            t = batch["t"] if batch["t"].ndim == 1 else batch["t"].mT
+            path = latent_path(model, codes[0], t, batch["k"], **beside(batch, "context"))
+            missed[k].append(_observed((codes[1:] - path[1:]).norm(dim=-1).mT, batch).sum(1))
+            moved[k].append(_observed((codes[1:] - codes[0]).norm(dim=-1).mT, batch).sum(1))
+    each = [(torch.cat(miss), torch.cat(move)) for miss, move in zip(missed, moved, strict=True)]
+    way = torch.stack([move.mean() for _, move in each])
+    if not bool((way > 0).all()):
+        still = (way == 0).nonzero().flatten().tolist()
         raise ValueError(f"the codes of the true frames of flows {still} do not move: there is nothing to compare with")
-    ratio = miss.mean(1) / move.mean(1)
-    error = error_of_mean(miss - ratio[:, None] * move) / move.mean(1)
+    ratio = torch.stack([miss.mean() for miss, _ in each]) / way
+    off = [error_of_mean(miss - share * move) for share, (miss, move) in zip(ratio, each, strict=True)]
+    error, count = torch.stack(off) / way, min(len(miss) for miss, _ in each)
     names = tuple(getattr(data, "flow_names", ()))
-    return EquivarianceError(ratio, error, torch.ones_like(ratio), miss.shape[1], names, limit, seed)
+    return EquivarianceError(ratio, error, torch.ones_like(ratio), count, names, limit, seed)
 
 
 class NoLatentFlowError(TypeError):
@@ -182,18 +186,29 @@ class NoLatentFlowError(TypeError):
     """
 
 
-def latent_path(model: object, z0: Tensor, t: Tensor, control: Control) -> Tensor:
+def _summed(difference: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """L1 norms ``[B]`` of differences of frames after the first ``[B, T, C, H, W]``, of those that were observed."""
+    return _observed(difference.abs(), batch).flatten(1).sum(1)
+
+
+def _observed(values: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Values ``[B, T, ...]`` of frames after the first, 0 where the frame is missing."""
+    mask = batch.get("mask")
+    return values if mask is None else blanked(values, mask[:, 1:])
+
+
+def latent_path(model: object, z0: Tensor, t: Tensor, control: Control, **named: Any) -> Tensor:
     """Latents ``[T, B, D]`` along a model's transformation, from ``z0 [B, D]``; NoLatentFlowError where it has none."""
     path: Callable[..., Tensor] | None = getattr(model, "path", None)
     if callable(path):
-        return path(z0, t, control)
+        return path(z0, t, control, **named)
     flow = getattr(model, "flow", None)
     if flow is None:
         raise NoLatentFlowError(
             f"a {type(model).__name__} has no latent flow: it needs flow(z0, t, control), a flowfactor.LatentFlow, or "
             "path(z0, t, control). Where a latent dimension stands in for a transformation, see TraversalModel"
         )
-    return flow(z0, t, control).z
+    return flow(z0, t, control, **named).z
 
 
 def every_flow(

@@ -19,6 +19,7 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.equivariance import every_flow, every_unlabelled
 from flowfactor.metrics.estimates import mean_bounds
 from flowfactor.metrics.estimates import standard_error as error_of_mean
+from flowfactor.models.inputs import beside, shown
 from flowfactor.models.protocols import BoundsLikelihood, SequenceModel, knows_transformations
 
 
@@ -82,7 +83,8 @@ def log_likelihood(
 
     $\ln \frac1S \sum_s w_s$ with $w = p(x, z) / q(z)$ (Burda et al., ICLR 2016, eq. 8), a lower bound in expectation for
     every S that tightens as S grows. Log-determinants are taken with the exact divergence, whatever the model's flow is
-    set to: noise of an estimate within the logarithm would raise the mean, and the value would be no bound.
+    set to: noise of an estimate within the logarithm would raise the mean, and the value would be no bound. Where frames are
+    missing, a sequence's bound is that of its observed frames, and divided by their number.
 
     Args:
         model: A model with ``log_likelihood(frames, t, k, samples)``.
@@ -116,8 +118,10 @@ def log_likelihood(
     with evaluating(model), _exact_divergence(model):
         for k, batch in batches:
             control = batch["k"] if labelled else None
-            whole = model.log_likelihood(batch["frames"], batch["t"], control, samples, generator=generator)
-            bounds[k].append(whole / batch["frames"].shape[1])
+            also = beside(batch, "context", "mask")
+            whole = model.log_likelihood(batch["frames"], batch["t"], control, samples, generator=generator, **also)
+            count = batch["mask"].sum(1) if "mask" in also else batch["frames"].shape[1]
+            bounds[k].append(whole / count)
     likelihood = getattr(getattr(model.decoder, "likelihood", None), "name", "custom")
     made = replace(_result(bounds, samples, likelihood, str(model.objective)), limit=limit, seed=seed)
     return made if labelled else replace(made, by_flow=[])
@@ -199,17 +203,22 @@ def paper_log_likelihood(
     values: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model), _exact_divergence(model):
         for k, batch in every_flow(data, limit, batch_size, seed):
-            frames, t = batch["frames"], batch["t"]
+            frames, t = shown(batch), batch["t"] if batch["t"].ndim == 1 else batch["t"].mT
             q = model.encode(frames[:, 0])
             z0 = objectives.draw(q, generator=generator)
             if still or flow is None:
                 z, log_det = z0.expand(len(t), *z0.shape), z0.new_zeros(len(t), len(z0))
             else:
-                path = flow(z0, t, k, log_det=True, generator=generator)
+                path = flow(z0, t, k, log_det=True, generator=generator, **beside(batch, "context"))
                 z, log_det = path.z, path.log_det
             log_q = q.log_prob(z0) - log_det
-            log_p = torch.stack([prior.at(float(now), k).log_prob(at) for now, at in zip(t, z, strict=True)])
+            log_p = torch.stack([prior.at(now, k).log_prob(at) for now, at in zip(t.to(z), z, strict=True)])
             miss = (frames.movedim(1, 0) - model.decode(z)).flatten(2)
             log_x = -0.5 * (miss.square().sum(2) + miss.shape[2] * math.log(2 * math.pi))
-            values[k].append((log_x + log_q - log_p)[1:].mean(0))
+            value = (log_x + log_q - log_p)[1:]
+            if "mask" not in batch:
+                values[k].append(value.mean(0))
+                continue
+            mask = batch["mask"].mT[1:]
+            values[k].append(torch.where(mask, value, 0).sum(0) / mask.sum(0).clamp(min=1))
     return replace(_result(values, 1, "gaussian", "paper-protocol"), limit=limit, seed=seed)

@@ -18,6 +18,7 @@ from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_flow, latent_path
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
+from flowfactor.models.inputs import refuse_missing, shown
 from flowfactor.models.protocols import InfersFactor, InfersWeights, SequenceModel, infers_k
 
 
@@ -51,7 +52,7 @@ def match_flows(
     predicted, true = [], []
     with evaluating(model):
         for k, batch in every_flow(data, limit, batch_size, seed):
-            predicted.append(model.infer_factor(batch["frames"]).probs.argmax(-1))
+            predicted.append(model.infer_factor(shown(batch)).probs.argmax(-1))
             true.append(torch.full((len(batch["frames"]),), k))
     found = factor_accuracy(torch.cat(predicted), torch.cat(true), data.num_flows, order=order)
     return replace(found, limit=limit, seed=seed)
@@ -105,6 +106,7 @@ def _known_activity(
             yield batch["weights"] > 0, batch["frames"]
         return
     for k, batch in every_flow(data, limit, batch_size, seed):
+        refuse_missing(batch, "match_spikes")
         active = torch.zeros(len(batch["frames"]), data.num_steps, data.num_flows, dtype=torch.bool)
         active[..., k] = True
         yield active, batch["frames"]
@@ -179,13 +181,13 @@ class MatchedModel:
         """The model's posterior of frames ``[*batch, C, H, W]``."""
         return self.model.encode(x)
 
-    def path(self, z0: Tensor, t: Any, control: Control = 0) -> Tensor:
+    def path(self, z0: Tensor, t: Any, control: Control = 0, **named: Any) -> Tensor:
         """Carries latents ``[B, D]`` along the flows in this order: ``[T, B, D]``."""
-        return latent_path(self.model, z0, t, self._own(control))
+        return latent_path(self.model, z0, t, self._own(control), **named)
 
-    def transform(self, x0: Tensor, t: Any, control: Control = 0) -> Tensor:
+    def transform(self, x0: Tensor, t: Any, control: Control = 0, **named: Any) -> Tensor:
         """Transforms images by the flows in this order, as the model's own ``transform`` does."""
-        return self.model.transform(x0, t, self._own(control))
+        return self.model.transform(x0, t, self._own(control), **named)
 
     def log_likelihood(self, frames: Tensor, t: Tensor, k: Control | None, *arguments: Any, **named: Any) -> Tensor:
         """Bounds the likelihood under the flows in this order, as the model's own ``log_likelihood`` does."""

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from flowfactor._checks import check_count
 from flowfactor._evaluating import evaluating
+from flowfactor.context import Context
 from flowfactor.metrics.estimates import CONFIDENCE, Estimate, student_quantile, wilson
+from flowfactor.models.inputs import rows_of
 from flowfactor.models.protocols import Transforms
 
 _BATCH = 64
@@ -58,6 +60,7 @@ def vp_score(
     images: Tensor,
     t: Tensor | Sequence[float],
     *,
+    context: Context | None = None,
     fraction: float = 0.1,
     repeats: int = 5,
     steps: int = 200,
@@ -76,6 +79,7 @@ def vp_score(
         model: A model with ``transform`` and ``num_flows`` (at least two).
         images: Images to start from, ``[N, C, H, W]``, at least two a flow.
         t: Times ``[T+1]`` in frames; the first and the last frame make the pair.
+        context: Features of each image ``[N, C]``, or such a tensor for each name, for a model that takes a context.
         fraction: Share of the pairs to train on; the paper has 0.1 and 0.01.
         repeats: How often to draw the training pairs and train anew.
         steps: Training steps of the classifier.
@@ -112,7 +116,8 @@ def vp_score(
     before, after = [], []
     with evaluating(model), torch.no_grad():
         for rows in torch.arange(len(images), device=images.device).split(batch_size):
-            made = model.transform(images[rows], t, k[rows])
+            also = {} if context is None else {"context": rows_of(context, rows)}
+            made = model.transform(images[rows], t, k[rows], **also)
             before.append(made[:, 0])
             after.append(made[:, -1])
     settings: dict[str, Any] = {"fraction": fraction, "repeats": repeats, "steps": steps, "confidence": confidence}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowfactor.context import Context
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.regularizers import SinkhornMatch, TransportCost
@@ -16,6 +17,7 @@ def transport_gap(
     t: Tensor | list[float],
     control: Control = 0,
     *,
+    context: Context | None = None,
     blur: float = 0.01,
     scaling: float = 0.95,
 ) -> Tensor:
@@ -32,6 +34,7 @@ def transport_gap(
         z0: A cloud of N start states ``[N, D]``.
         t: Times in frames, from start to end.
         control: Which flow acts; one for all, since the clouds are compared as wholes.
+        context: What steers the flow, where it was built with a context; likewise.
         blur: Length scale of the Sinkhorn estimate relative to the clouds' extent.
         scaling: Accuracy of the Sinkhorn iterations, in (0, 1).
 
@@ -50,7 +53,7 @@ def transport_gap(
     if not isinstance(z0, Tensor) or z0.ndim != 2 or len(z0) < 2:
         got = list(z0.shape) if isinstance(z0, Tensor) else type(z0).__name__
         raise ValueError(f"z0 must be a cloud of at least two states, shape [N, D], got {got}")
-    path = flow(z0, t, control, costs={"action": TransportCost()})
+    path = flow(z0, t, control, context=context, costs={"action": TransportCost()})
     action = path.costs["action"][-1].mean()
     start, end = path.z[0], path.z[-1]
     extent = torch.cat([start, end]).detach().std()

@@ -15,6 +15,7 @@ from flowfactor.control import Control, times, travelled
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, every_flow
 from flowfactor.models.checks import check_frames
+from flowfactor.models.inputs import refuse_beside, refuse_missing
 from flowfactor.models.protocols import Autoencodes
 
 _RANGES = tuple(half / 2 for half in range(-12, 13))
@@ -94,8 +95,14 @@ class TraversalModel:
             rates[k, dimension] = reach / self.span
         return z0 + travelled(control, when, len(z0), self.num_flows) @ rates
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
-        """Transforms images ``[B, C, H, W]`` along the traversals; arguments as `path`'s, frames ``[B, T, C, H, W]``."""
+    def transform(
+        self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, context: None = None
+    ) -> Tensor:
+        """Transforms images ``[B, C, H, W]`` along the traversals; arguments as `path`'s, frames ``[B, T, C, H, W]``.
+
+        A context is refused: traversals know none.
+        """
+        refuse_beside(self, context=context)
         return self.decode(self.path(self.encode(x0).mean, t, control)).movedim(0, 1)
 
 
@@ -251,10 +258,10 @@ def latent_traversal_error(
         raise ValueError(f"train has {train.num_flows} transformations and test {test.num_flows}")
     if train.t.shape != test.t.shape or not torch.equal(train.t.cpu(), test.t.cpu()):
         raise ValueError(f"train has times {train.t.tolist()} and test {test.t.tolist()}: ranges would not carry over")
-    searched = [
-        best_traversal(model, batch["frames"], batch["t"], k, ranges=ranges)
-        for k, batch in every_flow(train, images, images, seed)
-    ]
+    searched = []
+    for k, batch in every_flow(train, images, images, seed):
+        refuse_missing(batch, "latent_traversal_error")
+        searched.append(best_traversal(model, batch["frames"], batch["t"], k, ranges=ranges))
     span = float((train.t[-1] - train.t[0]).abs())
     with evaluating(model):
         found = TraversalModel(model, searched, span)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -12,10 +12,13 @@ from torch.distributions import Distribution
 
 from flowfactor import objectives
 from flowfactor._checks import check_count, check_optional_count
+from flowfactor.context import Context, ContextSize
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.checks import check_flow_parts, check_force, check_frames, check_latent_size, check_weight
+from flowfactor.models.checks import check_flow_parts, check_force, check_latent_size, check_weight
+from flowfactor.models.inputs import Inputs, beside, check_inputs, clock
 from flowfactor.models.pretrained import PretrainedMixin
+from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior, StandardNormal
 from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
@@ -48,6 +51,32 @@ class Autoencoder(PretrainedMixin, nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
         return cast(FrameDecoder, self.decoder).mean(z)
+
+    def loss(self, batch: Mapping[str, Any], *, generator: torch.Generator | None = None) -> Tensor:
+        """The loss of a batch as data sets give it: of its frames at its times, with all else that it holds.
+
+        Args:
+            batch: ``"frames"``, ``"t"`` and ``"k"``, and where the data have them ``"context"`` and ``"mask"``. A model that
+                infers k, or has no use for it, is not shown it.
+            generator: Source of all draws.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            KeyError: If there are no frames or times.
+            TypeError: As a call of the model.
+            ValueError: As a call of the model.
+
+        Example:
+            >>> import torch, flowfactor as ff
+            >>> data = ff.data.Sequences(torch.rand(6, 4, 8, 8), k=[0, 1] * 3, context=torch.rand(6, 2))
+            >>> model = ff.models.build_vae(data.image_shape, 2, 4, context=2, hidden=(8, 8))
+            >>> model.loss(data.batch([0, 1, 2])).backward()
+        """
+        k = batch.get("k") if knows_transformations(self) and not infers_k(self) else None
+        also = beside(batch, "context", "mask")
+        return self(batch["frames"], batch["t"], k, generator=generator, **also).loss
 
     @property
     def _frame_shape(self) -> tuple[int, ...] | None:
@@ -105,6 +134,11 @@ class FlowModel(Autoencoder):
         return self.flow.num_flows
 
     @property
+    def context(self) -> ContextSize:
+        """C, the number of features of the context that steers the flow, or a number for each name; 0 for none."""
+        return self.flow.field.context
+
+    @property
     def force(self) -> Any:
         """The force of the Hamilton-Jacobi equation, or None."""
         return self.hamilton_jacobi.force
@@ -114,15 +148,20 @@ class FlowModel(Autoencoder):
         """Whether the Hamilton-Jacobi residual is part of the loss."""
         return self.hj_weight > 0 and self.flow.field.has_potential
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
+    def transform(
+        self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, context: Context | None = None
+    ) -> Tensor:
         """Transforms images along the latent flows, from the mean of their posterior.
 
         Args:
             x0: Images at ``t[0]``, ``[B, C, H, W]``.
-            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
+            t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation. Or those of each image,
+                ``[B, T]``, monotone, which may repeat.
             control: Which flow acts: an int, one index per image, weights ``[B, K]`` to superpose, or a `Schedule`. A
                 `SparseTransformationVAE` has flows at their typical strength, and under double control also weights
                 ``[B, 2K]``, those of the gradient part first.
+            context: Features of each image ``[B, C]``, or ``[C]`` for all, for a model built with ``context=C``; or such a
+                tensor for each name.
 
         Returns:
             Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
@@ -132,18 +171,24 @@ class FlowModel(Autoencoder):
             ValueError: If an argument does not fit.
             FlowSolveError: If the solve fails.
         """
-        return self.decode(self.path(self.encode(x0).mean, t, control)).movedim(0, x0.ndim - 3)
+        when = clock(t, x0, 3)
+        return self.decode(self.path(self.encode(x0).mean, when, control, context=context)).movedim(0, x0.ndim - 3)
 
-    def path(self, z0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
-        """Latents ``[T, *batch, D]`` along the flows, from ``z0 [*batch, D]``; times and control as for `transform`."""
-        return self._flow_for(control)(z0, t, control).z
+    def path(
+        self, z0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, context: Context | None = None
+    ) -> Tensor:
+        """Latents ``[T, *batch, D]`` along the flows, from ``z0 [*batch, D]``; control and context as for `transform`.
+
+        Times are ``[T]``, or ``[T, *batch]`` where each latent has its own: time first, as in all paths.
+        """
+        return self._flow_for(control)(z0, t, control, context=context).z
 
     def _flow_for(self, control: Control) -> LatentFlow:
         """The flow that follows a control."""
         return self.flow
 
-    def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return check_frames(frames, t, self._frame_shape)
+    def _checked(self, frames: Tensor, t: Tensor, context: Context | None = None, mask: Tensor | None = None) -> Inputs:
+        return check_inputs(self, frames, t, context, mask, self._frame_shape, self.context)
 
     def _lazy(self, generator: torch.Generator | None, device: torch.device) -> int:
         """What the regularizers count for in this step: 0 where it goes without, and more where it makes up for others.
@@ -160,22 +205,24 @@ class FlowModel(Autoencoder):
         return {"hj": self.hamilton_jacobi} if times and self.penalised else {}
 
     def _regularizers(
-        self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int
+        self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int, context: Context | None = None
     ) -> tuple[Tensor, Tensor]:
         """The Hamilton-Jacobi residual, mean over time, and the squared speed at the start, of each path, so many times."""
         hj = start = z0.new_zeros(z0.shape[:-1])
         if times and self.penalised and len(t) > 1:
-            hj = times * path.costs["hj"][-1] / (t[-1] - t[0]).abs()
+            span = (t[-1] - t[0]).abs()
+            # A sequence of one observed frame takes no time, and has no residual.
+            hj = times * path.costs["hj"][-1] / (span if t.ndim == 1 else torch.where(span > 0, span, 1))
         if times and self.start_weight > 0:
-            start = times * self._start_at_rest(self.flow, z0, control, t[0])
+            start = times * self._start_at_rest(self.flow, z0, control, t[0], context=context)
         return hj, start
 
     def _reconstruction(
-        self, frames: Tensor, z: Tensor, generator: torch.Generator | None, row: Tensor | None = None
+        self, given: Inputs, z: Tensor, generator: torch.Generator | None, row: Tensor | None = None
     ) -> Tensor:
         """E ln p(x_t|z_t) summed over frames, of paths ``z [T+1, N, D]``; from a few frames in training."""
         wanted = self.frames_per_step if self.training else None
-        return objectives.sequence_log_likelihood(self.decoder, frames, z, wanted, generator, row)
+        return objectives.sequence_log_likelihood(self.decoder, given.frames, z, wanted, generator, row, given.mask)
 
     def _every_flow(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """The flow and the sequence ``[K*B]`` of every pair of the two, sorted by flow."""
@@ -183,14 +230,22 @@ class FlowModel(Autoencoder):
         row = torch.arange(len(frames), device=frames.device)
         return flow.repeat_interleave(len(frames)), row.repeat(self.num_flows)
 
-    def _fit(self, frames: Tensor, z: Tensor, wanted: int | None, generator: torch.Generator | None) -> Tensor:
+    def _fit(self, given: Inputs, z: Tensor, wanted: int | None, generator: torch.Generator | None) -> Tensor:
         """E ln p(x_t|z_t) of each sequence under each of F flows, ``[B, F]``, of states sorted by flow ``[T+1, F*B, D]``.
 
         From so many of the frames after the first: that one is the same under all flows.
         """
-        begin, each = min(1, frames.shape[1] - 1), torch.arange(len(frames), device=frames.device)
-        frames, z = frames[:, begin:], rearrange(z[begin:], "t (f b) d -> t b f d", b=len(frames))
+        begin, each = min(1, len(given.t) - 1), torch.arange(len(given.frames), device=given.frames.device)
+        given, z = given.part(begin, len(z)), rearrange(z[begin:], "t (f b) d -> t b f d", b=len(each))
+        frames = given.frames
+
+        def log_p(index: Tensor) -> Tensor:
+            # Flows ahead of sequences, so that frames are not copied for every flow.
+            states = z[index, each].movedim(-2, 1)
+            return self.decoder(states).log_prob(frames[each, index].unsqueeze(1))
+
+        if given.mask is not None:
+            index, weights = objectives.choose_observed_frames(given.mask, wanted, generator)
+            return (weights.to(z).unsqueeze(1) * log_p(index)).sum(0).mT
         index, weight = objectives.choose_frames(frames.shape[1], wanted, len(frames), frames.device, generator)
-        # Flows ahead of sequences, so that frames are not copied for every flow.
-        states = z[index, each].movedim(-2, 1)
-        return weight * self.decoder(states).log_prob(frames[each, index].unsqueeze(1)).sum(0).mT
+        return weight * log_p(index).sum(0).mT

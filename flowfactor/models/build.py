@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flowfactor._config import named
+from flowfactor.context import ContextSize, context_size
 from flowfactor.encoders import ConvDecoder, ConvEncoder, FactorEncoder, PairEncoder
 from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField, SolenoidalField
 from flowfactor.latent_flow import LatentFlow
@@ -35,6 +36,7 @@ def build_vae(
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
+    context: int | Mapping[str, int] = 0,
     encoder: Mapping[str, Any] | None = None,
     decoder: Mapping[str, Any] | None = None,
     likelihood: str | Mapping[str, Any] = "bernoulli",
@@ -67,6 +69,8 @@ def build_vae(
         skew: What the divergence-free part of a Helmholtz field is made of: None for a `SolenoidalField` of as many ridge
             functions as the networks have hidden units; ``"canonical"`` or ``"learned"`` for $J\nabla h$ of a stream
             potential h, with such a J.
+        context: C, the number of features of each sequence that steer its flow (a class, a speed, an embedding), or such a
+            number for each name; 0 for none. The encoder and the decoder do not see them.
         encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's. With a ``name`` among
             them, those of the registered encoder.
         decoder: Keyword arguments of `ConvDecoder`, likewise.
@@ -99,7 +103,10 @@ def build_vae(
         'GradientField'
     """
     made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
-    made_field = make_field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
+    made_field = make_field(
+        field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator, context
+    )
+    _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     bound = named(Objective, objective)
     if solver is None:
         # A step size, so that the map does not depend on the times that are asked for.
@@ -133,6 +140,7 @@ def build_sparse_vae(
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
+    context: int | Mapping[str, int] = 0,
     control: str = "single",
     slab: str = "half_normal",
     encoder: Mapping[str, Any] | None = None,
@@ -156,6 +164,7 @@ def build_sparse_vae(
         hidden: As in `build_vae`.
         activation: As in `build_vae`.
         skew: As in `build_vae`.
+        context: As in `build_vae`.
         control: ``"single"`` for one weight a flow, ``"double"`` for one each for the gradient part and the
             divergence-free part of a Helmholtz field.
         slab: ``"half_normal"`` for weights of one sign, ``"laplace"`` for both.
@@ -186,7 +195,10 @@ def build_sparse_vae(
     made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
     chosen: dict[str, Any] = {"controls": 1 if control == "single" else 2, "slab": slab, **(pair_encoder or {})}
     pairs = make_coder(PairEncoder, chosen, num_flows=num_flows, **frame_shape(image_shape))
-    made_field = make_field(field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator)
+    made_field = make_field(
+        field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator, context
+    )
+    _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler", "step_size": 1.0})), divergence)
     made_prior = make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator)
     return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)
@@ -249,6 +261,7 @@ def make_potential(
     hidden: Sequence[int] = (64, 64),
     activation: str = "logcosh",
     generator: torch.Generator | None = None,
+    context: ContextSize = 0,
 ) -> Potential:
     """Makes the potential of a name, with its options where a mapping has them; raises ValueError for unknown ones."""
     name, options = split("potential", given)
@@ -257,7 +270,7 @@ def make_potential(
         "convex": {"hidden": hidden},
         "resnet": {"width": hidden[0]},
     }
-    known = {"dim": dim, "num_flows": num_flows, "generator": generator}
+    known = {"dim": dim, "num_flows": num_flows, "generator": generator, "context": context}
     return make("potential", {"name": name, **sizes.get(name, {}), **options}, **known)
 
 
@@ -270,23 +283,33 @@ def make_field(
     activation: str,
     skew: str | None,
     generator: torch.Generator | None,
+    context: ContextSize = 0,
 ) -> Field:
-    """Makes the field of a name; raises ValueError where a name is unknown."""
+    """Makes the field of a name; raises ValueError where a name is unknown, or the parts take no context and it has one."""
 
     def potential_of_its_own() -> Potential:
-        return make_potential(potential, dim, num_flows, hidden, activation, generator)
+        return make_potential(potential, dim, num_flows, hidden, activation, generator, context)
 
     name = _without_options("field", field)
     if name == "helmholtz":
         if skew is None:
-            streams = SolenoidalField(dim, num_flows, sum(hidden), generator=generator)
+            streams = SolenoidalField(dim, num_flows, sum(hidden), generator=generator, context=context)
             return HelmholtzField(potential_of_its_own(), streams)
         return HelmholtzField(potential_of_its_own(), potential_of_its_own(), skew=skew, generator=generator)
     if name == "gradient":
         return GradientField(potential_of_its_own())
     if name == "free":
-        return FreeField(dim, num_flows, hidden, generator=generator)
-    return make("field", field, dim=dim, num_flows=num_flows, generator=generator)
+        return FreeField(dim, num_flows, hidden, generator=generator, context=context)
+    return make("field", field, dim=dim, num_flows=num_flows, generator=generator, context=context)
+
+
+def _check_steered(made: Field, context: ContextSize, parts: str) -> None:
+    """Raises ValueError where parts of the user's own do not take the context that is asked for."""
+    if made.context != context_size(context):
+        raise ValueError(
+            f"context={context!r} is asked for, but {parts} takes {made.context or 'none'}: give its constructor the "
+            "argument context, and hand it on to the base class"
+        )
 
 
 def make_prior(

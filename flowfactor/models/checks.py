@@ -9,16 +9,19 @@ from flowfactor.control import Control, times
 from flowfactor.latent_flow import LatentFlow
 
 
-def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+def check_frames(
+    frames: object, t: object, event: tuple[int, ...] | None, *, own_times: bool = False
+) -> tuple[Tensor, Tensor]:
     """Checks sequences ``[B, T+1, C, H, W]`` and their times ``[T+1]``.
 
     Args:
         frames: The sequences.
         t: The times, in frames; or the same times for every sequence, ``[B, T+1]``, as a DataLoader collates them.
         event: Expected ``(C, H, W)``; None where any will do.
+        own_times: Whether the rows of ``[B, T+1]`` may differ.
 
     Returns:
-        Frames and times as tensors.
+        Frames and times as tensors: ``[T+1]``, or ``[T+1, B]`` where each sequence has its own.
 
     Raises:
         TypeError: If frames are no floats.
@@ -36,8 +39,16 @@ def check_frames(frames: object, t: object, event: tuple[int, ...] | None) -> tu
     if not bool(frames[:, 0].sum().isfinite()):  # the sum is one cheap pass
         raise ValueError("frames hold NaN or infinity; expected values in [0, 1]")
     if isinstance(t, Tensor) and t.ndim == 2 and t.shape == frames.shape[:2] and bool((t == t[:1]).all()):
-        t = t[0]  # as torch's DataLoader collates the times of sequences
+        # As torch's DataLoader collates the times of sequences. Times that repeat are each sequence's own, which may rest.
+        t = t if own_times and bool((t[0].diff() == 0).any()) else t[0]
     when = times(t, frames)
+    if own_times and when.ndim == 2:
+        if when.shape != frames.shape[:2]:
+            raise ValueError(
+                f"t must hold one time a frame, shape [{frames.shape[1]}], or those of each sequence, "
+                f"{list(frames.shape[:2])}; got {list(when.shape)}"
+            )
+        return frames, when.mT
     if when.shape != frames.shape[1:2]:
         raise ValueError(f"t must hold one time a frame, shape [{frames.shape[1]}], got {list(when.shape)}")
     return frames, when

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -12,11 +13,13 @@ from torch.distributions import Categorical, Distribution
 from flowfactor import objectives
 from flowfactor._checks import check_count
 from flowfactor._config import describe, named
+from flowfactor.context import Context
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_batch_control, check_generator
 from flowfactor.models.estimators import FactorBatch, FactorEstimator, check_factor_prior, factor_divergence
+from flowfactor.models.inputs import Inputs, check_mask, last_observed
 from flowfactor.models.terms import SequenceTerms, Terms
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior
@@ -133,11 +136,12 @@ class FlowFactorizedVAE(FlowModel):
         """``"weak"`` where q(k|x) can be inferred, else ``"full"``: k has to be given."""
         return "full" if self.factor_encoder is None else "weak"
 
-    def infer_factor(self, frames: Tensor) -> Categorical:
+    def infer_factor(self, frames: Tensor, *, mask: Tensor | None = None) -> Categorical:
         """The posterior q(k|x_0..x_T) over which flow acts.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
+            mask: Which frames were observed ``[B, T+1]``; in place of the others it sees the last that was. None for all.
 
         Returns:
             A Categorical over the K flows with batch shape ``[B]``.
@@ -157,19 +161,34 @@ class FlowFactorizedVAE(FlowModel):
                 "this model has no factor encoder to infer k with: give k, or make it with factor_encoder=... "
                 '(build_vae: supervision="weak")'
             )
+        if mask is not None:
+            check_mask(mask, frames)
+            frames = last_observed(frames, mask)
         return self.factor_encoder(frames)
 
     def forward(
-        self, frames: Tensor, t: Tensor, k: Control | None = None, *, generator: torch.Generator | None = None
+        self,
+        frames: Tensor,
+        t: Tensor,
+        k: Control | None = None,
+        *,
+        context: Context | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Terms:
         """The terms of the objective on a batch of sequences.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames; the prior starts at time 0.
+            t: Times ``[T+1]``, in frames; the prior starts at time 0. Or those of each sequence ``[B, T+1]``, monotone, and
+                free to repeat.
             k: Which transformation acts: an int, one index a sequence ``[B]``, weights or a schedule. None infers it for
                 each sequence; the terms are then expectations over q(k|x), or draws of them: by q(k|x) (Gumbel), or by
                 responsibilities (balanced, while it anneals).
+            context: Features of each sequence ``[B, C]``, or ``[C]`` for all, which steer the flow of a model built with
+                ``context=C``; or such a tensor for each name.
+            mask: Which frames were observed ``[B, T+1]``, the first of each sequence among them. The others are never read,
+                and count for nothing; after its last observed frame a sequence rests. None where all were.
             generator: Source of all draws.
 
         Returns:
@@ -180,26 +199,36 @@ class FlowFactorizedVAE(FlowModel):
             ValueError: If an argument does not fit, or k is None and the model has no factor encoder.
             FlowSolveError: If the solve fails.
         """
-        frames, t = self._checked(frames, t)
-        check_generator(generator, frames.device)
+        given = self._checked(frames, t, context, mask)
+        self._check_counts_masks("divergence", given)
+        check_generator(generator, given.frames.device)
         if k is None:
-            return self._inferred(frames, t, generator).mean()
-        check_batch_control(k, len(frames))
-        return self._solved(frames, t, k, self._begin(frames, k, generator), generator).mean()
+            return self._inferred(given, generator).mean()
+        check_batch_control(k, len(given.frames))
+        return self._solved(given, k, self._begin(given.frames, k, generator), generator).mean()
 
-    def _inferred(self, frames: Tensor, t: Tensor, generator: torch.Generator | None) -> SequenceTerms:
+    def _check_counts_masks(self, method: str, given: Inputs) -> None:
+        """Refuses missing frames where an objective does not say what they count."""
+        work = getattr(self.objective, method)
+        if given.mask is not None and "mask" not in inspect.signature(work).parameters:
+            raise ValueError(
+                f"the objective {self.objective} does not say what a missing frame counts: give the method {method} of "
+                f"{type(self.objective).__name__} the argument mask=None, which holds True where a frame was observed"
+            )
+
+    def _inferred(self, given: Inputs, generator: torch.Generator | None) -> SequenceTerms:
         """The terms where k is inferred, by the estimator in training and exactly elsewhere."""
-        log_q = self.infer_factor(frames).logits
+        log_q = self.infer_factor(given.shown()).logits
         estimator, log_prior = self.estimator, self._factor_log_prior
         assert estimator is not None and log_prior is not None
-        begin = self._begin(frames, 0, generator)  # p(z_0) is that of every flow
+        begin = self._begin(given.frames, 0, generator)  # p(z_0) is that of every flow
         batch = FactorBatch(
             log_q,
             log_prior,
             generator,
-            under=lambda k: self._solved(frames, t, k, begin, generator),
-            every=lambda log_q: self._all_flows(frames, t, log_q, begin, generator),
-            judged=lambda wanted: self._judge(frames, t, begin, wanted, generator),
+            under=lambda k: self._solved(given, k, begin, generator),
+            every=lambda log_q: self._all_flows(given, log_q, begin, generator),
+            judged=lambda wanted: self._judge(given, begin, wanted, generator),
         )
         if not self.training:
             return batch.expected(log_q)
@@ -208,20 +237,18 @@ class FlowFactorizedVAE(FlowModel):
             estimator.advance()
         return terms
 
-    def _judge(
-        self, frames: Tensor, t: Tensor, begin: Begin, wanted: int | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def _judge(self, given: Inputs, begin: Begin, wanted: int | None, generator: torch.Generator | None) -> Tensor:
         """Minus the bound of every sequence under every flow, from a few frames each and without regularizers, [B, K]."""
-        flow, row = self._every_flow(frames)
-        path, kl = self._path(begin, t, flow, generator, row)
-        return self.kl_weight * kl.reshape(self.num_flows, -1).mT - self._fit(frames, path.z, wanted, generator)
+        flow, row = self._every_flow(given.frames)
+        path, kl = self._path(given, begin, flow, generator, row)
+        return self.kl_weight * kl.reshape(self.num_flows, -1).mT - self._fit(given, path.z, wanted, generator)
 
     def _all_flows(
-        self, frames: Tensor, t: Tensor, log_q: Tensor, begin: Begin, generator: torch.Generator | None
+        self, given: Inputs, log_q: Tensor, begin: Begin, generator: torch.Generator | None
     ) -> SequenceTerms:
         """Every sequence under every flow that q does not rule out, [B, K]: one solve, and one decoding."""
         flow, row = log_q.T.isfinite().nonzero(as_tuple=True)  # sorted by flow
-        return self._solved(frames, t, flow, begin, generator, row).table(row, flow, log_q.shape)
+        return self._solved(given, flow, begin, generator, row).table(row, flow, log_q.shape)
 
     def _begin(self, frames: Tensor, k: Control, generator: torch.Generator | None) -> Begin:
         """Encodes the first frames, and draws what the flows of one sequence share."""
@@ -231,25 +258,25 @@ class FlowFactorizedVAE(FlowModel):
 
     def _solved(
         self,
-        frames: Tensor,
-        t: Tensor,
+        given: Inputs,
         k: Control,
         begin: Begin,
         generator: torch.Generator | None,
         row: Tensor | None = None,
     ) -> SequenceTerms:
         """What each solve gives: of every sequence under its k, or of the sequences ``row [N]`` under ``k [N]``."""
-        times = self._lazy(generator, frames.device)
-        path, kl = self._path(begin, t, k, generator, row, self._costs(times))
-        reconstruction = self._reconstruction(frames, path.z, generator, row)
-        hj, start = self._regularizers(path, path.z[0], k, t, times)
+        times = self._lazy(generator, given.frames.device)
+        path, kl = self._path(given, begin, k, generator, row, self._costs(times))
+        reconstruction = self._reconstruction(given, path.z, generator, row)
+        t, context = given.rows(row)
+        hj, start = self._regularizers(path, path.z[0], k, t, times, context)
         loss = -reconstruction + self.kl_weight * kl + self.hj_weight * hj + self.start_weight * start
         return SequenceTerms(loss, reconstruction, kl, hj, start, torch.zeros_like(kl))
 
     def _path(
         self,
+        given: Inputs,
         begin: Begin,
-        t: Tensor,
         k: Control,
         generator: torch.Generator | None,
         row: Tensor | None = None,
@@ -257,8 +284,9 @@ class FlowFactorizedVAE(FlowModel):
     ) -> tuple[FlowPath, Tensor]:
         """One solve, of the sequences ``row`` where given, and the divergence of its latents from the prior, [N]."""
         z0, start = begin if row is None else (part[row] for part in begin)
-        path = self.flow(z0, t, k, log_det=self.objective.log_det, costs=costs, generator=generator)
-        return path, self.objective.divergence(start, self.prior, path, t, k)
+        t, context = given.rows(row)
+        path = self.flow(z0, t, k, context=context, log_det=self.objective.log_det, costs=costs, generator=generator)
+        return path, self.objective.divergence(start, self.prior, path, t, k, **given.seen(row))
 
     def config(self) -> dict[str, Any]:
         """How the model was made, as JSON values; parts of the user's own appear as None."""
@@ -275,6 +303,8 @@ class FlowFactorizedVAE(FlowModel):
         k: Control | None = None,
         samples: int = 64,
         *,
+        context: Context | None = None,
+        mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         chunk: int = 8,
     ) -> Tensor:
@@ -286,9 +316,11 @@ class FlowFactorizedVAE(FlowModel):
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames.
+            t: Times ``[T+1]``, in frames, or those of each sequence ``[B, T+1]``.
             k: Which transformation acts; None infers it.
             samples: S, the number of importance samples.
+            context: Features of each sequence, as for a call of the model.
+            mask: Which frames were observed ``[B, T+1]``; the bound is that of these.
             generator: Source of the draws.
             chunk: Samples decoded at a time, to bound memory.
 
@@ -300,20 +332,20 @@ class FlowFactorizedVAE(FlowModel):
             ValueError: If ``samples`` is not positive, an argument does not fit, or the objective has no importance weights.
         """
         check_count("samples", samples)
-        frames, t = self._checked(frames, t)
-        q = self.encode(frames[:, 0])
+        given = self._checked(frames, t, context, mask)
+        self._check_counts_masks("log_weights", given)
+        q = self.encode(given.frames[:, 0])
         if k is not None:
-            check_batch_control(k, len(frames))
-            return self._importance(frames, t, k, q, samples, generator, chunk)
-        q_k = self.infer_factor(frames)
-        each = [self._importance(frames, t, i, q, samples, generator, chunk) for i in range(self.num_flows)]
+            check_batch_control(k, len(given.frames))
+            return self._importance(given, k, q, samples, generator, chunk)
+        q_k = self.infer_factor(given.shown())
+        each = [self._importance(given, i, q, samples, generator, chunk) for i in range(self.num_flows)]
         assert self._factor_log_prior is not None
         return (q_k.probs * torch.stack(each, -1)).sum(-1) - factor_divergence(q_k.logits, self._factor_log_prior)
 
     def _importance(
         self,
-        frames: Tensor,
-        t: Tensor,
+        given: Inputs,
         k: Control,
         q: Distribution,
         samples: int,
@@ -324,8 +356,12 @@ class FlowFactorizedVAE(FlowModel):
         weights: list[Tensor] = []
         for size in objectives.chunks(samples, chunk):
             z0 = objectives.draw(q, (size,), generator)
-            path = self.flow(z0, t, k, log_det=self.objective.log_det, generator=generator)
+            t, asked = given.repeated(size), self.objective.log_det
+            path = self.flow(z0, t, k, context=given.context, log_det=asked, generator=generator)
             # [T+1, S, B]: frames against every sample's decoded path.
-            log_p = torch.stack([self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True)])
-            weights.append(self.objective.log_weights(log_p, q, self.prior, path, t, k))
+            each = [self.decoder(z).log_prob(x) for z, x in zip(path.z, given.frames.unbind(1), strict=True)]
+            log_p, seen = torch.stack(each), given.seen()
+            if seen:
+                log_p = torch.where(seen["mask"].unsqueeze(1), log_p, 0)
+            weights.append(self.objective.log_weights(log_p, q, self.prior, path, given.t, k, **seen))
         return objectives.log_mean_exp(weights).sum(0)

@@ -26,7 +26,10 @@ class Transforms(HasFlows, Protocol):
     """A model that transforms images."""
 
     def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control, /) -> Tensor:
-        """Frames ``[B, T, C, H, W]`` of images ``x0 [B, C, H, W]`` at times ``t [T]``."""
+        """Frames ``[B, T, C, H, W]`` of images ``x0 [B, C, H, W]`` at times ``t [T]``.
+
+        For data with a context it takes that as ``context=``; for such of irregular times, ``t [B, T]``.
+        """
         ...
 
 
@@ -83,7 +86,10 @@ class BoundsLikelihood(HasFlows, Protocol):
     def log_likelihood(
         self, frames: Tensor, t: Tensor, k: Control | None, samples: int, /, *, generator: torch.Generator | None
     ) -> Tensor:
-        """Bounds ``[B]`` of sequences ``[B, T+1, C, H, W]``, in nats."""
+        """Bounds ``[B]`` of sequences ``[B, T+1, C, H, W]``, in nats.
+
+        For data with a context or missing frames it takes ``context=`` and ``mask=``.
+        """
         ...
 
 

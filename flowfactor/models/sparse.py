@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowfactor import objectives
 from flowfactor._checks import check_count, check_optional_count
+from flowfactor.context import Context
 from flowfactor.control import Control, Schedule
 from flowfactor.encoders import PairEncoder, SparseWeights
 from flowfactor.fields import HelmholtzField
@@ -19,7 +21,9 @@ from flowfactor.latent_flow import LatentFlow
 from flowfactor.models._sparse_parts import (
     check_pair_encoder,
     course,
+    follow_intervals,
     follow_unit,
+    intervals_seen,
     make_weights_prior,
     sparse_schedule,
     stretch,
@@ -27,8 +31,10 @@ from flowfactor.models._sparse_parts import (
 from flowfactor.models._split import SplitControlField
 from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_generator, check_weight
+from flowfactor.models.inputs import Inputs
 from flowfactor.models.responsibilities import anneal, balanced_responsibilities
 from flowfactor.models.terms import Terms
+from flowfactor.path import FlowPath
 from flowfactor.priors import Prior, SpikeAndSlab
 
 
@@ -208,13 +214,25 @@ class SparseTransformationVAE(FlowModel):
         """
         return sparse_schedule(weights, t)
 
-    def forward(self, frames: Tensor, t: Tensor, k: Any = None, *, generator: torch.Generator | None = None) -> Terms:
+    def forward(
+        self,
+        frames: Tensor,
+        t: Tensor,
+        k: Any = None,
+        *,
+        context: Context | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
         """The terms of the objective on a batch of sequences.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames.
+            t: Times ``[T+1]``, in frames; or those of each sequence ``[B, T+1]``, monotone.
             k: Not looked at: training loops may hand over the transformations, and this model finds them by itself.
+            context: Features of each sequence, as in `FlowFactorizedVAE`; the pair encoder does not see them.
+            mask: Which frames were observed ``[B, T+1]``, as in `FlowFactorizedVAE`. In place of a missing one the pair
+                encoder sees the last that was: what acted meanwhile shows in the interval before the next.
             generator: Source of all draws.
 
         Returns:
@@ -225,16 +243,16 @@ class SparseTransformationVAE(FlowModel):
             ValueError: If an argument does not fit.
             FlowSolveError: If the solve fails.
         """
-        frames, t = self._checked(frames, t)
+        given = self._checked(frames, t, context, mask)
         check_generator(generator, frames.device)
-        warming, whole = self.training and self.warming_up, frames.shape[1]
+        warming = self.training and self.warming_up
         if warming:
-            frames, t = stretch(frames, t, self.warmup_span, generator)
-        share = frames.shape[1] / whole
-        q = self.encode(frames[:, 0])
+            given = stretch(given, self.warmup_span, generator)
+        share = len(given.t) / frames.shape[1]
+        q = self.encode(given.frames[:, 0])
         z0 = objectives.draw(q, generator=generator)
         kl = objectives.start_divergence(q, self.prior, z0, 0).mean()
-        parts = self._supposed(frames, t, z0, share, generator) if warming else self._inferred(frames, t, z0, generator)
+        parts = self._supposed(given, z0, share, generator) if warming else self._inferred(given, z0, generator)
         reconstruction, kl_factor, hj, start, lesson = (part.mean() for part in parts)
         reconstruction = reconstruction / share
         if self.training and torch.is_grad_enabled():
@@ -243,26 +261,41 @@ class SparseTransformationVAE(FlowModel):
         loss = loss + self.hj_weight * hj + self.start_weight * start
         return Terms(loss, reconstruction, kl, hj, start, reconstruction - kl - kl_factor, kl_factor)
 
-    def _inferred(self, frames: Tensor, t: Tensor, z0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+    def _inferred(self, given: Inputs, z0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Reconstruction, KL of the weights, HJ and start of the flow that the inferred weights drive, ``[B]`` each."""
-        q = self.infer_weights(frames)
+        q, t, counted = self.infer_weights(given.frames), given.t, intervals_seen(given.mask)
         if self.training and torch.is_grad_enabled():
-            q = q.in_units(follow_unit(self.unit, q))
+            q = q.in_units(follow_unit(self.unit, q, counted))
         drawn = q.rsample(temperature=self.spike_temperature, generator=generator)
-        control = self.schedule(drawn.weights, t)
         times = self._lazy(generator, z0.device)
-        path = self._flow_for(control)(z0, t, control, costs=self._costs(times), generator=generator)
-        reconstruction = self._reconstruction(frames, path.z, generator)
-        hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times)
-        return reconstruction, self.weights_prior.kl(q), hj, start, torch.zeros_like(hj)
+        path = self._along(z0, t, drawn.weights, given.context, generator, self._costs(times))
+        reconstruction = self._reconstruction(given, path.z, generator)
+        hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times, given.context)
+        return reconstruction, self.weights_prior.kl(q, counted), hj, start, torch.zeros_like(hj)
+
+    def _along(
+        self,
+        z0: Tensor,
+        t: Tensor,
+        weights: Tensor,
+        context: Context | None,
+        generator: torch.Generator | None,
+        costs: Mapping[str, Any] | None = None,
+    ) -> FlowPath:
+        """The path under weights ``[*batch, T, K, C]`` of the intervals between times ``[T+1]`` or ``[T+1, *batch]``."""
+        named: dict[str, Any] = {"context": context, "costs": costs, "generator": generator}
+        if t.ndim > 1:
+            return follow_intervals(self._flow_for, z0, t, weights, **named)
+        control = self.schedule(weights, t)
+        return self._flow_for(control)(z0, t, control, **named)
 
     def _supposed(
-        self, frames: Tensor, t: Tensor, z0: Tensor, share: float, generator: torch.Generator | None
+        self, given: Inputs, z0: Tensor, share: float, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:
         """The same with one flow acting alone, drawn by balanced responsibilities; and the spikes' lesson."""
-        flows = self.num_flows
+        flows, t = self.num_flows, given.t
         with torch.no_grad():
-            every = self._judge(frames, t, z0, generator)
+            every = self._judge(given, z0, generator)
             on = self.weights_prior.marginals(len(t) - 1).mean(0)
             odds = torch.cat([on / (1 - on), on.new_ones(every.shape[-1] - flows)])  # of one flow alone against none
             prior = odds / odds.sum()
@@ -273,23 +306,26 @@ class SparseTransformationVAE(FlowModel):
             information = (torch.special.xlogy(r, r) - r * prior.log()).sum(-1)
         acts, k = drawn < flows, drawn.clamp(max=flows - 1)
         times = self._lazy(generator, z0.device)
-        path = self.flow(z0, t, k, costs=self._costs(times), generator=generator)
+        path = self.flow(z0, t, k, context=given.context, costs=self._costs(times), generator=generator)
         # With no flow at all the state stays where it is, and there is nothing to regularize.
         z = torch.where(acts.unsqueeze(-1), path.z, z0)
-        reconstruction = self._reconstruction(frames, z, generator)
-        hj, start = (acts * part for part in self._regularizers(path, z0, k, t, times))
-        logits = self.pair_encoder(frames).spike_logits
+        reconstruction = self._reconstruction(given, z, generator)
+        hj, start = (acts * part for part in self._regularizers(path, z0, k, t, times, given.context))
+        logits = self.pair_encoder(given.frames).spike_logits
         target = r[:, :flows].unsqueeze(-2).expand_as(logits)
-        lesson = binary_cross_entropy_with_logits(logits, target, reduction="none").sum((-2, -1))
+        lesson = binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+        counted = intervals_seen(given.mask)
+        lesson = (lesson if counted is None else counted * lesson).sum(-1)
         return reconstruction, information, hj, start, lesson
 
-    def _judge(self, frames: Tensor, t: Tensor, z0: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _judge(self, given: Inputs, z0: Tensor, generator: torch.Generator | None) -> Tensor:
         """E ln p of each sequence under every flow alone, and under none where stretches are looked at, [B, K or K+1]."""
-        flow, row = self._every_flow(frames)
-        states = self.flow(z0[row], t, flow, generator=generator).z
+        flow, row = self._every_flow(given.frames)
+        t, context = given.rows(row)
+        states = self.flow(z0[row], t, flow, context=context, generator=generator).z
         if self.warmup_span is not None:
             states = torch.cat([states, z0.expand(len(t), *z0.shape)], 1)
-        return self._fit(frames, states, 1, generator)
+        return self._fit(given, states, 1, generator)
 
     def _flow_for(self, control: Control) -> LatentFlow:
         """The flow itself, or its view with 2K weights where a control holds those."""
@@ -301,11 +337,11 @@ class SparseTransformationVAE(FlowModel):
         assert isinstance(field, HelmholtzField)  # checked when the model was made
         return LatentFlow(SplitControlField(field), self.flow.solver, self.flow.divergence)
 
-    def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        frames, t = super()._checked(frames, t)
-        if frames.shape[1] < 2:
+    def _checked(self, frames: Tensor, t: Tensor, context: Context | None = None, mask: Tensor | None = None) -> Inputs:
+        given = super()._checked(frames, t, context, mask)
+        if len(given.t) < 2:
             raise ValueError("a sequence needs at least two frames: weights are inferred from neighbouring pairs")
-        return frames, t
+        return replace(given, frames=given.shown())
 
     def log_likelihood(
         self,
@@ -314,6 +350,8 @@ class SparseTransformationVAE(FlowModel):
         k: Any = None,
         samples: int = 64,
         *,
+        context: Context | None = None,
+        mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         chunk: int = 8,
     ) -> Tensor:
@@ -321,9 +359,11 @@ class SparseTransformationVAE(FlowModel):
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].
-            t: Times ``[T+1]``, in frames.
+            t: Times, as for a call of the model.
             k: Not looked at.
             samples: S, the number of importance samples.
+            context: As for a call of the model.
+            mask: As for a call of the model.
             generator: Source of the draws.
             chunk: Samples decoded at a time, to bound memory.
 
@@ -335,15 +375,17 @@ class SparseTransformationVAE(FlowModel):
             ValueError: If ``samples`` is not positive or an argument does not fit.
         """
         check_count("samples", samples)
-        frames, t = self._checked(frames, t)
+        given = self._checked(frames, t, context, mask)
+        frames, mask, counted = given.frames, given.mask, intervals_seen(given.mask)
         q, q_g = self.encode(frames[:, 0]), self.infer_weights(frames)
         weights: list[Tensor] = []
         for size in objectives.chunks(samples, chunk):
             z0 = objectives.draw(q, (size,), generator)
             drawn = q_g.sample((size,), generator=generator)
-            control = self.schedule(drawn.weights, t)
-            path = self._flow_for(control)(z0, t, control, generator=generator)
-            log_p = sum(self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True))
+            path = self._along(z0, given.repeated(size), drawn.weights, given.context, generator)
+            each = [self.decoder(z).log_prob(x) for z, x in zip(path.z, frames.unbind(1), strict=True)]
+            log_p = sum(each) if mask is None else sum(seen * p for seen, p in zip(mask.unbind(1), each, strict=True))
             log_ratio = objectives.path_log_ratio(q, self.prior, path, 0)
-            weights.append(log_p - log_ratio - q_g.log_prob(drawn) + self.weights_prior.log_prob(drawn))
+            log_odds = self.weights_prior.log_prob(drawn, counted) - q_g.log_prob(drawn, counted)
+            weights.append(log_p - log_ratio + log_odds)
         return objectives.log_mean_exp(weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from flowfactor._checks import check_count
 from flowfactor._evaluating import evaluating
+from flowfactor.context import Context
 from flowfactor.errors import require
 from flowfactor.latent_flow import LatentFlow
+from flowfactor.models.inputs import rows_of
 from flowfactor.models.protocols import Transforms
 from flowfactor.plot.grid import (
     Layout,
@@ -54,6 +56,7 @@ def traverse(
     model: Transforms,
     x0: Tensor,
     *,
+    context: Context | None = None,
     t: Tensor | Sequence[float] | None = None,
     at: float = 0.0,
     steps: int = 8,
@@ -73,6 +76,8 @@ def traverse(
         model: A `flowfactor.models.FlowFactorizedVAE`, or anything with ``num_flows`` and
             ``transform(x0, t, control)``.
         x0: A picture ``[C, H, W]`` in [0, 1], or several ``[B, C, H, W]``: then each flow has a row per picture.
+        context: Features of all pictures ``[C]``, or of each ``[B, C]``, for a model that takes a context; or such a tensor
+            for each name.
         t: Times of the columns in frames, strictly increasing, ``at`` among them.
         at: Time of ``x0``, in frames.
         steps: Where ``t`` is None: the columns are the ``steps`` frames before ``at``, ``at`` itself and as many after.
@@ -99,7 +104,7 @@ def traverse(
         (62, 272, 3)
     """
     _check_look(pad, scale, background, mark)
-    found = _follow(model, x0, t, at, steps, 1, flows, flow_names)
+    found = _follow(model, x0, t, at, steps, 1, flows, flow_names, context)
     return enlarge(found.grid(pad, background, mark)[0], scale)
 
 
@@ -107,6 +112,7 @@ def traverse_figure(
     model: Transforms,
     x0: Tensor,
     *,
+    context: Context | None = None,
     t: Tensor | Sequence[float] | None = None,
     at: float = 0.0,
     steps: int = 8,
@@ -120,6 +126,7 @@ def traverse_figure(
     Args:
         model: As for `traverse`.
         x0: As for `traverse`.
+        context: As for `traverse`.
         t: As for `traverse`.
         at: As for `traverse`.
         steps: As for `traverse`.
@@ -147,7 +154,7 @@ def traverse_figure(
     figures = require("matplotlib.figure", extra="plot")
     if not width > 0:
         raise ValueError(f"width must be a positive number of inches, got {width!r}")
-    found = _follow(model, x0, t, at, steps, 1, flows, flow_names)
+    found = _follow(model, x0, t, at, steps, 1, flows, flow_names, context)
     picture, layout = found.grid(pad=2, background=1.0, mark=True)
 
     images = found.tiles.shape[1]
@@ -179,6 +186,7 @@ def traversal_frames(
     model: Transforms,
     x0: Tensor,
     *,
+    context: Context | None = None,
     t: Tensor | Sequence[float] | None = None,
     at: float = 0.0,
     steps: int = 8,
@@ -197,6 +205,7 @@ def traversal_frames(
     Args:
         model: As for `traverse`.
         x0: As for `traverse`.
+        context: As for `traverse`.
         t: Times of the frames on the way from the earliest to the latest, strictly increasing, ``at`` among them.
         at: Time of ``x0``, in frames; where the animation begins.
         steps: Where ``t`` is None: how far to go in each direction, in frames.
@@ -223,7 +232,7 @@ def traversal_frames(
     """
     _check_look(pad, scale, background, mark=False)
     check_count("per_step", per_step)
-    found = _follow(model, x0, t, at, steps, per_step, flows, flow_names)
+    found = _follow(model, x0, t, at, steps, per_step, flows, flow_names, context)
     columns = found.tiles.transpose(1, 0, 2, 3, 4, 5)  # [images, flows, times, h, w, 3]
     images, flow_count, count, height, width, _ = columns.shape
     layout = layout_of(images, flow_count, (height, width), pad)
@@ -246,6 +255,7 @@ def _follow(
     per_step: int,
     flows: Sequence[int | str] | None,
     flow_names: Sequence[str] | None,
+    context: Context | None,
 ) -> _Traversal:
     # A LatentFlow has both names too, but carries latent states: it cannot show pictures.
     fits = callable(getattr(model, "transform", None)) and isinstance(getattr(model, "num_flows", None), int)
@@ -260,19 +270,23 @@ def _follow(
     batch = x0 if x0.ndim == 4 else x0.unsqueeze(0)
     starts = batch.repeat(len(chosen), 1, 1, 1)
     control = torch.tensor(chosen, device=x0.device).repeat_interleave(len(batch))
+    also = {}
+    if context is not None:
+        rows = torch.arange(len(batch), device=x0.device).repeat(len(chosen))
+        also["context"] = rows_of(context, rows)
     ticks = torch.tensor(times, dtype=x0.dtype, device=x0.device)
     with evaluating(model), torch.no_grad():
-        frames = _transformed(model, starts, ticks[origin:], control)
+        frames = _transformed(model, starts, ticks[origin:], control, **also)
         if origin:
-            before = _transformed(model, starts, ticks[: origin + 1].flip(0), control)
+            before = _transformed(model, starts, ticks[: origin + 1].flip(0), control, **also)
             frames = torch.cat([before[:, 1:].flip(1), frames], dim=1)
     tiles = to_pictures(frames, "the model's frames", 5)
     tiles = tiles.reshape(len(chosen), len(batch), *tiles.shape[1:])
     return _Traversal(tiles, times, origin, names)
 
 
-def _transformed(model: Transforms, x0: Tensor, t: Tensor, control: Tensor) -> Tensor:
-    frames = model.transform(x0, t, control)
+def _transformed(model: Transforms, x0: Tensor, t: Tensor, control: Tensor, **also: Any) -> Tensor:
+    frames = model.transform(x0, t, control, **also)
     expected = (len(x0), len(t))
     if not isinstance(frames, Tensor) or frames.ndim != 5 or tuple(frames.shape[:2]) != expected:
         found = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__

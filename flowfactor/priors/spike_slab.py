@@ -140,11 +140,12 @@ class SpikeAndSlab(Configured, nn.Module):
             w = self.scale * w
         return SparseSample(b, w, b.unsqueeze(-1) * w)
 
-    def log_prob(self, sample: SparseSample) -> Tensor:
+    def log_prob(self, sample: SparseSample, counted: Tensor | None = None) -> Tensor:
         """Log probability of hard spikes, plus the log density of the slabs that act, in nats.
 
         Args:
             sample: A draw with hard spikes.
+            counted: Which intervals count ``[*batch, T]``, none after the first that does not; None for all.
 
         Returns:
             Sums over T, K and C, ``[*sample]``.
@@ -156,9 +157,10 @@ class SpikeAndSlab(Configured, nn.Module):
             log_slab = Laplace(torch.zeros_like(scale), scale, validate_args=False).log_prob(w)
         else:
             log_slab = HalfNormal(scale, validate_args=False).log_prob(w)
-        return (self._expected_log_prior(b) + (b * log_slab.sum(-1)).sum(-2)).sum(-1)
+        slab = _counted(b * log_slab.sum(-1), counted)
+        return (self._expected_log_prior(b, counted) + slab.sum(-2)).sum(-1)
 
-    def kl(self, q: SparseWeights) -> Tensor:
+    def kl(self, q: SparseWeights, counted: Tensor | None = None) -> Tensor:
         r"""KL[q(g)|p(g)] per sequence, in closed form.
 
         $$\sum_k \Bigl\{ \sum_s E \ln q(b_s) - E \ln p(b_0) - \sum_{s>0} E \ln p(b_s|b_{s-1})
@@ -168,6 +170,8 @@ class SpikeAndSlab(Configured, nn.Module):
 
         Args:
             q: The posterior, batch ``[*batch]``.
+            counted: Which intervals count ``[*batch, T]``, none after the first that does not, as where a sequence is
+                shorter than others; None for all.
 
         Returns:
             Divergences ``[*batch]``, in nats.
@@ -178,8 +182,8 @@ class SpikeAndSlab(Configured, nn.Module):
         self._check_flows(q.spike_logits.shape[-1])
         on = q.spike_probs
         log_q = on * F.logsigmoid(q.spike_logits) + (1 - on) * F.logsigmoid(-q.spike_logits)
-        spikes = log_q.sum(-2) - self._expected_log_prior(on)
-        slab = (on * self.slab_kl(q.slab).sum(-1)).sum(-2)
+        spikes = _counted(log_q, counted).sum(-2) - self._expected_log_prior(on, counted)
+        slab = _counted(on * self.slab_kl(q.slab).sum(-1), counted).sum(-2)
         return (spikes + slab).sum(-1)
 
     def slab_kl(self, q: Laplace | LogNormal) -> Tensor:
@@ -212,18 +216,25 @@ class SpikeAndSlab(Configured, nn.Module):
         log_half = 0.5 * math.log(2 / math.pi) - math.log(self.scale)
         return second - log_half - q.loc - 0.5 * math.log(2 * math.pi * math.e) - q.scale.log()
 
-    def _expected_log_prior(self, on: Tensor) -> Tensor:
+    def _expected_log_prior(self, on: Tensor, counted: Tensor | None = None) -> Tensor:
         """E ln p(b) of independent spikes with probabilities ``on [*batch, T, K]`` (0 or 1 for given ones)."""
         yes, no = F.logsigmoid(self.logits), F.logsigmoid(-self.logits)
         first = on[..., 0, :] * yes[0] + (1 - on[..., 0, :]) * no[0]
         before, now = on[..., :-1, :], on[..., 1:, :]
         kept = before * (now * yes[1] + (1 - now) * no[1])
         begun = (1 - before) * (now * yes[2] + (1 - now) * no[2])
-        return first + (kept + begun).sum(-2)
+        if counted is not None:
+            first, counted = counted[..., :1] * first, counted[..., 1:]
+        return first + _counted(kept + begun, counted).sum(-2)
 
     def _check_flows(self, num_flows: int) -> None:
         if num_flows != self.num_flows:
             raise ValueError(f"the prior has {self.num_flows} flows and the weights {num_flows}")
+
+
+def _counted(each: Tensor, counted: Tensor | None) -> Tensor:
+    """Terms ``[*batch, T, K]`` of all intervals, 0 where they do not count."""
+    return each if counted is None else counted.unsqueeze(-1) * each
 
 
 def _check_probability(name: str, value: float) -> None:

@@ -6,6 +6,7 @@ import geomloss
 import torch
 from torch import Tensor, nn
 
+from flowfactor.context import Context
 from flowfactor.control import Control
 from flowfactor.fields import Field, GradientField
 from flowfactor.latent_flow import LatentFlow
@@ -26,7 +27,13 @@ class StartAtRest(Recorded, nn.Module):
     """
 
     def forward(
-        self, flow: LatentFlow | Field | Potential, z0: Tensor, control: Control = 0, t: float | Tensor = 0.0
+        self,
+        flow: LatentFlow | Field | Potential,
+        z0: Tensor,
+        control: Control = 0,
+        t: float | Tensor = 0.0,
+        *,
+        context: Context | None = None,
     ) -> Tensor:
         """Measures the squared speed at the start.
 
@@ -34,7 +41,8 @@ class StartAtRest(Recorded, nn.Module):
             flow: A flow, field or potential.
             z0: States ``[*batch, D]``.
             control: Which flow acts.
-            t: Time of the start, in frames.
+            t: Time of the start, in frames, a scalar or ``[*batch]``.
+            context: What steers the flow, where it was built with a context.
 
         Returns:
             Squared norms ``[*batch]``.
@@ -48,7 +56,7 @@ class StartAtRest(Recorded, nn.Module):
             part = GradientField(potential)  # asks for the gradient alone
         if not isinstance(part, Field):
             raise TypeError(f"StartAtRest takes a LatentFlow, Field or Potential, got {type(flow).__name__}")
-        return part(z0, t, control).square().sum(-1)
+        return part(z0, t, control, context=context).square().sum(-1)
 
 
 class SinkhornMatch(Recorded, nn.Module):

@@ -17,9 +17,10 @@ LOOKED_AT = 12  # elements
 def check_dataset(d: SequenceDataset, *, without: Iterable[str] = ()) -> None:
     """Checks that a data set keeps what training relies on.
 
-    Items and batches: shapes, float32 frames in [0, 1], times that increase, k in range; items as batches, in any order, the
-    same again; epochs: every element at most once, as many of each k, the same under equal generators, no draw from
-    PyTorch's global generator; a loader that goes on where it was; subsets; fingerprints; copies; refusals.
+    Items and batches: shapes, float32 frames in [0, 1], times that increase, k in range, and own times, masks and contexts
+    where there are such; items as batches, in any order, the same again; epochs: every element at most once, as many of each
+    k, the same under equal generators, no draw from PyTorch's global generator; a loader that goes on where it was; subsets;
+    fingerprints; copies; refusals.
 
     Args:
         d: The data set.
@@ -73,7 +74,17 @@ def _check_batches(contract: Contract, d: SequenceDataset) -> None:
     contract.require("k is [B] int64", k.dtype == torch.int64 and k.shape == indices.shape, k, "one a sequence")
     in_range = bool(((k >= 0) & (k < d.num_flows)).all()) or (d.fixed_k is not None and bool((d.fixed_k == -1).all()))
     contract.require("k names a flow", in_range, k.tolist(), f"[0, {d.num_flows}), or fixed_k of -1 throughout")
-    contract.close("t of a batch is that of the data set", batch["t"], d.t)
+    if batch["t"].ndim == 1:
+        contract.close("t of a batch is that of the data set", batch["t"], d.t)
+    else:
+        _check_own_times(contract, batch["t"], (len(indices), d.num_steps + 1))
+    mask = batch.get("mask")
+    if mask is not None:
+        observed = mask.dtype == torch.bool and mask.shape == frames.shape[:2] and bool(mask[:, 0].all())
+        contract.require("a mask says [B, T+1] what was observed, the first frame always", observed, mask, "booleans")
+    contract.require(
+        "context_size is that of a batch", _context_size(batch) == d.context_size, _context_size(batch), d.context_size
+    )
     labels = d.fixed_k
     if labels is not None:
         contract.require("fixed_k has one k an element", labels.shape == (len(d),), list(labels.shape), [len(d)])
@@ -94,6 +105,18 @@ def _check_batches(contract: Contract, d: SequenceDataset) -> None:
     for promise, other in contract.copies(d):
         _equal(contract, promise, other.batch(indices, k), batch)
         contract.require("copies have the fingerprint", other.fingerprint() == mark, other.fingerprint(), mark)
+
+
+def _check_own_times(contract: Contract, t: Tensor, shape: tuple[int, int]) -> None:
+    fits = t.shape == shape and bool(t.isfinite().all()) and bool((t.diff(dim=1) >= 0).all())
+    contract.require("own times are [B, T+1] and do not decrease", fits, t, f"finite times {list(shape)}")
+
+
+def _context_size(batch: dict[str, Any]) -> int | dict[str, int]:
+    context = batch.get("context")
+    if isinstance(context, dict):
+        return {name: part.shape[1] for name, part in context.items()}
+    return 0 if context is None else context.shape[1]
 
 
 def _check_epochs(contract: Contract, d: SequenceDataset) -> None:
@@ -129,11 +152,18 @@ def _rest(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(batch: dict[str, Any], rows: Any) -> dict[str, Any]:
-    return {name: value if name == "t" else value[rows] for name, value in batch.items()}
+    def of(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {part: features[rows] for part, features in value.items()}
+        return value if name == "t" and value.ndim == 1 else value[rows]
+
+    return {name: of(name, value) for name, value in batch.items()}
 
 
 def _equal(contract: Contract, promise: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     contract.require(promise, found.keys() == expected.keys(), sorted(found), sorted(expected))
     for name, value in expected.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, dict):
+            _equal(contract, f"{promise} ({name})", found[name], value)
+        elif isinstance(value, Tensor):
             contract.close(f"{promise} ({name})", found[name].double(), value.double(), 1e-6)

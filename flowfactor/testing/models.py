@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ def check_model(
     Terms of the objective: finite scalars with gradients, the same under equal generators, in evaluation the mean over any
     batch, in the model's precision and in double; posteriors, decoded frames and transformed images: shapes under leading
     dimensions, each sample as by itself; `infer_factor` and `log_likelihood` where the model has them; copies,
-    ``state_dict``, ``save_pretrained`` and ``from_pretrained``; refusals.
+    ``state_dict``, ``save_pretrained`` and ``from_pretrained``; refusals. All with a context, where ``m.context`` says that
+    it takes one.
 
     Args:
         m: The model.
@@ -56,35 +57,59 @@ def check_model(
     double = copy.deepcopy(model).double() if contract.keeps("double") else model
     for each in (model, double):
         like = like_of(each)
-        batch = _Batch(contract, tuple(shape), num_frames, getattr(m, "num_flows", 1), like)
+        batch = _Batch(contract, tuple(shape), num_frames, m, like)
         _check_terms(contract, copy.deepcopy(each), batch)
         _check_frames(contract, copy.deepcopy(each).eval(), batch)
-    batch = _Batch(contract, tuple(shape), num_frames, getattr(m, "num_flows", 1), like_of(double))
+    batch = _Batch(contract, tuple(shape), num_frames, m, like_of(double))
     check_module(contract, double.eval(), lambda m: _outputs(m, batch))
     _check_files(contract, double, batch, dict(loads_with or {}))
     frames, t, k = batch.frames, batch.t, batch.k
     holes = frames.clone()
     holes[0, 0, 0, 0, 0] = torch.nan
+    if batch.also:
+        contract.refuses("a context that is missing", lambda: double(frames, t, k))
+        contract.refuses("the context of another batch", lambda: double(frames, t, k, **batch.rows(slice(1, None))))
     for what, call in (
-        ("a single sequence without batch", lambda: double(frames[0], t, k)),
-        ("bytes in place of frames", lambda: double((255 * frames).byte(), t, k)),
-        ("frames of another shape", lambda: double(frames[..., :-1], t, k)),
-        ("frames that are not finite", lambda: double(holes, t, k)),
-        ("no sequence at all", lambda: double(frames[:0], t, k[:0])),
-        ("times of another number of frames", lambda: double(frames, t[:-1], k)),
-        ("times that stand still", lambda: double(frames, torch.zeros_like(t), k)),
+        ("a single sequence without batch", lambda: double(frames[0], t, k, **batch.also)),
+        ("bytes in place of frames", lambda: double((255 * frames).byte(), t, k, **batch.also)),
+        ("frames of another shape", lambda: double(frames[..., :-1], t, k, **batch.also)),
+        ("frames that are not finite", lambda: double(holes, t, k, **batch.also)),
+        ("no sequence at all", lambda: double(frames[:0], t, k[:0], **batch.rows(slice(0)))),
+        ("times of another number of frames", lambda: double(frames, t[:-1], k, **batch.also)),
+        ("times that stand still", lambda: double(frames, torch.zeros_like(t), k, **batch.also)),
     ):
         contract.refuses(what, call)
 
 
 class _Batch:
-    """Sequences of random frames, so many of each flow, one after another."""
+    """Sequences of random frames, so many of each flow, one after another; with a context where the model takes one."""
 
-    def __init__(self, contract: Contract, shape: tuple[int, ...], num_frames: int, flows: int, like: Tensor) -> None:
-        self.flows, self.shape = max(flows, 1), shape
+    def __init__(self, contract: Contract, shape: tuple[int, ...], num_frames: int, model: Any, like: Tensor) -> None:
+        self.flows, self.shape = max(getattr(model, "num_flows", 1), 1), shape
         self.k = torch.arange(2 * self.flows, device=like.device) // 2
         self.frames = contract.rand(len(self.k), num_frames, *shape, like=like)
         self.t = torch.arange(num_frames, device=like.device).to(like)
+        size, count = getattr(model, "context", 0), len(self.k)
+        self.also: dict[str, Any] = {}
+        if isinstance(size, Mapping):
+            self.also["context"] = {name: contract.randn(count, each, like=like) for name, each in size.items()}
+        elif isinstance(size, int) and size:
+            self.also["context"] = contract.randn(count, size, like=like)
+
+    def rows(self, row: int | slice) -> dict[str, Any]:
+        """What comes beside some of the sequences."""
+        row = slice(row, row + 1) if isinstance(row, int) else row
+        return self._each(lambda part: part[row])
+
+    def deep(self) -> dict[str, Any]:
+        """What comes beside the sequences in two leading dimensions."""
+        return self._each(lambda part: part.reshape(2, -1, part.shape[-1]))
+
+    def _each(self, work: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        context = self.also.get("context")
+        if isinstance(context, Mapping):
+            return {"context": {name: work(part) for name, part in context.items()}}
+        return {} if context is None else {"context": work(context)}
 
 
 def _generator(like: Tensor, seed: int = 0) -> torch.Generator:
@@ -115,7 +140,9 @@ def _check_terms(contract: Contract, model: Any, batch: _Batch) -> None:
             model.load_state_dict(start)
             model.train().zero_grad()
             terms = _terms(
-                contract, contract.attempt("training", lambda: model(frames, t, k, generator=_generator(t))), t
+                contract,
+                contract.attempt("training", lambda: model(frames, t, k, generator=_generator(t), **batch.also)),
+                t,
             )
             contract.require(
                 "the loss carries gradients", terms["loss"].requires_grad, "none", "a graph to the parameters"
@@ -130,7 +157,7 @@ def _check_terms(contract: Contract, model: Any, batch: _Batch) -> None:
     model.load_state_dict(start)
     model.eval()
     before = copy.deepcopy(model.state_dict())
-    shown = [quiet(lambda: model(frames, t, k, generator=_generator(t))) for _ in range(2)]
+    shown = [quiet(lambda: model(frames, t, k, generator=_generator(t), **batch.also)) for _ in range(2)]
     first, second = (_terms(contract, terms, t) for terms in shown)
     contract.close("evaluation repeats under equal generators", first["loss"], second["loss"])
     for name, value in model.state_dict().items():
@@ -152,16 +179,20 @@ def _check_frames(contract: Contract, model: Any, batch: _Batch) -> None:
     weights = contract.rand(len(start), batch.flows, like=x)
     for kind, control in (("an int", 0), ("an index", batch.k), ("weights", weights)):
         try:
-            frames = quiet(lambda c=control: model.transform(start, times, c))
+            frames = quiet(lambda c=control: model.transform(start, times, c, **batch.also))
         except (ValueError, TypeError):  # a model that cannot superpose says so; one flow is what all can do
             contract.require(f"transform takes {kind}", kind == "weights", "a refusal", "frames")
             continue
         contract.tensor(f"transformed images ({kind})", frames, (len(start), len(times), *batch.shape), x)
         if contract.keeps("permutation"):
-            alone = quiet(lambda c=control: model.transform(start[1:2], times, c if isinstance(c, int) else c[1:2]))
+            alone = quiet(
+                lambda c=control: model.transform(
+                    start[1:2], times, c if isinstance(c, int) else c[1:2], **batch.rows(1)
+                )
+            )
             contract.close(f"each image is transformed by itself ({kind})", alone[0], frames[1], 1e-3)
     try:
-        deep = quiet(lambda: model.transform(start.reshape(2, -1, *batch.shape), times, 0))
+        deep = quiet(lambda: model.transform(start.reshape(2, -1, *batch.shape), times, 0, **batch.deep()))
     except ValueError:
         pass
     else:
@@ -185,15 +216,16 @@ def _check_inference(contract: Contract, model: Any, batch: _Batch) -> None:
             )
     if hasattr(model, "log_likelihood"):
         bounds = [
-            quiet(lambda: model.log_likelihood(frames, t, k, samples=2, generator=_generator(t))) for _ in range(2)
+            quiet(lambda: model.log_likelihood(frames, t, k, samples=2, generator=_generator(t), **batch.also))
+            for _ in range(2)
         ]
         contract.tensor("log_likelihood", bounds[0], (len(frames),), frames)
         contract.close("log_likelihood repeats under equal generators", *bounds)
-        contract.refuses("no importance sample", lambda: model.log_likelihood(frames, t, k, samples=0))
+        contract.refuses("no importance sample", lambda: model.log_likelihood(frames, t, k, samples=0, **batch.also))
 
 
 def _outputs(model: Any, batch: _Batch) -> list[Tensor]:
-    return [model.transform(batch.frames[:, 0], batch.t[:3], 0), model.encode(batch.frames).mean]
+    return [model.transform(batch.frames[:, 0], batch.t[:3], 0, **batch.also), model.encode(batch.frames).mean]
 
 
 def _check_files(contract: Contract, model: Any, batch: _Batch, parts: dict[str, Any]) -> None:

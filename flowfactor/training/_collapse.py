@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowfactor._evaluating import evaluating
 from flowfactor.data import SequenceDataset
+from flowfactor.models.inputs import shown
 from flowfactor.models.protocols import InfersWeights, SequenceModel, infers_k
 
 LEAST_STEPS = 200
@@ -36,7 +37,7 @@ def signs_of_collapse(model: SequenceModel, data: SequenceDataset, *, seed: int 
         What is to be warned of, in sentences.
     """
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:_SEQUENCES]
-    frames = data.batch(rows)["frames"]
+    frames = shown(data.batch(rows))
     if len(frames) < 2:
         return []
     first = next(model.parameters())

@@ -153,7 +153,13 @@ def _save(step: _Step, folder: Path, rank: str) -> Path:
     """Writes the batch under a name that nothing has."""
     folder.mkdir(parents=True, exist_ok=True)
     batch = step.batch if isinstance(step.batch, Mapping) else {"batch": step.batch}
-    arrays = {name: value for name, value in batch.items() if isinstance(value, Tensor)} | step.states
+    flat = {name: {"": value} if isinstance(value, Tensor) else value for name, value in batch.items()}
+    flat = {
+        name: parts for name, parts in flat.items() if isinstance(parts, Mapping)
+    }  # such as a context of several names
+    arrays = {
+        f"{name}/{part}".rstrip("/"): value for name, parts in flat.items() for part, value in parts.items()
+    } | step.states
     path, count = folder / f"diverged-step{step.step}{rank}.npz", 1
     while path.exists():
         count += 1

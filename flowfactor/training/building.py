@@ -9,6 +9,7 @@ import torch
 from flowfactor.data import SequenceDataset
 from flowfactor.models import METHODS, build_model, get_method
 from flowfactor.training.config import Config
+from flowfactor.training.signatures import model_settings
 
 
 def make_model(config: Config, data: SequenceDataset) -> Any:
@@ -53,8 +54,29 @@ def make_model(config: Config, data: SequenceDataset) -> Any:
             f"in the sequences of {config.data.name} no single transformation acts, so there is no k to give to the "
             f"method {config.method!r}: train by one that infers what acts ({', '.join(given)})"
         )
+    _settle_context(config, data, settings)
     torch.manual_seed(config.seed)
     return build_model(config.method, **shape, **settings)
+
+
+def _settle_context(config: Config, data: SequenceDataset, settings: dict[str, Any]) -> None:
+    """Has the model take the context that the data have, or refuses where it cannot."""
+    size = data.context_size
+    given = settings.get("context", size)
+    if given != size:
+        raise ValueError(
+            f"model.context is {given}, but the sequences of {config.data.name} have a context of {size or 'no'} features: "
+            "leave it out, or give such data"
+        )
+    if not size:
+        return
+    if "context" not in model_settings(config.method):
+        able = [name for name in METHODS if "context" in model_settings(name)]
+        raise ValueError(
+            f"the sequences of {config.data.name} have a context of {size} features, which the method {config.method!r} "
+            f"cannot take: train by --method {', '.join(able)}, or leave the context out of the data"
+        )
+    settings["context"] = size
 
 
 def _check_needs_no_labels(config: Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_unlabelled
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
+from flowfactor.models.inputs import shown
 from flowfactor.models.protocols import InfersWeights, SequenceModel, infers_k, knows_transformations
 from flowfactor.objectives import NoImportanceWeightsError
 
@@ -231,9 +232,10 @@ def _reconstruction(model: SequenceModel, test: SequenceDataset, limit: int | No
     errors = []
     with evaluating(model):
         for _, batch in every_unlabelled(test, limit, 64, seed):
-            frames = batch["frames"]
+            frames, mask = shown(batch), batch.get("mask")
             made = model.decode(model.encode(frames.flatten(0, 1)).mean).view_as(frames)
-            errors.append((frames - made).abs().flatten(2).sum(2).mean(1))
+            each = (frames - made).abs().flatten(2).sum(2)
+            errors.append(each.mean(1) if mask is None else (mask * each).sum(1) / mask.sum(1))
     error = torch.cat(errors)
     return {"per_frame": float(error.mean()), "standard_error": float(error_of_mean(error)), "count": len(error)}
 
@@ -282,10 +284,21 @@ def _vp(measured: Any, test: SequenceDataset, settings: EvaluationConfig, seed: 
 
     def work() -> dict[str, Any]:
         index = draw_elements(len(test), settings.vp_images, seed)
-        images = torch.cat([test.batch(part)["frames"][:, 0] for part in index.split(100)])
-        return vp_score(measured, images, test.t, repeats=_VP_REPEATS, steps=_VP_STEPS, generator=generator).as_dict()
+        batches = [test.batch(part) for part in index.split(100)]
+        images = torch.cat([batch["frames"][:, 0] for batch in batches])
+        also = {"context": _together([batch["context"] for batch in batches])} if "context" in batches[0] else {}
+        return vp_score(
+            measured, images, test.t, repeats=_VP_REPEATS, steps=_VP_STEPS, generator=generator, **also
+        ).as_dict()
 
     return _tried(settings.vp_images, work)
+
+
+def _together(parts: Sequence[Any]) -> Any:
+    """The contexts of several batches as one."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _disentanglement(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.errors import FlowSolveError
+from flowfactor.models.inputs import beside
 from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.training._diverged import Watch, not_finite, shown
 from flowfactor.training._restored import arguments, named_for, plain, read_checkpoint, told
@@ -35,7 +36,8 @@ class FlowModule(pl.LightningModule):
 
     Args:
         model: A model whose ``model(frames, t, k, generator=...)`` gives terms with ``.loss`` and ``.as_dict()``, such
-            as `flowfactor.models.FlowFactorizedVAE`. One whose ``supervision`` is not ``"full"`` gets None for k.
+            as `flowfactor.models.FlowFactorizedVAE`. One whose ``supervision`` is not ``"full"`` gets None for k. Where a
+            batch holds a ``"context"`` or a ``"mask"``, it is called with them by these names.
         schedule: Course of the learning rate, and the end of the training.
         learning_rate: Peak learning rate.
         betas: Decay rates of AdamW's two averages.
@@ -126,7 +128,8 @@ class FlowModule(pl.LightningModule):
         step = self.global_step + 1
         self._watch.begin(step, batch, self.generator)
         try:
-            terms = self.model(batch["frames"], batch["t"], self._given(batch), generator=self.generator)
+            also = beside(batch, "context", "mask")
+            terms = self.model(batch["frames"], batch["t"], self._given(batch), generator=self.generator, **also)
         except (ValueError, FlowSolveError) as error:
             # What torch's distributions say of parameters such as NaN, and a latent flow of its start or its path.
             if isinstance(error, FlowSolveError):
@@ -166,7 +169,8 @@ class FlowModule(pl.LightningModule):
     def _measured_step(self, batch: dict[str, Tensor], batch_idx: int, name: str) -> None:
         # Draws of its own, the same every time: validations can be compared, and the training goes on as without.
         generator = torch.Generator(self.device).manual_seed(self.seed + batch_idx)
-        terms = self.model(batch["frames"], batch["t"], self._given(batch), generator=generator).as_dict()
+        also = beside(batch, "context", "mask")
+        terms = self.model(batch["frames"], batch["t"], self._given(batch), generator=generator, **also).as_dict()
         values = {f"{name}_{term}": torch.as_tensor(value, dtype=torch.float32) for term, value in terms.items()}
         own = any(isinstance(callback, Checkpoints) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         # A run of the command logs them itself, by the step and before the state is saved.

@@ -48,7 +48,7 @@ def test_batches_of_a_dataloader_fit() -> None:
         found, model(batch["frames"], batch["t"][0], batch["k"], generator=g.manual_seed(0)).loss
     )
     with pytest.raises(ValueError, match="one time a frame"):
-        model(batch["frames"], batch["t"] + torch.arange(4.0)[:, None], batch["k"])
+        model(batch["frames"], batch["t"][:3], batch["k"])
 
 
 @pytest.mark.parametrize("make", [vae, sparse])

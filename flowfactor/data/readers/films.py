@@ -29,7 +29,7 @@ from flowfactor.data.readers.pictures import (
 )
 from flowfactor.errors import require
 
-ARRAYS: tuple[str, ...] = (".npy", ".npz")
+ARRAYS: tuple[str, ...] = (".npy", ".npz", ".h5", ".hdf5")
 """Endings of files of arrays."""
 VIDEOS: tuple[str, ...] = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".flv")
 """Endings of videos."""

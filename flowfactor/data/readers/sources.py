@@ -14,7 +14,16 @@ from torch import Tensor
 from flowfactor.data.arrays import as_tensor, check_axes, in_order, parse_layout, pictures_tensor
 from flowfactor.data.checks import check_range
 from flowfactor.data.fitting import Look, with_channels
-from flowfactor.data.readers.arrayfiles import frames_among, read_arrays
+from flowfactor.data.readers.arrayfiles import CONTAINERS, frames_among, read_arrays
+from flowfactor.data.readers.beside import (
+    Beside,
+    beside_films,
+    checked_context,
+    checked_mask,
+    checked_times,
+    is_common,
+    named_among,
+)
 from flowfactor.data.readers.films import ArrayFilm, Film, open_film
 from flowfactor.data.readers.folders import find_films, list_folder
 from flowfactor.data.readers.reading import read_films
@@ -32,6 +41,10 @@ class Source:
         flow_names: Names of the classes.
         groups: Their groups.
         are_groups_given: Whether a folder or the user said what belongs together.
+        t: Times that all sequences share, not yet checked; None where there are none, or each has its own.
+        when: The own times of all frames [F], or None.
+        seen: Which of all frames were observed [F], or None for all.
+        context: The features of each recording [R, C], or such a tensor for each name; or None.
     """
 
     frames: Tensor
@@ -41,6 +54,10 @@ class Source:
     flow_names: tuple[str, ...]
     groups: list[str]
     are_groups_given: bool
+    t: Any = None
+    when: Tensor | None = None
+    seen: Tensor | None = None
+    context: Tensor | dict[str, Tensor] | None = None
 
 
 def read_source(
@@ -52,6 +69,7 @@ def read_source(
     group: Any,
     k: Any,
     flow_names: Sequence[str] | None,
+    beside: Beside,
     is_cut: bool,
 ) -> Source:
     """Reads what a user gives as sequences; see `flowfactor.data.Sequences` for arguments and errors.
@@ -64,7 +82,8 @@ def read_source(
         group: What belongs together.
         k: Labels.
         flow_names: Names of the labels.
-        is_cut: Whether sequences are cut into windows.
+        beside: Times, mask and context.
+        is_cut: Whether sequences may differ in length: they are cut into windows, or padded.
 
     Returns:
         The recordings.
@@ -77,30 +96,52 @@ def read_source(
     if is_folder:
         found = find_films(source, levels, group if isinstance(group, str) else None, axes=axes, is_cut=is_cut)
         frames, lengths, names, owner = _read(found.films, found.names, look, is_cut)
+        beside = beside.or_else(_beside(found.films))
         groups = None if found.groups is None else [found.groups[n] for n in owner]
         if k is None and found.classes is not None:
             k, flow_names = [found.classes[n] for n in owner], flow_names or found.class_names
     elif isinstance(source, (str, Path)):
-        frames, lengths, names, k, group = _file(Path(source).expanduser(), axes, look, is_cut, k, group)
+        own = _file(Path(source).expanduser(), axes, look, is_cut, k, group, beside)
+        frames, lengths, names, k, group, beside = own
         owner = list(range(len(lengths)))
     elif isinstance(source, (Tensor, np.ndarray)):
-        frames, lengths = _array(source, axes, look, is_cut)
+        frames, lengths = _array(source, axes, look, is_cut, mask=beside.mask)
         names = [f"sequence {n}" for n in range(len(lengths))]
         owner = list(range(len(lengths)))
     elif (stacked := _stacked(source := list(source), axes)) is not None:
-        frames, lengths = _array(stacked, ("n", *_film_axes(stacked[0].ndim, axes)), look, is_cut)
+        frames, lengths = _array(stacked, ("n", *_film_axes(stacked[0].ndim, axes)), look, is_cut, mask=beside.mask)
         names = [f"sequence {n}" for n in range(len(lengths))]
         owner = list(range(len(lengths)))
     else:
         films = _listed(source, axes, is_cut)
         frames, lengths, names, owner = _read(films, [str(film.path) for film in films], look, is_cut)
+        beside = beside.or_else(_beside(films))
     labels, flow_names = check_labels(k, flow_names, len(lengths))
     if isinstance(group, str) and not is_folder:
         raise ValueError(f"group={group!r} is looked for in the paths of a folder: give one group's name a sequence")
     if group is not None and not isinstance(group, str):
         groups = _checked_groups(group, len(lengths))
     own = [names[n] for n in _first(owner)]
-    return Source(frames, lengths, names, labels, flow_names, groups or own, groups is not None)
+    made = Source(frames, lengths, names, labels, flow_names, groups or own, groups is not None)
+    _lay_beside(made, beside, is_cut)
+    return made
+
+
+def _lay_beside(made: Source, beside: Beside, is_cut: bool) -> None:
+    """Checks times, mask and context, and lays them beside the recordings."""
+    t, lengths = beside.t, made.lengths
+    if t is not None and is_common(t) and is_cut and len(set(lengths)) == 1 and len(t) == lengths[0]:
+        t = as_tensor(t).expand(len(lengths), -1)  # the times of whole recordings, which are cut
+    seen = made.seen = None if beside.mask is None else checked_mask(beside.mask, lengths, made.names)
+    if t is None or is_common(t):
+        made.t = t
+    else:
+        made.when = checked_times(t, lengths, made.names, seen)
+    made.context = None if beside.context is None else checked_context(beside.context, made.names)
+
+
+def _beside(films: Sequence[Film]) -> Beside:
+    return beside_films([(film.path, film.sequences) for film in films])
 
 
 def _first(owner: Sequence[int]) -> list[int]:
@@ -123,13 +164,13 @@ def _read(
 
 
 def _file(
-    file: Path, axes: tuple[str, ...] | None, look: Look, is_cut: bool, k: Any, group: Any
-) -> tuple[Tensor, list[int], list[str], Any, Any]:
-    """Reads one file: a film, or an array of sequences with what an ``.npz`` says of them beside it."""
+    file: Path, axes: tuple[str, ...] | None, look: Look, is_cut: bool, k: Any, group: Any, beside: Beside
+) -> tuple[Tensor, list[int], list[str], Any, Any, Beside]:
+    """Reads one file: a film, or an array of sequences with what an ``.npz`` or ``.h5`` says of them beside it."""
     film = open_film(file, axes=axes, is_cut=is_cut)
     if not isinstance(film, ArrayFilm):
         frames, lengths = read_films([film], look, is_cut=is_cut)
-        return frames, lengths, [file.name], k, group
+        return frames, lengths, [file.name], k, group, beside
     held = read_arrays(file)
     array = frames_among(held, file)
     if axes is None and array.ndim == 4 and array.shape[1] in (1, 3, 4) and "k" not in held:
@@ -140,10 +181,21 @@ def _file(
     if axes is None and array.ndim == 3:
         axes = ("t", "h", "w")
         check_axes(array.shape, axes, f"{file}:", is_cut=is_cut)
-    frames, lengths = _array(array, axes, look, is_cut, str(file))
-    if file.suffix.lower() == ".npz":
+    if file.suffix.lower() in CONTAINERS:
         k, group = held.get("k") if k is None else k, held.get("group") if group is None else group
-    return frames, lengths, [f"{file.name}[{n}]" for n in range(len(lengths))], k, group
+        beside = beside.or_else(_of_one(named_among(held)) if "n" not in (axes or "n") else named_among(held))
+    frames, lengths = _array(array, axes, look, is_cut, str(file), beside.mask)
+    return frames, lengths, [f"{file.name}[{n}]" for n in range(len(lengths))], k, group, beside
+
+
+def _of_one(beside: Beside) -> Beside:
+    """What a file of one sequence says: its mask [T+1] and features [C] are those of one row."""
+    mask, context = (
+        np.asarray(x)[None] if x is not None and np.ndim(x) == 1 else x for x in (beside.mask, beside.context)
+    )
+    if isinstance(context, dict):
+        context = {name: part[None] if np.ndim(part) == 1 else part for name, part in context.items()}
+    return Beside(beside.t, mask, context)
 
 
 def _listed(parts: list[Any], axes: tuple[str, ...] | None, is_cut: bool) -> list[Film]:
@@ -192,14 +244,17 @@ def _default_axes(shape: Sequence[int], what: str, is_cut: bool) -> tuple[str, .
 
 
 def _array(
-    array: Any, axes: tuple[str, ...] | None, look: Look, is_cut: bool, file: str = ""
+    array: Any, axes: tuple[str, ...] | None, look: Look, is_cut: bool, file: str = "", mask: Any = None
 ) -> tuple[Tensor, list[int]]:
-    """Takes an array: without a copy where nothing about it changes."""
+    """Takes an array: without a copy where nothing about it changes. Frames that a mask leaves out may hold anything."""
     what = f"{file}: frames" if file else "frames"
     axes = _default_axes(array.shape, what, is_cut) if axes is None else axes
     frames = in_order(pictures_tensor(array), axes, what)
     if not frames.numel():
         raise ValueError(f"{what} must be at least one, got shape {list(array.shape)}")
+    seen = None if mask is None or not frames.is_floating_point() else torch.as_tensor(mask)
+    if seen is not None and seen.shape == frames.shape[:2]:  # any other is refused when it is checked
+        frames = frames.masked_fill((seen == 0).to(frames.device)[:, :, None, None, None], 0)
     check_range(frames, what)
     count, length = frames.shape[:2]
     frames = frames.flatten(0, 1)

@@ -14,6 +14,7 @@ from flowfactor._checks import check_count
 from flowfactor.control import Control, Schedule, resolve, times, travelled
 from flowfactor.models.base import Autoencoder
 from flowfactor.models.checks import check_batch_control, check_frames, check_generator
+from flowfactor.models.inputs import refuse_beside
 from flowfactor.priors import StandardNormal
 
 Weigh = Callable[[tuple[int]], Tensor]
@@ -49,6 +50,11 @@ class Baseline(Autoencoder):
         self.num_flows = check_count("num_flows", num_flows)
         self.prior = StandardNormal(self.latent_dim)
 
+    def __call__(self, *arguments: Any, context: Any = None, mask: Any = None, **named: Any) -> Any:
+        """Refuses a context and a mask, whatever ``forward`` takes beside them."""
+        refuse_beside(self, context=context, mask=mask)
+        return super().__call__(*arguments, **named)
+
     @property
     def latent_dim(self) -> int:
         """D, the size of a latent."""
@@ -61,6 +67,8 @@ class Baseline(Autoencoder):
         k: Control | None = None,
         samples: int = 64,
         *,
+        context: None = None,
+        mask: None = None,
         generator: torch.Generator | None = None,
         chunk: int = 8,
     ) -> Tensor:
@@ -74,6 +82,8 @@ class Baseline(Autoencoder):
             t: Times ``[T+1]``, in frames.
             k: Which transformation acts; models that know none check and ignore it, and need none.
             samples: S, the number of importance samples.
+            context: Refused: a baseline knows none.
+            mask: Refused likewise.
             generator: Source of the draws.
             chunk: Samples decoded at a time, to bound memory.
 
@@ -86,6 +96,7 @@ class Baseline(Autoencoder):
                 does not fit.
         """
         check_count("samples", samples)
+        refuse_beside(self, context=context, mask=mask)
         k = self._given(k)
         frames, t = self._checked(frames, t, k, generator)
         weigh = self._importance(frames, t, k, generator)
@@ -127,7 +138,12 @@ class Baseline(Autoencoder):
         self, frames: Tensor, t: Any, k: Control | None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         k = self._given(k)
-        frames, t = check_frames(frames, t, self._frame_shape)
+        frames, t = check_frames(frames, t, self._frame_shape, own_times=True)
+        if t.ndim > 1:
+            raise ValueError(
+                f"a {type(self).__name__} takes times that all sequences share, t [T+1], got those of each, "
+                f"{list(t.mT.shape)}: take a model with a latent flow for irregular films"
+            )
         check_times(t)
         check_batch_control(k, len(frames))
         if not isinstance(k, Schedule):
@@ -135,14 +151,19 @@ class Baseline(Autoencoder):
         check_generator(generator, frames.device)
         return frames, t
 
-    def _checked_transform(self, x0: Tensor, t: Any, control: Control) -> Tensor:
+    def _checked_transform(self, x0: Tensor, t: Any, control: Control, context: Any = None) -> Tensor:
         """Checks the arguments of `transform`; returns the times."""
+        refuse_beside(self, context=context)
         event = self._frame_shape
         if not isinstance(x0, Tensor) or x0.ndim != 4 or (event is not None and tuple(x0.shape[1:]) != event):
             wanted = "C, H, W" if event is None else ", ".join(map(str, event))
             got = list(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"x0 must be images [B, {wanted}], got {got}")
         when = times(t, x0)
+        if when.ndim > 1:
+            raise ValueError(
+                f"a {type(self).__name__} takes times that all images share, t [T], got shape {list(when.shape)}"
+            )
         check_times(when)
         travelled(control, when, len(x0), self.num_flows)
         return when

@@ -139,13 +139,16 @@ class PaperCodeVAE(Baseline):
             states.append(z)
         return torch.stack(states)
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
+    def transform(
+        self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, context: None = None
+    ) -> Tensor:
         """Transforms images by the steps of `path`, from the mean of their posterior.
 
         Args:
             x0: Images at ``t[0]``, ``[B, C, H, W]``.
             t: Times ``[T]`` in frames, strictly monotone.
             control: Which flow acts: an int, one index per image, weights ``[B, K]`` to superpose, or a `Schedule`.
+            context: Refused: a baseline knows none.
 
         Returns:
             Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
@@ -154,7 +157,7 @@ class PaperCodeVAE(Baseline):
             TypeError: If an argument has the wrong type.
             ValueError: If an argument does not fit.
         """
-        when = self._checked_transform(x0, t, control)
+        when = self._checked_transform(x0, t, control, context)
         return self.decode(self.path(self.encode(x0).mean, when, control)).movedim(0, 1)
 
     def forward(

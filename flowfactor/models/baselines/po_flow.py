@@ -105,13 +105,16 @@ class PoFlow(Baseline):
         assert isinstance(field, GradientField)  # what LatentFlow makes of a potential
         return field.potential
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
+    def transform(
+        self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, context: None = None
+    ) -> Tensor:
         """Transforms images along the potentials' gradients, from the mean of their posterior.
 
         Args:
             x0: Images at ``t[0]``, ``[B, C, H, W]``.
             t: Times ``[T]`` in frames, strictly monotone; one gradient step leads from each to the next.
             control: Which flow acts: an int, one index per image, weights ``[B, K]`` to superpose, or a `Schedule`.
+            context: Refused: a baseline knows none.
 
         Returns:
             Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
@@ -121,7 +124,7 @@ class PoFlow(Baseline):
             ValueError: If an argument does not fit.
             FlowSolveError: If a state becomes NaN or infinite.
         """
-        when = self._checked_transform(x0, t, control)
+        when = self._checked_transform(x0, t, control, context)
         path = self.flow(self.encode(x0).mean, when, control)
         return self.decode(path.z).movedim(0, 1)
 

@@ -133,7 +133,9 @@ class TopographicVAE(Baseline):
         scale = sum((scale.roll(place, -1) for place in range(-self.spread, self.spread + 1)), torch.zeros_like(scale))
         return (z + self.mu) / (scale.flatten(-2) + _FLOOR).sqrt()
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
+    def transform(
+        self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, context: None = None
+    ) -> Tensor:
         """Transforms images by rolling capsules, from the means of their posterior.
 
         Args:
@@ -141,6 +143,7 @@ class TopographicVAE(Baseline):
             t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation.
             control: Which transformation acts: an int, one index per image, weights ``[B, K]`` (how fast each rolls) or
                 a `Schedule`. Without supervision all roll alike, whatever the control.
+            context: Refused: a baseline knows none.
 
         Returns:
             Frames ``[B, T, C, H, W]``, the first the reconstruction of ``x0``.
@@ -149,7 +152,7 @@ class TopographicVAE(Baseline):
             TypeError: If an argument has the wrong type.
             ValueError: If an argument does not fit.
         """
-        when = self._checked_transform(x0, t, control)
+        when = self._checked_transform(x0, t, control, context)
         start = self.encode(x0).mean.unflatten(-1, (self.capsules, self.capsule_dim))
         path = roll(start.expand(len(when), *start.shape), self._rolled(control, when, len(x0)))
         return self.decode(path.flatten(-2)).movedim(0, 1)

@@ -57,13 +57,16 @@ class VAE(Baseline):
         super().__init__(encoder, decoder, num_flows)
         self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
 
-    def transform(self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0) -> Tensor:
+    def transform(
+        self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, context: None = None
+    ) -> Tensor:
         """The reconstruction of images, at every time: this model knows no transformation.
 
         Args:
             x0: Images ``[B, C, H, W]``.
             t: Times ``[T]`` in frames, strictly monotone.
             control: Which transformation is meant; checked and ignored.
+            context: Refused: a baseline knows none.
 
         Returns:
             Frames ``[B, T, C, H, W]``.
@@ -72,7 +75,7 @@ class VAE(Baseline):
             TypeError: If an argument has the wrong type.
             ValueError: If an argument does not fit.
         """
-        when = self._checked_transform(x0, t, control)
+        when = self._checked_transform(x0, t, control, context)
         still = self.decode(self.encode(x0).mean)
         return still.unsqueeze(1).expand(-1, len(when), -1, -1, -1)
 
