@@ -7,7 +7,7 @@ $$\nabla u = W_1^\top \delta_1 + U^\top \delta_2 + A^\top (s\, A z) + b, \qquad
   \partial_t u = \delta_1 \cdot \dot c_1 + \delta_2 \cdot \dot c_2 ,$$
 $$\Delta u = \sum_i g_{1i}\,\sigma''(a_{1i}) |W_{1i}|^2 + \sum_k w_{3k}\,\sigma''(a_{2k}) |J_k|^2 + \sum_r s_r |A_r|^2 ,
   \qquad J = W_2\,\mathrm{diag}(\sigma'(a_1))\,W_1 + U .$$
-$|J_k|^2$ needs the Gram matrix $W_1 W_1^\top$ only, which a solve fixes once; no second backward pass is run.
+The sum over $|J_k|^2$ is the costly one (`flowfactor.networks.row_norms`); no second backward pass is run.
 """
 
 from __future__ import annotations
@@ -115,9 +115,8 @@ def _curvature(p: Stack, laplacian: str | None, probe: Tensor | None) -> Callabl
 
         return estimate
 
-    gram = w1 @ w1.mT
-    norms1 = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)
-    rows = weighted_row_norms(w2, gram)
+    norms1 = w1.square().sum(-1).unsqueeze(-2)
+    rows = weighted_row_norms(w2, w1)
     constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if "quad" in p else None
     cross = None if skip is None else w2 * (skip @ w1.mT)
     norms_skip = None if skip is None else skip.square().sum(-1).unsqueeze(-2)

@@ -85,9 +85,8 @@ class TwoLayerAdjoint(NetworkAdjoint):
             self.along_quad = along[..., self.h1 :]
             self.constant = (p["scale"] * self.along_quad.square()).sum(-1) if self.has_quad else None
             return
-        gram = self.w1 @ self.w1.mT
-        self.squared1 = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)  # [G, 1, H1]
-        self.row_norms = weighted_row_norms(self.w2, gram)
+        self.squared1 = self.w1.square().sum(-1).unsqueeze(-2)  # [G, 1, H1]
+        self.row_norms = weighted_row_norms(self.w2, self.w1)
         self.constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if self.has_quad else None
 
     def time_terms(self, ts: Sequence[float]) -> list[tuple[Tensor, ...]]:
@@ -296,14 +295,7 @@ class TwoLayerPullback(Pullback):
         s, a, mu = self.stages, self.adjoint, laplacian.unsqueeze(-1)
         s1_second = a.act.third(s.b1, s.s1, s.s1_prime)
         s2_prime = a.act.second(s.b2, s.s2)
-        with torch.enable_grad():
-            s1, m2 = flat(s.s1).detach().requires_grad_(), flat(s.w3_s2_prime).detach().requires_grad_()
-            if parameters:
-                w1, w2 = a.w1.detach().requires_grad_(), a.w2.detach().requires_grad_()
-                norms, wanted = weighted_row_norms(w2, w1 @ w1.mT)(s1, m2), (s1, m2, w1, w2)
-            else:
-                norms, wanted = a.row_norms(s1, m2), (s1, m2)
-            found = torch.autograd.grad(norms, wanted, flat(mu).squeeze(-1))
+        found = a.row_norms.pull(flat(s.s1), flat(s.w3_s2_prime), laplacian.flatten(1), parameters=parameters)
         s1_bar, m2_bar = found[0].reshape(s.s1.shape), found[1].reshape(s.s2.shape)
         squared1 = a.squared1.unsqueeze(1)
         self.r1 = mu * squared1 * s.s1_prime
@@ -313,6 +305,7 @@ class TwoLayerPullback(Pullback):
             return
         norms_bar = (mu * self.g1_s1_prime).sum((1, 2)).unsqueeze(-1)
         w3_bar = (m2_bar * s2_prime).sum((1, 2)).unsqueeze(-2)
+        assert found[2] is not None and found[3] is not None
         self.extra = {"w1": found[2] + 2 * norms_bar * a.w1, "w2": found[3], "w3": w3_bar}
         if a.has_quad:
             weight, quad = laplacian.sum((1, 2)).reshape(-1, 1, 1), a.p["quad"]

@@ -135,24 +135,29 @@ def _curvature(
     if laplacian is None:
         return lambda firsts, moments: moments[0].sum(-1) * 0
 
-    gram = opening @ opening.mT
-    norms = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)
+    norms = opening.square().sum(-1).unsqueeze(-2)
     constant = quad.square().sum((-2, -1)).unsqueeze(-1)
-    rows = weighted_row_norms(layers[0], gram)
+    rows = weighted_row_norms(layers[0], opening) if len(layers) == 1 else None
+    width, dim = opening.shape[-2:]
+    # du_i/dz = M_i K_0 is followed itself, or through M_i alone where D is larger than what the Gram matrix costs more.
+    gram = opening @ opening.mT if dim > 2 * width else None
+    start = opening if gram is None else torch.eye(width, dtype=opening.dtype, device=opening.device)
 
     def exact(firsts: list[Tensor], moments: list[Tensor]) -> Tensor:
-        total = constant + (moments[0] * norms).sum(-1) + h * rows(firsts[0], moments[1])
-        if len(layers) == 1:
-            return total
-        # From the second residual layer on: follow du_i/dz = M_i K_0 through M alone, [*stack, n, width, width].
-        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        jacobian = firsts[0].unsqueeze(-1) * identity
-        for i, layer in enumerate(layers):
-            step = layer.unsqueeze(-3) @ jacobian
-            if i:
-                row_norms = ((step @ gram.unsqueeze(-3)) * step).sum(-1)
-                total = total + h * (moments[i + 1] * row_norms).sum(-1)
-            jacobian = jacobian + h * firsts[i + 1].unsqueeze(-1) * step
+        total = constant + (moments[0] * norms).sum(-1)
+        if rows is not None:
+            return total + h * rows(firsts[0], moments[1])
+        columns = start.mT.unsqueeze(-3) * firsts[0].unsqueeze(-2)  # [*stack, n, D or width, width]
+        for i, (layer, first, moment) in enumerate(zip(layers, firsts[1:], moments[1:], strict=True), 1):
+            step = (columns.flatten(-3, -2) @ layer.mT).unflatten(-2, columns.shape[-3:-1])
+            turned = step if gram is None else gram_times(step)
+            total = total + h * (moment * (turned * step).sum(-2)).sum(-1)
+            if i < len(layers):
+                columns = columns + h * first.unsqueeze(-2) * step
         return total
+
+    def gram_times(step: Tensor) -> Tensor:
+        assert gram is not None
+        return (step.mT.flatten(-3, -2) @ gram).unflatten(-2, (step.shape[-3], width)).mT
 
     return exact

@@ -14,7 +14,7 @@ def written_out(s: Tensor, m: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
 
 
 def ours(s: Tensor, m: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    return weighted_row_norms(w2, w1 @ w1.mT)(s, m)
+    return weighted_row_norms(w2, w1)(s, m)
 
 
 def inputs(h1: int, stack: tuple[int, ...] = (2,)) -> tuple[Tensor, ...]:
