@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.probes import Probes
 from flowfactor.networks.stacked import own_tensors
 from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian
@@ -73,7 +74,8 @@ class QuadraticPotential(StackedPotential):
         if "laplacian" in want:
             if laplacian == "hutchinson":
                 assert probe is not None
-                curvature = ((probe @ S) * probe).sum(-1)
+                probes = Probes(probe, S.shape[-1])
+                curvature = probes.mean(probes.product(probes.e, S) * probes.e).sum(-1)
             else:
                 curvature = torch.diagonal(S, dim1=-2, dim2=-1).sum(-1, keepdim=True)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.probes import Probes
 from flowfactor.networks.row_norms import weighted_row_norms
 from flowfactor.networks.stacked import check_sizes, uniform
 from flowfactor.potentials._stacked import StackedPotential
@@ -119,16 +120,18 @@ def _curvature(
     """The Laplacian from each layer's ``s'(a)`` and ``g s''(a)``; ``opening`` and ``quad`` act on z alone."""
     if laplacian == "hutchinson":
         assert probe is not None
-        start = probe @ opening.mT
-        fixed = (probe @ quad.mT).square().sum(-1)
+        probes = Probes(probe, opening.shape[-1])
+        start = probes.product(probes.e, opening.mT)
+        start_squared = probes.mean(start.square())
+        fixed = probes.mean(probes.product(probes.e, quad.mT).square()).sum(-1)
 
         def estimate(firsts: list[Tensor], moments: list[Tensor]) -> Tensor:
-            total = fixed + (moments[0] * start.square()).sum(-1)
-            along = firsts[0] * start
+            total = fixed + (moments[0] * start_squared).sum(-1)
+            along = probes.spread(firsts[0]) * start
             for layer, first, moment in zip(layers, firsts[1:], moments[1:], strict=True):
-                step = along @ layer.mT
-                total = total + h * (moment * step.square()).sum(-1)
-                along = along + h * first * step
+                step = probes.product(along, layer.mT)
+                total = total + h * (moment * probes.mean(step.square())).sum(-1)
+                along = along + h * probes.spread(first) * step
             return total
 
         return estimate
