@@ -299,7 +299,8 @@ class SparseTransformationVAE(FlowModel):
             return self.flow
         field = self.flow.field
         assert isinstance(field, HelmholtzField)  # checked when the model was made
-        return LatentFlow(SplitControlField(field), self.flow.solver, self.flow.divergence)
+        how = self.flow.solver, self.flow.divergence
+        return LatentFlow(SplitControlField(field), *how, probes=self.flow.probes)
 
     def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         frames, t = super()._checked(frames, t)

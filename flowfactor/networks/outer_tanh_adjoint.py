@@ -1,6 +1,6 @@
 r"""The adjoint of a potential $\phi = \tanh(v + b_3)$ round a two-layer network v: the paper's.
 
-With $f', f'', f^{(3)}$ the derivatives of tanh at $v + b_3$ and e Hutchinson's probe (of several, what follows is their mean),
+With $f', f'', f^{(3)}$ the derivatives of tanh at $v + b_3$ and e Hutchinson's probe (of several, take the mean),
 $$\nabla\phi = f'\,\nabla v, \qquad \dot\phi = f'\,\dot v, \qquad
   e^\top \mathrm{Hess}\,\phi\,e = f'\, e^\top \mathrm{Hess}\,v\,e + f''\,(e\cdot\nabla v)^2 ,$$
 so that cotangents $\bar u, \lambda, \tau, \mu$ of value, gradient, time derivative and Laplacian become cotangents

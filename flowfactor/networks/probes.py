@@ -1,6 +1,6 @@
-r"""Hutchinson's probes (Hutchinson 1990): $\mathrm{tr}\,A = \mathrm{E}\,e^\top A\,e$, here the mean over P probes e a sample.
+r"""Hutchinson's probes (Hutchinson 1990): $\mathrm{tr}\,A = \mathrm{E}\,e^\top A\,e$, estimated by the mean over P probes e.
 
-Parts are handed all probes of a sample in one vector, ``[*batch, P D]``, the first one first; of one probe that is the probe.
+Parts are handed all probes of a sample in one vector, ``[*batch, P D]``, the first one first: one is that vector itself.
 """
 
 from __future__ import annotations
@@ -45,15 +45,18 @@ class Probes:
         return x if self.count == 1 else x.sum(-2)
 
 
+def draw_probes(z: Tensor, probes: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """Draws probes of independent, equally likely signs, of the dtype and device of ``z``: ``[P, *batch, D]``."""
+    signs = torch.randint(0, 2, (probes, *z.shape), generator=generator, device=z.device, dtype=torch.int8)
+    return signs.to(z.dtype).mul_(2).sub_(1)
+
+
 def rademacher_like(z: Tensor, generator: torch.Generator | None = None, probes: int = 1) -> Tensor:
-    """Draws probes of independent, equally likely signs, of the dtype and device of ``z [*batch, D]``: ``[*batch, P D]``."""
-    shape = z.shape if probes == 1 else (probes, *z.shape)
-    signs = torch.randint(0, 2, shape, generator=generator, device=z.device, dtype=torch.int8)
-    signs = signs.to(z.dtype).mul_(2).sub_(1)
-    return signs if probes == 1 else signs.movedim(0, -2).flatten(-2)
+    """Draws probes (see `draw_probes`) as parts take them: ``[*batch, P D]`` for states ``z [*batch, D]``."""
+    return given_probes(draw_probes(z, probes, generator), z)
 
 
-def given_probe(probe: Tensor, z: Tensor) -> Tensor:
+def given_probes(probe: Tensor, z: Tensor) -> Tensor:
     """A probe ``[*batch, D]`` of a user's, or several ``[P, *batch, D]``, as parts take them.
 
     Raises:
@@ -66,7 +69,9 @@ def given_probe(probe: Tensor, z: Tensor) -> Tensor:
             f"the probe must match the state: expected {list(z.shape)} of {z.dtype} on {z.device} (of several probes "
             f"[P, {', '.join(map(str, z.shape))}]), got {list(probe.shape)} of {probe.dtype} on {probe.device}"
         )
-    return probe.movedim(0, -2).flatten(-2) if several else probe
+    if not several:
+        return probe
+    return probe[0] if len(probe) == 1 else probe.movedim(0, -2).flatten(-2)
 
 
 def first_probe(probe: Tensor | None, dim: int) -> Tensor | None:

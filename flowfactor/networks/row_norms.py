@@ -98,7 +98,9 @@ class Pairs(RowNorms):
         super().__init__(w2, w1)
         gram = w1 @ w1.mT
         self.places, self.counts = _places(gram)
-        self.weights = (gram.flatten(-2).index_select(-1, self.places) * self.counts).unsqueeze(-1)  # [*stack, pairs, 1]
+        self.weights = (gram.flatten(-2).index_select(-1, self.places) * self.counts).unsqueeze(
+            -1
+        )  # [*stack, pairs, 1]
         self.form = (_pairs(w2) * self.weights).mT  # [*stack, H2, pairs]
 
     def __call__(self, s: Tensor, m: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowfactor.fields.evaluation import Evaluation
+from flowfactor.networks.probes import first_probe
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
 from flowfactor.solve.forward import Block, Step
 from flowfactor.solve.problem import Plan
@@ -51,7 +52,8 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
     z = stages.z.detach().requires_grad_(graph)
     leaves["z"] = z
     t = torch.tensor(ts, dtype=z.dtype, device=z.device).reshape(1, -1, 1).expand(z.shape[:-1])
-    probe = None if plan.probe is None else plan.probe.unsqueeze(1).expand(z.shape)
+    first = first_probe(plan.probe, z.shape[-1])
+    probe = None if first is None else first.unsqueeze(1).expand(z.shape)
     evaluation = Evaluation(
         z, t, leaves["velocity"], leaves.get("divergence"), leaves.get("value"), leaves.get("gradient"), leaves.get("time"),
         probe,

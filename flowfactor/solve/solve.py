@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flowfactor.control import Control, ResolvedControl, resolve
 from flowfactor.fields.base import Divergence, Field
+from flowfactor.networks.probes import rademacher_like
 from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.path import FlowPath, SolveStats
-from flowfactor.potentials.base import rademacher_like
 from flowfactor.solve.closed_form import FAILED, solve_segment, solve_segments
 from flowfactor.solve.compiled import program_of
 from flowfactor.solve.general import integrate
@@ -22,7 +22,7 @@ from flowfactor.solver import Solver
 
 def solve(
     field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *, log_det: bool,
-    costs: Mapping[str, Cost], needs: frozenset[str], generator: torch.Generator | None,
+    costs: Mapping[str, Cost], needs: frozenset[str], generator: torch.Generator | None, probes: int = 1,
 ) -> FlowPath:  # fmt: skip
     """Follows a field from ``z0`` at ``t[0]`` through all times; its arguments are those of `LatentFlow`, checked.
 
@@ -36,7 +36,8 @@ def solve(
         log_det: Whether to carry the log-determinant.
         costs: Running costs by name.
         needs: What they ask for, from `flowfactor.solve.problem.needs_of`.
-        generator: Source of Hutchinson's probe.
+        generator: Source of Hutchinson's probes.
+        probes: How many of them an estimate takes.
 
     Returns:
         The path, time first.
@@ -51,8 +52,8 @@ def solve(
     stats = SolveStats(method=solver.method)
     if z0.numel() == 0 or len(t) == 1:
         return resting(z0, t, log_det, costs, stats)
-    probed = "probe" in needs or (log_det and divergence == "hutchinson")
-    probe = rademacher_like(z0, generator) if probed else None
+    estimated = log_det and divergence == "hutchinson"
+    probe = rademacher_like(z0, generator, probes if estimated else 1) if estimated or "probe" in needs else None
     packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if bool(t[-1] > t[0]) else -1.0)
     task = _Task(field, solver, divergence, packing, needs & {"value", "time"}, probe, stats)
     return packing.path(task.states(segments, acting, packing.start(z0)), t.to(z0.dtype), stats)

@@ -22,7 +22,17 @@ MAKERS: dict[str, Callable[[int, int, int], ff.potentials.Potential]] = {
     "resnet-2": lambda D, h1, h2: P.ResNetPotential(D, 2, width=h2, depth=2, init_scale=1.0),
 }
 # D, H1, H2: columns up to D = H1 / 2, pairs from there on; a residual network of two layers has columns up to D = 2 H2.
-SIZES = [(1, 7, 5), (2, 5, 9), (3, 17, 4), (8, 9, 16), (8, 33, 12), (33, 65, 20), (33, 65, 12), (64, 32, 31), (324, 33, 17)]
+SIZES = [
+    (1, 7, 5),
+    (2, 5, 9),
+    (3, 17, 4),
+    (8, 9, 16),
+    (8, 33, 12),
+    (33, 65, 20),
+    (33, 65, 12),
+    (64, 32, 31),
+    (324, 33, 17),
+]
 
 
 def traced(u: P.Potential, z: Tensor, t: float, k: Tensor) -> Tensor:
