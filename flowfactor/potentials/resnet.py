@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class ResNetPotential(StackedPotential):
       u_0 = \sigma(K_0 s + b_0),\quad u_i = u_{i-1} + h\,\sigma(K_i u_{i-1} + b_i),\quad N = u_L$$
 
     with $\sigma$ the antiderivative of tanh and $h = 1/L$. Derivatives are closed forms: the Laplacian follows the
-    Jacobians of the residual layers (ibid., eq. 14), and for one residual layer needs the Gram matrix of $K_0$ only.
+    Jacobians of the residual layers (ibid., eq. 14), by their columns where D is small.
 
     Args:
         dim: D.
@@ -140,27 +140,35 @@ def _curvature(
 
     norms = opening.square().sum(-1).unsqueeze(-2)
     constant = quad.square().sum((-2, -1)).unsqueeze(-1)
-    rows = weighted_row_norms(layers[0], opening) if len(layers) == 1 else None
+    rows_of_one = weighted_row_norms(layers[0], opening) if len(layers) == 1 else None
     width, dim = opening.shape[-2:]
-    # du_i/dz = M_i K_0 is followed itself, or through M_i alone where D is larger than what the Gram matrix costs more.
-    gram = opening @ opening.mT if dim > 2 * width else None
-    start = opening if gram is None else torch.eye(width, dtype=opening.dtype, device=opening.device)
+    follow = _by_columns if 3 * dim <= 4 * width else _by_matrices  # where measured times cross
 
     def exact(firsts: list[Tensor], moments: list[Tensor]) -> Tensor:
         total = constant + (moments[0] * norms).sum(-1)
-        if rows is not None:
-            return total + h * rows(firsts[0], moments[1])
-        columns = start.mT.unsqueeze(-3) * firsts[0].unsqueeze(-2)  # [*stack, n, D or width, width]
-        for i, (layer, first, moment) in enumerate(zip(layers, firsts[1:], moments[1:], strict=True), 1):
-            step = (columns.flatten(-3, -2) @ layer.mT).unflatten(-2, columns.shape[-3:-1])
-            turned = step if gram is None else gram_times(step)
-            total = total + h * (moment * (turned * step).sum(-2)).sum(-1)
-            if i < len(layers):
-                columns = columns + h * first.unsqueeze(-2) * step
+        if rows_of_one is not None:
+            return total + h * rows_of_one(firsts[0], moments[1])
+        for moment, squares in zip(moments[1:], follow(opening, layers, firsts, h), strict=True):
+            total = total + h * (moment * squares).sum(-1)
         return total
 
-    def gram_times(step: Tensor) -> Tensor:
-        assert gram is not None
-        return (step.mT.flatten(-3, -2) @ gram).unflatten(-2, (step.shape[-3], width)).mT
-
     return exact
+
+
+def _by_columns(opening: Tensor, layers: tuple[Tensor, ...], firsts: list[Tensor], h: float) -> Iterator[Tensor]:
+    r"""The squared norms of the rows of $K_i\,du_{i-1}/dz$, ``[*stack, n, width]`` of each layer, by the D columns of it."""
+    columns = opening.mT.unsqueeze(-3) * firsts[0].unsqueeze(-2)  # [*stack, n, D, width]
+    for layer, first in zip(layers, firsts[1:], strict=True):
+        step = (columns.flatten(-3, -2) @ layer.mT).unflatten(-2, columns.shape[-3:-1])
+        yield step.square().sum(-2)
+        columns = columns + h * first.unsqueeze(-2) * step
+
+
+def _by_matrices(opening: Tensor, layers: tuple[Tensor, ...], firsts: list[Tensor], h: float) -> Iterator[Tensor]:
+    """See `_by_columns`; $du_i/dz = M_i K_0$ is followed through M alone, and meets K_0 in its Gram matrix, whatever D is."""
+    gram = (opening @ opening.mT).unsqueeze(-3)
+    matrices = firsts[0].unsqueeze(-1) * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    for layer, first in zip(layers, firsts[1:], strict=True):
+        step = layer.unsqueeze(-3) @ matrices  # [*stack, n, width, width]
+        yield ((step @ gram) * step).sum(-1)
+        matrices = matrices + h * first.unsqueeze(-1) * step

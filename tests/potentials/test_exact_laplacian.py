@@ -21,7 +21,7 @@ MAKERS: dict[str, Callable[[int, int, int], ff.potentials.Potential]] = {
     "resnet-1": lambda D, h1, h2: P.ResNetPotential(D, 2, width=h1, init_scale=1.0),
     "resnet-2": lambda D, h1, h2: P.ResNetPotential(D, 2, width=h2, depth=2, init_scale=1.0),
 }
-# D, H1, H2: columns up to D = H1 / 2, pairs from there on; a residual network of two layers has columns up to D = 2 H2.
+# D, H1, H2: columns up to D = H1 / 2, pairs from there on; a residual network of two layers has columns up to D = 4 H2 / 3.
 SIZES = [
     (1, 7, 5),
     (2, 5, 9),
