@@ -148,7 +148,8 @@ def _curvature(
         total = constant + (moments[0] * norms).sum(-1)
         if rows_of_one is not None:
             return total + h * rows_of_one(firsts[0], moments[1])
-        for moment, squares in zip(moments[1:], follow(opening, layers, firsts, h), strict=True):
+        # Not strict: asking for one more would take a step that nobody needs.
+        for moment, squares in zip(moments[1:], follow(opening, layers, firsts, h), strict=False):
             total = total + h * (moment * squares).sum(-1)
         return total
 
@@ -165,7 +166,7 @@ def _by_columns(opening: Tensor, layers: tuple[Tensor, ...], firsts: list[Tensor
 
 
 def _by_matrices(opening: Tensor, layers: tuple[Tensor, ...], firsts: list[Tensor], h: float) -> Iterator[Tensor]:
-    """See `_by_columns`; $du_i/dz = M_i K_0$ is followed through M alone, and meets K_0 in its Gram matrix, whatever D is."""
+    """See `_by_columns`; $du_i/dz = M_i K_0$ is followed through M alone, which meets the Gram matrix of K_0."""
     gram = (opening @ opening.mT).unsqueeze(-3)
     matrices = firsts[0].unsqueeze(-1) * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     for layer, first in zip(layers, firsts[1:], strict=True):
