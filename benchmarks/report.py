@@ -15,7 +15,7 @@ from benchmarks.timing import short
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "speed.md"
 TABLES = (
-    "machine", "step", "forward", "laplacian", "laplacian-small", "paper", "data", "training", "parts", "memory", "compile",
+    "machine", "step", "forward", "laplacian", "sizes", "paper", "data", "training", "parts", "memory", "compile",
     "compiled", "processes", "growth", "import",
 )  # fmt: skip
 """The tables of the page, in its order."""
