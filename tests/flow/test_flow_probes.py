@@ -178,6 +178,21 @@ def test_the_identity_map_estimates_with_all_probes() -> None:
     torch.testing.assert_close(slope, flow.field.divergence(z, 0.5, 1, "hutchinson", probes).sum())
 
 
+def test_a_kept_solve_does_not_count_for_another_number_of_probes() -> None:
+    flow = ff.LatentFlow(made("mlp"), ff.Solver("rk4"), "hutchinson", probes=P)
+    there = flow.transform(0.0, 1.0, 1, generator=torch.Generator().manual_seed(4))
+    z = torch.randn(N, D).double()
+    flow.probes = 1
+    end = there(z)
+    flow.probes = P
+    again = there.log_abs_det_jacobian(z, end)
+    probes = torch.Generator().manual_seed(4)
+    ff.networks.probes.draw_probes(z, 1, probes)  # the solve to the end
+    expected = flow(z, [0.0, 1.0], 1, log_det=True, generator=probes).log_det
+    assert expected is not None
+    torch.testing.assert_close(again, expected[-1])
+
+
 def test_a_saved_model_keeps_its_number_of_probes(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"num_flows": 2, "latent_dim": 4, "hidden": (6, 5)}
     model = ff.models.build_vae((1, 16, 16), **sizes, divergence="hutchinson", probes=3)
