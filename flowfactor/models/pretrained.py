@@ -185,7 +185,8 @@ def _write_part(part: Any) -> Any:
     part = uncompiled(part)
     if isinstance(part, LatentFlow):
         how = {"solver": asdict(part.solver), "divergence": part.divergence}
-        return {"field": describe(part.field), **how, **({"probes": part.probes} if part.probes > 1 else {})}
+        several = part.divergence == "hutchinson" and part.probes > 1
+        return {"field": describe(part.field), **how, **({"probes": part.probes} if several else {})}
     return describe(part)
 
 

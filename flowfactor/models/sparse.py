@@ -300,7 +300,8 @@ class SparseTransformationVAE(FlowModel):
         field = self.flow.field
         assert isinstance(field, HelmholtzField)  # checked when the model was made
         how = self.flow.solver, self.flow.divergence
-        return LatentFlow(SplitControlField(field), *how, probes=self.flow.probes)
+        probes = self.flow.probes if self.flow.divergence == "hutchinson" else 1  # measurements take the exact one
+        return LatentFlow(SplitControlField(field), *how, probes=probes)
 
     def _checked(self, frames: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         frames, t = super()._checked(frames, t)

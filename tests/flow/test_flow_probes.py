@@ -203,3 +203,7 @@ def test_a_saved_model_keeps_its_number_of_probes(tmp_path: Path) -> None:
     sparse.save_pretrained(tmp_path / "sparse")
     assert type(sparse).from_pretrained(tmp_path / "sparse").flow.probes == 2
     assert sparse._flow_for(torch.zeros(3, 4)).probes == 2
+    sparse.flow.divergence = "exact"  # as measurements do for a while
+    assert sparse._flow_for(torch.zeros(3, 4)).divergence == "exact"
+    sparse.save_pretrained(tmp_path / "exact")
+    assert type(sparse).from_pretrained(tmp_path / "exact").flow.divergence == "exact"

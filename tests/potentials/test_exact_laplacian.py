@@ -11,6 +11,7 @@ from torch import Tensor
 import flowfactor as ff
 from flowfactor.networks import row_norms
 from flowfactor.networks.batching import Layout
+from flowfactor.potentials import resnet
 
 P = ff.potentials
 MAKERS: dict[str, Callable[[int, int, int], ff.potentials.Potential]] = {
@@ -107,5 +108,9 @@ def test_columns_are_what_small_states_take(monkeypatch: pytest.MonkeyPatch) -> 
     ff.LatentFlow(u, ff.Solver("euler"))(torch.randn(3, 2), [0.0, 1.0], log_det=True).log_det[-1].sum().backward()  # type: ignore[index]
     for name in ("convex", "resnet-1"):
         MAKERS[name](2, 64, 64).derivatives(torch.randn(3, 2), 0.0, laplacian="exact")
+    monkeypatch.setattr(resnet, "_by_matrices", refuse)
+    MAKERS["resnet-2"](2, 64, 64).derivatives(torch.randn(3, 2), 0.0, laplacian="exact")
+    with pytest.raises(AssertionError, match="two numbers"):
+        MAKERS["resnet-2"](33, 12, 12).derivatives(torch.randn(3, 33), 0.0, laplacian="exact")
     with pytest.raises(AssertionError, match="two numbers"):
         MAKERS["mlp"](64, 64, 64).derivatives(torch.randn(3, 64), 0.0, laplacian="exact")
