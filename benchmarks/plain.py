@@ -39,6 +39,19 @@ class PlainPotential(nn.Module):
         network = self.third(h).squeeze(-1)
         return network + 0.5 * (self.scale * self.quad(z).square()).sum(-1) + (self.linear * z).sum(-1)
 
+    def laplacian(self, z: Tensor, t: Tensor) -> Tensor:
+        """The Laplacian of a batch by the columns of the Jacobian of the second layer, written as one would at first."""
+        angle = t * self.frequencies
+        features = torch.cat([angle.sin(), angle.cos()])
+        a1 = self.first(z) + self.first_time(features)
+        s1 = torch.tanh(a1)
+        s2 = torch.tanh(self.second(_logcosh(a1)) + self.second_time(features))
+        w1, w2, w3 = self.first.weight, self.second.weight, self.third.weight[0]
+        columns = (s1.unsqueeze(1) * w1.mT) @ w2.mT  # [B, D, H2]
+        of_first = (((w3 * s2) @ w2) * (1 - s1.square()) * w1.square().sum(1)).sum(1)
+        of_second = (w3 * (1 - s2.square()) * columns.square().sum(1)).sum(1)
+        return of_first + of_second + (self.scale * self.quad.weight.square().sum(1)).sum()
+
     def named_weights(self) -> dict[str, nn.Parameter]:
         """The parameters by the names that `MLPPotential` has for them."""
         layers = {"w1": self.first, "v1": self.first_time, "w2": self.second, "v2": self.second_time, "w3": self.third}

@@ -16,7 +16,7 @@ from benchmarks.plain import PlainPotential
 from benchmarks.problem import BATCH, same
 from benchmarks.timing import Readings, Row, Target, interleaved
 from flowfactor.control import resolve
-from flowfactor.potentials.base import rademacher_like
+from flowfactor.networks.probes import rademacher_like
 from flowfactor.regularizers import HamiltonJacobi, NegativeSquare
 
 

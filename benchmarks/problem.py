@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import flowfactor as ff
 from benchmarks.plain import PlainFlow, PlainPotential
 from flowfactor.fields.base import Divergence
+from flowfactor.networks.probes import rademacher_like
 from flowfactor.potentials import MLPPotential
-from flowfactor.potentials.base import rademacher_like
 
 BATCH = 128
 TOLERANCE = 1e-5

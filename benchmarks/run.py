@@ -14,7 +14,19 @@ from typing import Any
 
 import torch
 
-from benchmarks import compiled, data, growth, memory, potentials, precision, processes, report, solves, training_step
+from benchmarks import (
+    compiled,
+    data,
+    growth,
+    laplacians,
+    memory,
+    potentials,
+    precision,
+    processes,
+    report,
+    solves,
+    training_step,
+)
 from benchmarks.report import RESULTS
 from benchmarks.timing import Row
 
@@ -28,6 +40,7 @@ CASES: dict[str, Case] = {
     "laplacian": lambda n, threads: (
         potentials.hessian_trace(n) + potentials.hessian_trace(n, 324) + potentials.over_gradient(n)
     ),
+    "laplacian-small": lambda n, threads: laplacians.over_sizes(n),
     "paper": lambda n, threads: potentials.paper_step(n),
     "scenes": lambda n, threads: data.scenes(n),
     "sequences": lambda n, threads: data.sequences(n),

@@ -15,8 +15,8 @@ from flowfactor._functorch import is_wrapped
 from flowfactor.context import Context, context_shape
 from flowfactor.control import Control, control_shape
 from flowfactor.fields.base import Divergence, Field
+from flowfactor.networks.probes import draw_probes
 from flowfactor.path import FlowPath
-from flowfactor.potentials.base import rademacher_like
 from flowfactor.solver import Solver
 
 
@@ -26,6 +26,7 @@ class Flow(Protocol):
     field: Field
     solver: Solver
     divergence: Divergence
+    probes: int
 
     def __call__(
         self, z0: Tensor, t: Any, control: Control, *, context: Any, log_det: bool, generator: Any
@@ -55,7 +56,7 @@ class FlowTransform(Transform):
     itself take ``z.detach().requires_grad_()``. Once the states, the times, the flow's parameters or buffers (compared by
     value), its solver or the gradient mode have changed, the last solve does not count any more; what a field holds besides,
     such as a tensor that a closure captures, goes unseen. Where the flow's divergence is ``"hutchinson"``, log-determinants
-    are unbiased estimates, with a new probe for every solve: densities are then random.
+    are unbiased estimates, with new probes for every solve: densities are then random.
 
     Args:
         flow: The latent flow.
@@ -167,7 +168,8 @@ class FlowTransform(Transform):
             return z, (0 * z).sum(-1)
         t0, t1 = self._times(z)
         span = (t1 - t0).to(z.dtype)
-        probe = rademacher_like(z, self.generator) if self.flow.divergence == "hutchinson" else None
+        estimated = self.flow.divergence == "hutchinson"
+        probe = draw_probes(z, self.flow.probes, self.generator) if estimated else None
         at = z, self._ends[0], self.control
         velocity = self.flow.field(*at, context=self.context)
         divergence = self.flow.field.divergence(*at, self.flow.divergence, probe, context=self.context)
@@ -181,7 +183,7 @@ class FlowTransform(Transform):
         return [start, end, *times, *self.flow.parameters(), *self.flow.buffers()]
 
     def _settings(self) -> object:
-        return self.flow.solver, self.flow.divergence, torch.is_grad_enabled()
+        return self.flow.solver, self.flow.divergence, self.flow.probes, torch.is_grad_enabled()
 
     def _kept(self, end: Tensor, *, back: bool) -> tuple[Tensor, Tensor] | None:
         """Start and log-determinant of the last solve, where it led to ``end`` and nothing has changed since."""

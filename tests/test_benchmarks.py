@@ -13,7 +13,7 @@ if not Path(__file__).parents[1].joinpath("benchmarks").is_dir():  # any other f
     pytest.skip("needs a checkout", allow_module_level=True)
 
 import flowfactor as ff
-from benchmarks import curves, growth, peer, precision, report, run, solves, training_step
+from benchmarks import curves, growth, laplacians, peer, precision, report, run, solves, training_step
 from benchmarks.problem import Outcome, Problem, largest_difference, same
 from benchmarks.timing import Readings, Row, Target, interleaved, short
 
@@ -183,3 +183,11 @@ def test_one_failure_leaves_the_other_readings(
     (path,) = tmp_path.glob("speed-*.json")
     assert [r["name"] for r in json.loads(path.read_text())["results"]] == ["ours|fast"]
     assert "out of order" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dim", [2, 40])
+def test_all_sides_have_the_same_laplacian(dim: int) -> None:
+    threads = torch.get_num_threads()
+    rows = laplacians.over_sizes(1, (dim,), (16,))  # which stops where they differ
+    assert [row.other_name for row in rows] == ["plain columns", "torch.func Hessian"]
+    assert torch.get_num_threads() == threads

@@ -14,6 +14,7 @@ from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks import autodiff
 from flowfactor.networks.batching import Layout, layout_of, run
 from flowfactor.networks.controlled import Controlled
+from flowfactor.networks.probes import first_probe, given_probes
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm, StageAdjoint
 
 Divergence: TypeAlias = Literal["exact", "hutchinson"]
@@ -106,7 +107,7 @@ class Field(Controlled):
             t: Time in frames.
             control: Which flow acts.
             kind: ``"exact"``, or ``"hutchinson"`` with the given ``probe``.
-            probe: Hutchinson's probe ``[*batch, D]``.
+            probe: Hutchinson's probe ``[*batch, D]``, or several ``[P, *batch, D]``, over which the estimate is the mean.
             context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
                 field that was built with ``context=C`` (see `flowfactor.context`).
 
@@ -118,9 +119,10 @@ class Field(Controlled):
         """
         if kind not in ("exact", "hutchinson"):
             raise ValueError(f'kind must be "exact" or "hutchinson", got {kind!r}')
-        if kind == "hutchinson" and (probe is None or probe.shape != z.shape):
+        if kind == "hutchinson" and probe is None:
             raise ValueError(f'kind="hutchinson" needs a probe of shape {list(z.shape)}')
         t, resolved = self._checked(z, t, control, context)
+        probe = given_probes(probe, z) if kind == "hutchinson" and probe is not None else None
         result = self.bind(resolved, z.shape[:-1], divergence=kind, probe=probe)(z, t).divergence
         assert result is not None
         return result
@@ -134,7 +136,7 @@ class Field(Controlled):
             layout: Which samples follow which flow; they lie as one block.
             want: Which of ``value`` and ``time`` are wanted beside the velocity and the gradient.
             divergence: How to take the divergence; None for none.
-            probe: Hutchinson's probe, laid out as a block.
+            probe: Hutchinson's probes ``[G, n, P D]``, laid out as a block.
 
         Returns:
             The closed form, or why there is none.
@@ -161,7 +163,7 @@ class Field(Controlled):
             batch_shape: Shape of the batch.
             want: Which of ``value``, ``gradient`` and ``time`` a field with a potential shall give beside its velocity.
             divergence: How to take the divergence; None for none.
-            probe: Hutchinson's probe ``[*batch, D]``.
+            probe: Hutchinson's probes, ``[*batch, P D]`` of P for each sample (`flowfactor.networks.probes`).
 
         Returns:
             A function ``(z [*batch, D], t scalar or [*batch]) -> Evaluation``.
@@ -196,7 +198,8 @@ class Field(Controlled):
     @staticmethod
     def _finish(evaluate: Callable[[Tensor, Tensor], dict[str, Tensor]], probe: Tensor | None) -> BoundField:
         def bound(z: Tensor, t: Tensor) -> Evaluation:
-            return Evaluation(z, t, **evaluate(z, t), probe=probe, velocity_at=lambda z: evaluate(z, t)["velocity"])
+            first = first_probe(probe, z.shape[-1])
+            return Evaluation(z, t, **evaluate(z, t), probe=first, velocity_at=lambda z: evaluate(z, t)["velocity"])
 
         return bound
 
@@ -217,7 +220,8 @@ class DivergenceFreeField(Field):
 
         def evaluate(z: Tensor, t: Tensor) -> Evaluation:
             zero = torch.zeros_like(z[..., 0]) if divergence else None
-            return Evaluation(z, t, velocity(z, t), zero, probe=probe, velocity_at=lambda z: velocity(z, t))
+            first = first_probe(probe, self.dim)
+            return Evaluation(z, t, velocity(z, t), zero, probe=first, velocity_at=lambda z: velocity(z, t))
 
         return evaluate
 

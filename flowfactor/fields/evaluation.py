@@ -23,7 +23,7 @@ class Evaluation:
         value: u ``[*batch]`` of a field with a potential, where asked for.
         gradient: grad u ``[*batch, D]`` of a field with a potential.
         time: du/dt ``[*batch]`` of a field with a potential, where asked for.
-        probe: The Rademacher probe ``[*batch, D]`` that is fixed for the solve, where one was drawn.
+        probe: The Rademacher probe ``[*batch, D]`` that is fixed for the solve, where one was drawn; the first of several.
         context: The context of the samples ``[*batch, C]``, or such a tensor for each name, where the solve has one. A cost
             with ``many_stages = True`` is given it where it asks for it by ``needs = ("context",)``.
         velocity_at: The bound field ``z -> velocity`` at this time, for costs that differentiate it.

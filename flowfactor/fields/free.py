@@ -14,6 +14,7 @@ from flowfactor.fields.base import BoundField, Divergence, Field
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack, layout_of, run
 from flowfactor.networks.overrides import features_changed, overridden
+from flowfactor.networks.probes import Probes
 from flowfactor.networks.stacked import check_sizes, enter_context, own_tensors, uniform
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
@@ -117,8 +118,18 @@ class FreeField(Field):
             linear = (p["p"] * p["q"].mT).sum((-2, -1)).unsqueeze(-1) if "p" in p else None
         elif divergence == "hutchinson":
             assert probe is not None
-            along1, back3 = probe @ w1.mT, probe @ w3
-            linear = ((probe @ p["q"].mT) * (probe @ p["p"])).sum(-1) if "p" in p else None
+            probes = Probes(probe, self.dim)
+            along1, back3 = probes.product(probes.e, w1.mT), probes.product(probes.e, w3)
+            linear = None
+            if "p" in p:
+                along_q, along_p = probes.product(probes.e, p["q"].mT), probes.product(probes.e, p["p"])
+                linear = probes.mean(along_q * along_p).sum(-1)
+
+        def trace(s1: Tensor, s2: Tensor) -> Tensor:
+            if divergence == "exact":
+                return ((s2 @ form) * s1).sum(-1)
+            along2 = probes.product(probes.spread(s1) * along1, w2.mT)
+            return (s2 * probes.mean(along2 * back3)).sum(-1)
 
         def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
             f, _ = self.features(t, derivative=False)
@@ -130,9 +141,7 @@ class FreeField(Field):
             out = {"velocity": v}
             if divergence is None:
                 return out
-            div = (
-                ((s2 @ form) * s1).sum(-1) if divergence == "exact" else (s2 * ((s1 * along1) @ w2.mT) * back3).sum(-1)
-            )
+            div = trace(s1, s2)
             out["divergence"] = div if linear is None else div + linear
             return out
 

@@ -16,6 +16,7 @@ from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.fields.solenoidal import SolenoidalField
 from flowfactor.networks.batching import Layout, layout_of
 from flowfactor.networks.overrides import overridden
+from flowfactor.networks.probes import first_probe
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.sum_adjoint import SumAdjoint, sum_of
 from flowfactor.potentials.base import Potential
@@ -49,12 +50,13 @@ class GradientField(Field):
         wanted = {*want, "gradient"} | ({"laplacian"} if divergence else set())
         estimate = probe if divergence == "hutchinson" else None
         bound = self.potential.bind(control, batch_shape, want=wanted, laplacian=divergence, probe=estimate)
+        first = first_probe(probe, self.dim)
 
         def evaluate(z: Tensor, t: Tensor) -> Evaluation:
             d = bound(z, t)
             assert d.gradient is not None
             return Evaluation(
-                z, t, d.gradient, d.laplacian, d.value, d.gradient, d.time, probe, lambda z: _gradient(bound, z, t)
+                z, t, d.gradient, d.laplacian, d.value, d.gradient, d.time, first, lambda z: _gradient(bound, z, t)
             )
 
         return evaluate

@@ -136,7 +136,7 @@ class FlowModel(Autoencoder):
     @property
     def context(self) -> ContextSize:
         """C, the number of features of the context that steers the flow, or a number for each name; 0 for none."""
-        return self.flow.field.context
+        return self.flow.field.context_size
 
     @property
     def force(self) -> Any:

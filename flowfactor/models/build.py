@@ -43,6 +43,7 @@ def build_vae(
     prior: str | Mapping[str, Any] = "normal",
     solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
+    probes: int = 1,
     supervision: str = "full",
     num_frames: int | None = None,
     factor_encoder: Mapping[str, Any] | None = None,
@@ -79,6 +80,7 @@ def build_vae(
         solver: Keyword arguments of `Solver`. Where None: unit Euler steps under ``path``, where any map gives a true
             bound, and unit rk4 steps under ``marginal``, whose bound needs the log-determinant of the map itself.
         divergence: ``"exact"`` or ``"hutchinson"``.
+        probes: The number of probes of such an estimate.
         supervision: ``"full"`` where k is given with every sequence, ``"weak"`` where it is inferred, by a `FactorEncoder`.
         num_frames: T+1, the number of frames of a sequence; needed for weak supervision.
         factor_encoder: Keyword arguments of `FactorEncoder`, likewise.
@@ -121,7 +123,7 @@ def build_vae(
     return FlowFactorizedVAE(
         made_encoder,
         made_decoder,
-        LatentFlow(made_field, Solver(**solver), divergence),
+        LatentFlow(made_field, Solver(**solver), divergence, probes=probes),
         make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator),
         objective=bound,
         factor_encoder=make_coder(FactorEncoder, factor_encoder, **sizes) if supervision == "weak" else None,
@@ -150,6 +152,7 @@ def build_sparse_vae(
     prior: str | Mapping[str, Any] = "normal",
     solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
+    probes: int = 1,
     generator: torch.Generator | None = None,
     **settings: Any,
 ) -> SparseTransformationVAE:
@@ -175,6 +178,7 @@ def build_sparse_vae(
         prior: As in `build_vae`.
         solver: Keyword arguments of `Solver`; unit Euler steps where None.
         divergence: ``"exact"`` or ``"hutchinson"``.
+        probes: The number of probes of such an estimate.
         generator: Source of the flow's initial weights.
         **settings: Passed on to `SparseTransformationVAE`.
 
@@ -199,7 +203,8 @@ def build_sparse_vae(
         field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator, context
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
-    flow = LatentFlow(made_field, Solver(**(solver or {"method": "euler", "step_size": 1.0})), divergence)
+    made_solver = Solver(**(solver or {"method": "euler", "step_size": 1.0}))
+    flow = LatentFlow(made_field, made_solver, divergence, probes=probes)
     made_prior = make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator)
     return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)
 
@@ -305,9 +310,9 @@ def make_field(
 
 def _check_steered(made: Field, context: ContextSize, parts: str) -> None:
     """Raises ValueError where parts of the user's own do not take the context that is asked for."""
-    if made.context != context_size(context):
+    if made.context_size != context_size(context):
         raise ValueError(
-            f"context={context!r} is asked for, but {parts} takes {made.context or 'none'}: give its constructor the "
+            f"context={context!r} is asked for, but {parts} takes {made.context_size or 'none'}: give its constructor the "
             "argument context, and hand it on to the base class"
         )
 

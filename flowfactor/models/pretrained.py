@@ -184,7 +184,9 @@ def _write_part(part: Any) -> Any:
         return "none"
     part = uncompiled(part)
     if isinstance(part, LatentFlow):
-        return {"field": describe(part.field), "solver": asdict(part.solver), "divergence": part.divergence}
+        how = {"solver": asdict(part.solver), "divergence": part.divergence}
+        several = part.divergence == "hutchinson" and part.probes > 1
+        return {"field": describe(part.field), **how, **({"probes": part.probes} if several else {})}
     return describe(part)
 
 
@@ -213,7 +215,8 @@ def _read_part(name: str, written: Any, parts: dict[str, Any]) -> Any:
     try:
         if name == "flow":
             field: Any = rebuild(written["field"])
-            return LatentFlow(field, Solver(**written["solver"]), written["divergence"])
+            probes = written.get("probes", 1)
+            return LatentFlow(field, Solver(**written["solver"]), written["divergence"], probes=probes)
         if name == "prior":
             return build_prior(read(written), parts["encoder"])
         return make(name, read(written)) if "name" in written else rebuild(written)

@@ -335,7 +335,9 @@ class SparseTransformationVAE(FlowModel):
             return self.flow
         field = self.flow.field
         assert isinstance(field, HelmholtzField)  # checked when the model was made
-        return LatentFlow(SplitControlField(field), self.flow.solver, self.flow.divergence)
+        how = self.flow.solver, self.flow.divergence
+        probes = self.flow.probes if self.flow.divergence == "hutchinson" else 1  # measurements take the exact one
+        return LatentFlow(SplitControlField(field), *how, probes=probes)
 
     def _checked(self, frames: Tensor, t: Tensor, context: Context | None = None, mask: Tensor | None = None) -> Inputs:
         given = super()._checked(frames, t, context, mask)

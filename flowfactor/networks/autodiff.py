@@ -35,10 +35,11 @@ def derivatives_of(
 
 
 def divergence_of(velocity: Function, z: Tensor, t: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Velocity and its divergence: exact where ``probe`` is None, else Hutchinson's estimate e' J e."""
+    """Velocity and its divergence: exact where ``probe`` is None, else the mean of e' J e over its probes e."""
     v, pull = torch.func.vjp(lambda z: velocity(z, t), z)  # type: ignore[misc]
     if probe is not None:
-        return v, (pull(probe)[0] * probe).sum(-1)
+        each = [(pull(e)[0] * e).sum(-1) for e in probe.split(z.shape[-1], -1)]
+        return v, each[0] if len(each) == 1 else torch.stack(each).mean(0)
     return v, _trace(pull, z)
 
 

@@ -1,6 +1,6 @@
 r"""The adjoint of a potential $\phi = \tanh(v + b_3)$ round a two-layer network v: the paper's.
 
-With $f', f'', f^{(3)}$ the derivatives of tanh at $v + b_3$ and e Hutchinson's probe,
+With $f', f'', f^{(3)}$ the derivatives of tanh at $v + b_3$ and e Hutchinson's probe (of several, take the mean),
 $$\nabla\phi = f'\,\nabla v, \qquad \dot\phi = f'\,\dot v, \qquad
   e^\top \mathrm{Hess}\,\phi\,e = f'\, e^\top \mathrm{Hess}\,v\,e + f''\,(e\cdot\nabla v)^2 ,$$
 so that cotangents $\bar u, \lambda, \tau, \mu$ of value, gradient, time derivative and Laplacian become cotangents
@@ -48,8 +48,11 @@ class OuterTanhAdjoint(TwoLayerAdjoint):
         """``(e . g)^2``, or ``|g|^2`` for the exact Laplacian, ``[G, S, n, 1]``."""
         if self.laplacian == "exact":
             return g.square().sum(-1, keepdim=True)
-        assert self.probe is not None
-        return (g * self.probe.unsqueeze(1)).sum(-1, keepdim=True).square()
+        return self.probes.mean(self.along(g).square())
+
+    def along(self, g: Tensor) -> Tensor:
+        """``e . g`` of each probe, ``[G, S, n, (P,) 1]``."""
+        return (self.probes.spread(g) * self.probes.e.unsqueeze(1)).sum(-1, keepdim=True)
 
     def stack(self, residuals: Sequence[Residuals], ts: Times) -> OuterTanhStages:
         *inner, g, phi = stacked(residuals)
@@ -125,9 +128,7 @@ class OuterTanhPullback(TwoLayerPullback):
             if a.laplacian == "exact":
                 inner["gradient"] = outer * stages.g
             else:
-                assert a.probe is not None
-                probe = a.probe.unsqueeze(1)
-                inner["gradient"] = outer * (stages.g * probe).sum(-1, keepdim=True) * probe
+                inner["gradient"] = outer * a.probes.mean(a.along(stages.g) * a.probes.e.unsqueeze(1))
         super().__init__(stages, inner, parameters)
         self.of_velocity = cotangents.get("velocity")
         if "gradient" in cotangents:

@@ -7,18 +7,18 @@ $$\nabla u = W_1^\top \delta_1 + U^\top \delta_2 + A^\top (s\, A z) + b, \qquad
   \partial_t u = \delta_1 \cdot \dot c_1 + \delta_2 \cdot \dot c_2 ,$$
 $$\Delta u = \sum_i g_{1i}\,\sigma''(a_{1i}) |W_{1i}|^2 + \sum_k w_{3k}\,\sigma''(a_{2k}) |J_k|^2 + \sum_r s_r |A_r|^2 ,
   \qquad J = W_2\,\mathrm{diag}(\sigma'(a_1))\,W_1 + U .$$
-$|J_k|^2$ needs the Gram matrix $W_1 W_1^\top$ only, which a solve fixes once; no second backward pass is run.
+The sum over $|J_k|^2$ is the costly one (`flowfactor.networks.row_norms`); no second backward pass is run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from flowfactor.networks.activations import Activation
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.probes import Probes
 from flowfactor.networks.row_norms import weighted_row_norms
 from flowfactor.networks.time import TimeFeatures
 
@@ -97,27 +97,29 @@ def two_layer_with_terms(
 
 
 def _curvature(p: Stack, laplacian: str | None, probe: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The Laplacian from ``s'(a1)``, ``g1 s''(a1)`` and ``w3 s''(a2)``: exact, or along a fixed probe."""
+    """The Laplacian from ``s'(a1)``, ``g1 s''(a1)`` and ``w3 s''(a2)``: exact, or along fixed probes."""
     w1, w2, skip = p["w1"], p["w2"], p.get("skip")
     if laplacian == "hutchinson":
         assert probe is not None
-        along1 = probe @ w1.mT  # the probe is fixed for a whole solve, and so is this
-        squared1 = along1 * along1
-        along_skip = None if skip is None else probe @ skip.mT
-        fixed = (p["scale"] * (probe @ p["quad"].mT).square()).sum(-1) if "quad" in p else None
+        probes = Probes(probe, w1.shape[-1])
+        along1 = probes.product(probes.e, w1.mT)  # the probe is fixed for a whole solve, and so is this
+        squared1 = probes.mean(along1 * along1)
+        along_skip = None if skip is None else probes.product(probes.e, skip.mT)
+        fixed = None
+        if "quad" in p:
+            fixed = (p["scale"] * probes.mean(probes.product(probes.e, p["quad"].mT).square())).sum(-1)
 
         def estimate(s1: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
-            along2 = (s1 * along1) @ w2.mT
+            along2 = probes.product(probes.spread(s1) * along1, w2.mT)
             if along_skip is not None:
                 along2 = along2 + along_skip
-            total = (m1 * squared1).sum(-1) + (m2 * along2 * along2).sum(-1)
+            total = (m1 * squared1).sum(-1) + (m2 * probes.mean(along2 * along2)).sum(-1)
             return total if fixed is None else total + fixed
 
         return estimate
 
-    gram = w1 @ w1.mT
-    norms1 = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)
-    rows = weighted_row_norms(w2, gram)
+    norms1 = w1.square().sum(-1).unsqueeze(-2)
+    rows = weighted_row_norms(w2, w1)
     constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if "quad" in p else None
     cross = None if skip is None else w2 * (skip @ w1.mT)
     norms_skip = None if skip is None else skip.square().sum(-1).unsqueeze(-2)

@@ -24,6 +24,7 @@ from torch import Tensor
 from flowfactor.networks.activations import Activation
 from flowfactor.networks.batched import Products, add, flat, outer, product, sum_into
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.probes import Probes
 from flowfactor.networks.row_norms import weighted_row_norms
 from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
 from flowfactor.networks.time import StageTerms, TimeFeatures, Times
@@ -43,7 +44,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         time_maps: ``(stack, t=[S], derivative=bool) -> c1, dc1/dt, c2, dc2/dt``, each ``[G, S or 1, H]``; a derivative
             is None where it is zero.
         laplacian: ``"exact"``, ``"hutchinson"`` or None.
-        probe: Hutchinson's probe ``[G, n, D]``.
+        probe: Hutchinson's probes ``[G, n, P D]``.
         derivative: Whether the time derivative is wanted.
         features: The time features of which the time terms are linear maps ``v1, b1`` and ``v2, b2``, where they are.
     """
@@ -59,7 +60,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         timely = stack if self.rows is None else {**stack, "b1": torch.zeros_like(b1[:, :1])}
         self.leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in timely.items()}
         self.act, self.time_maps, self.derivative = activation, time_maps, derivative
-        self.laplacian, self.probe = laplacian, probe
+        self.laplacian = laplacian
         self.w1, self.w2, self.w3, self.skew = p["w1"], p["w2"], p["w3"], p.get("skew")
         self.h1, self.has_quad = self.w1.shape[-2], "quad" in p
         # One product serves W1 z and A z, one W1' x and A' s y.
@@ -76,22 +77,23 @@ class TwoLayerAdjoint(NetworkAdjoint):
             layers = [(p["v1"], p["b1"], self.up.shape[-2]), (p["v2"], p["b2"], self.w2.shape[-2])]
             self.stage_terms = StageTerms(features, layers)
         if laplacian is not None:
-            self._fix_laplacian()
+            self._fix_laplacian(probe)
 
-    def _fix_laplacian(self) -> None:
-        """What weights and probe alone decide, once a solve."""
+    def _fix_laplacian(self, probe: Tensor | None) -> None:
+        """What weights and probes alone decide, once a solve."""
         p = self.p
         if self.laplacian == "hutchinson":
-            assert self.probe is not None
-            along = self.probe @ self.up_t
+            assert probe is not None
+            self.probes = Probes(probe, self.w1.shape[-1])
+            along = self.probes.product(self.probes.e, self.up_t)
             self.along1 = along[..., : self.h1]
-            self.squared1 = self.along1.square()
+            self.squared1 = self.probes.mean(self.along1.square())
             self.along_quad = along[..., self.h1 :]
-            self.constant = (p["scale"] * self.along_quad.square()).sum(-1) if self.has_quad else None
+            squared = self.probes.mean(self.along_quad.square())
+            self.constant = (p["scale"] * squared).sum(-1) if self.has_quad else None
             return
-        gram = self.w1 @ self.w1.mT
-        self.squared1 = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(-2)  # [G, 1, H1]
-        self.row_norms = weighted_row_norms(self.w2, gram)
+        self.squared1 = self.w1.square().sum(-1).unsqueeze(-2)  # [G, 1, H1]
+        self.row_norms = weighted_row_norms(self.w2, self.w1)
         self.constant = (p["scale"] * p["quad"].square().sum(-1).unsqueeze(-2)).sum(-1) if self.has_quad else None
 
     def time_terms(self, ts: Times) -> list[Any]:
@@ -136,8 +138,8 @@ class TwoLayerAdjoint(NetworkAdjoint):
         of_first = self.act.second(b1, s1).mul_(g1)
         m2 = self.act.second(b2, s2)
         if self.laplacian == "hutchinson":
-            along2 = product(s1 * self.along1.unsqueeze(1), self.w2_t)
-            of_second = product(m2.mul_(along2).mul_(along2), self.w3.mT).squeeze(-1)
+            along2 = product(self.probes.spread(s1) * self.along1.unsqueeze(1), self.w2_t)
+            of_second = product(m2.mul_(self.probes.mean(along2.square_())), self.w3.mT).squeeze(-1)
         else:
             m2 *= self.w3.unsqueeze(1)
             of_second = self.row_norms(flat(s1), flat(m2)).reshape(m2.shape[:-1])
@@ -289,42 +291,37 @@ class TwoLayerPullback(Pullback):
     def _begin_hutchinson(self, laplacian: Tensor, parameters: bool) -> None:
         # In place where it can be: the arrays of all stages outgrow the cache, and moving them is what this costs.
         s, a = self.stages, self.adjoint
-        mu, e1 = laplacian.unsqueeze(-1), a.along1.unsqueeze(1)
+        mu, e1, probes = laplacian.unsqueeze(-1), a.along1.unsqueeze(1), a.probes
+        share = mu if probes.count == 1 else mu / probes.count
         s2_prime = a.act.second(s.b2, s.s2)
-        along1 = s.s1 * e1
+        along1 = probes.spread(s.s1) * e1
         along2 = product(along1, a.w2_t)
-        squares = mu * along2
-        along2_bar = s.w3_s2_prime * squares  # half of it
+        squares = probes.spread(share) * along2
+        along2_bar = probes.spread(s.w3_s2_prime) * squares  # half of it
         back = product(along2_bar, 2 * a.w2)
-        squares *= along2
+        squares = probes.total(squares.mul_(along2))
         self.r2 = a.act.third(s.b2, s.s2, s2_prime).mul_(squares).mul_(a.w3.unsqueeze(1))
         mu_squared = mu * a.squared1.unsqueeze(1)
         self.r1 = mu_squared * s.s1_prime
         self.r3 = a.act.third(s.b1, s.s1, s.s1_prime).mul_(s.g1).mul_(mu_squared)
-        self.r3.addcmul_(e1 * back, s.s1_prime)
+        self.r3.addcmul_(probes.total(e1 * back), s.s1_prime)
         if not parameters:
             return
-        e1_bar = 2 * a.along1 * (mu * self.g1_s1_prime).sum(1) + back.mul_(s.s1).sum(1)
-        assert a.probe is not None
+        e1_bar = 2 * a.along1 * probes.spread((share * self.g1_s1_prime).sum(1))
+        e1_bar += back.mul_(probes.spread(s.s1)).sum(1)
         w3_bar = s2_prime.mul_(squares).sum((1, 2)).unsqueeze(-2)
-        self.extra = {"w1": e1_bar.mT @ a.probe, "w2": 2 * outer(along2_bar, along1), "w3": w3_bar}
+        self.extra = {"w1": outer(e1_bar, probes.e), "w2": 2 * outer(along2_bar, along1), "w3": w3_bar}
         if a.has_quad:
-            weight, scale = laplacian.sum(1).unsqueeze(-1), a.p["scale"]
-            self.extra["scale"] = (weight * a.along_quad.square()).sum(-2, keepdim=True)
-            self.extra["quad"] = (2 * weight * scale * a.along_quad).mT @ a.probe
+            weight = share.sum(1)
+            squared = probes.total(a.along_quad.square())
+            self.extra["scale"] = (weight * squared).sum(-2, keepdim=True)
+            self.extra["quad"] = outer(probes.spread(2 * weight * a.p["scale"]) * a.along_quad, probes.e)
 
     def _begin_exact(self, laplacian: Tensor, parameters: bool) -> None:
         s, a, mu = self.stages, self.adjoint, laplacian.unsqueeze(-1)
         s1_second = a.act.third(s.b1, s.s1, s.s1_prime)
         s2_prime = a.act.second(s.b2, s.s2)
-        with torch.enable_grad():
-            s1, m2 = flat(s.s1).detach().requires_grad_(), flat(s.w3_s2_prime).detach().requires_grad_()
-            if parameters:
-                w1, w2 = a.w1.detach().requires_grad_(), a.w2.detach().requires_grad_()
-                norms, wanted = weighted_row_norms(w2, w1 @ w1.mT)(s1, m2), (s1, m2, w1, w2)
-            else:
-                norms, wanted = a.row_norms(s1, m2), (s1, m2)
-            found = torch.autograd.grad(norms, wanted, flat(mu).squeeze(-1))
+        found = a.row_norms.pull(flat(s.s1), flat(s.w3_s2_prime), laplacian.flatten(1), parameters=parameters)
         s1_bar, m2_bar = found[0].reshape(s.s1.shape), found[1].reshape(s.s2.shape)
         squared1 = a.squared1.unsqueeze(1)
         self.r1 = mu * squared1 * s.s1_prime
@@ -334,6 +331,7 @@ class TwoLayerPullback(Pullback):
             return
         norms_bar = (mu * self.g1_s1_prime).sum((1, 2)).unsqueeze(-1)
         w3_bar = (m2_bar * s2_prime).sum((1, 2)).unsqueeze(-2)
+        assert found[2] is not None and found[3] is not None
         self.extra = {"w1": found[2] + 2 * norms_bar * a.w1, "w2": found[3], "w3": w3_bar}
         if a.has_quad:
             weight, quad = laplacian.sum((1, 2)).reshape(-1, 1, 1), a.p["quad"]

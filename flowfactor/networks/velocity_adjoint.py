@@ -3,7 +3,7 @@ r"""The adjoint of free velocity networks (`flowfactor.networks.stage_adjoint` h
 With the slopes $s_i = 1 - h_i^2$ of its two layers, the divergence is
 $$\nabla\cdot v = s_2^\top \big(W_2 \circ (W_1 W_3)^\top\big) s_1 + \mathrm{tr}\,P Q^\top ,$$
 and Hutchinson's estimate along a probe e is $(s_2 \circ W_3^\top e)\cdot W_2\,(s_1 \circ W_1 e) + e^\top P Q^\top e$;
-both are bilinear in the slopes.
+both are bilinear in the slopes. Of several probes the estimate is the mean.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from flowfactor.networks.activations import one_minus_square, quick_tanh
 from flowfactor.networks.batched import Products, outer, product, sum_into
 from flowfactor.networks.batching import Stack
+from flowfactor.networks.probes import Probes
 from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
 from flowfactor.networks.time import StageTerms, TimeFeatures, Times
 
@@ -32,7 +33,7 @@ class VelocityAdjoint(NetworkAdjoint):
         bind: The same velocities by autograd.
         features: Time features of c(t).
         divergence: ``"exact"``, ``"hutchinson"`` or None.
-        probe: Hutchinson's probe ``[G, n, D]``.
+        probe: Hutchinson's probes ``[G, n, P D]``.
     """
 
     own_times = True
@@ -50,12 +51,12 @@ class VelocityAdjoint(NetworkAdjoint):
         self.p_t = p["p"].mT.contiguous() if self.linear else None
         layers = [(p["v1"], p["b1"], self.up.shape[-2]), (p["v2"], p["b2"], p["w2"].shape[-2])]
         self.stage_terms = StageTerms(features, layers)  # [c1, 0] and c2
-        self.kind, self.probe = divergence, probe
+        self.kind = divergence
         if divergence is not None:
-            self._fix_divergence()
+            self._fix_divergence(probe)
 
-    def _fix_divergence(self) -> None:
-        """What weights and probe alone decide, once a solve."""
+    def _fix_divergence(self, probe: Tensor | None) -> None:
+        """What weights and probes alone decide, once a solve."""
         p = self.p
         self.constant = None
         if self.kind == "exact":
@@ -64,11 +65,13 @@ class VelocityAdjoint(NetworkAdjoint):
             if self.linear:
                 self.constant = (p["p"] * p["q"].mT).sum((1, 2)).reshape(-1, 1, 1)
             return
-        assert self.probe is not None
-        self.along1, self.back3 = torch.bmm(self.probe, p["w1"].mT), torch.bmm(self.probe, p["w3"])
+        assert probe is not None
+        self.probes = Probes(probe, p["w1"].shape[-1])
+        e = self.probes.e
+        self.along1, self.back3 = product(e, p["w1"].mT), product(e, p["w3"])
         if self.linear:
-            self.along_q, self.along_p = torch.bmm(self.probe, p["q"].mT), torch.bmm(self.probe, p["p"])
-            self.constant = (self.along_q * self.along_p).sum(-1).unsqueeze(1)
+            self.along_q, self.along_p = product(e, p["q"].mT), product(e, p["p"])
+            self.constant = self.probes.mean(self.along_q * self.along_p).sum(-1).unsqueeze(1)
 
     def time_terms(self, ts: Times) -> list[Any]:
         """See `StageTerms`: ``[c1, 0]`` and ``c2``."""
@@ -93,7 +96,8 @@ class VelocityAdjoint(NetworkAdjoint):
         if self.kind == "exact":
             div = product(s2, self.form).mul_(s1).sum(-1)
         else:
-            div = product(s1 * self.along1.unsqueeze(1), self.w2_t).mul_(s2).mul_(self.back3.unsqueeze(1)).sum(-1)
+            along2 = product(self.probes.spread(s1) * self.along1.unsqueeze(1), self.w2_t)
+            div = self.probes.mean(along2.mul_(self.back3.unsqueeze(1))).mul_(s2).sum(-1)
         return div if self.constant is None else div.add_(self.constant)
 
     def velocity_of(self, inner: Tensor, h2: Tensor, out: Tensor | None = None) -> Tensor:
@@ -166,21 +170,22 @@ class VelocityPullback(Pullback):
 
     def _begin_hutchinson(self, mu: Tensor, parameters: bool) -> tuple[Tensor, Tensor]:
         """See `_begin_exact`."""
-        a, (slope1, slope2) = self.adjoint, self.stages.slopes
-        assert a.probe is not None
-        along1, weighted = slope1 * a.along1.unsqueeze(1), mu.unsqueeze(-1) * a.back3.unsqueeze(1)
-        along2, along2_bar = product(along1, a.w2_t), weighted * slope2
+        a, (slope1, slope2), probes = self.adjoint, self.stages.slopes, self.adjoint.probes
+        share = mu.unsqueeze(-1) if probes.count == 1 else mu.unsqueeze(-1) / probes.count
+        along1 = probes.spread(slope1) * a.along1.unsqueeze(1)
+        weighted = probes.spread(share) * a.back3.unsqueeze(1)
+        along2, along2_bar = product(along1, a.w2_t), weighted * probes.spread(slope2)
         along1_bar = product(along2_bar, a.p["w2"])
         if parameters:
-            e1_bar = (along1_bar * slope1).sum(1)
-            e3_bar = (mu.unsqueeze(-1) * slope2 * along2).sum(1)
+            e1_bar = (along1_bar * probes.spread(slope1)).sum(1)
+            e3_bar = (probes.spread(share * slope2) * along2).sum(1)
             self.extra = {
-                "w2": outer(along2_bar, along1), "w1": e1_bar.mT @ a.probe, "w3": a.probe.mT @ e3_bar
+                "w2": outer(along2_bar, along1), "w1": outer(e1_bar, probes.e), "w3": outer(probes.e, e3_bar)
             }  # fmt: skip
             if a.linear:
-                total = mu.sum(1).unsqueeze(-1)
-                self.extra |= {"p": a.probe.mT @ (total * a.along_q), "q": (total * a.along_p).mT @ a.probe}
-        return along1_bar.mul_(a.along1.unsqueeze(1)), weighted.mul_(along2)
+                total = probes.spread(share.sum(1))
+                self.extra |= {"p": outer(probes.e, total * a.along_q), "q": outer(total * a.along_p, probes.e)}
+        return probes.total(along1_bar.mul_(a.along1.unsqueeze(1))), probes.total(weighted.mul_(along2))
 
     def _pull(self, at: int | slice, cotangent: Tensor) -> Tensor:
         a, p, lam, (slope1, slope2) = self.adjoint, self.adjoint.p, cotangent, self.stages.slopes

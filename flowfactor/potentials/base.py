@@ -14,6 +14,7 @@ from flowfactor.control import Control, ResolvedControl
 from flowfactor.networks import autodiff
 from flowfactor.networks.batching import Layout, layout_of, run
 from flowfactor.networks.controlled import Controlled
+from flowfactor.networks.probes import check_probes, given_probes, rademacher_like
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 
 Laplacian: TypeAlias = Literal["exact", "hutchinson"]
@@ -122,6 +123,7 @@ class Potential(Controlled):
         *,
         context: Context | None = None,
         probe: Tensor | None = None,
+        probes: int = 1,
         generator: torch.Generator | None = None,
     ) -> Derivatives:
         """Value, gradient, time derivative and Laplacian in one evaluation.
@@ -134,15 +136,18 @@ class Potential(Controlled):
                 e' Hess(u) e with a Rademacher probe e (Hutchinson 1990), None for no Laplacian.
             context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
                 potential that was built with ``context=C`` (see `flowfactor.context`).
-            probe: The probe ``[*batch, D]``; drawn where it is None.
-            generator: Source of the drawn probe.
+            probe: The probe ``[*batch, D]``, or several ``[P, *batch, D]``, over which the estimate is the mean; drawn where
+                it is None.
+            probes: How many are drawn for each sample: the variance of the estimate falls with their number.
+            generator: Source of the drawn probes.
 
         Returns:
             The derivatives.
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
-            ValueError: If an argument has the wrong shape, a flow does not exist or ``laplacian`` is unknown.
+            ValueError: If an argument has the wrong shape, a flow does not exist, ``laplacian`` is unknown, or more than one
+                probe is asked for where none are drawn.
 
         Example:
             >>> import torch, flowfactor as ff
@@ -154,8 +159,11 @@ class Potential(Controlled):
         if laplacian not in ("exact", "hutchinson", None):
             raise ValueError(f'laplacian must be "exact", "hutchinson" or None, got {laplacian!r}')
         t, resolved = self._checked(z, t, control, context)
+        check_probes(probes, laplacian)
+        if probe is not None and probes > 1:
+            raise ValueError(f"probes={probes} are to be drawn, and a probe is given: leave one of the two out")
         if laplacian == "hutchinson":
-            probe = rademacher_like(z, generator) if probe is None else _checked_probe(probe, z)
+            probe = rademacher_like(z, generator, probes) if probe is None else given_probes(probe, z)
         want = ("value", "gradient", "time") + (("laplacian",) if laplacian else ())
         return self.bind(resolved, z.shape[:-1], want=want, laplacian=laplacian, probe=probe)(z, t)
 
@@ -173,7 +181,7 @@ class Potential(Controlled):
             batch_shape: Shape of the batch.
             want: Which of ``value``, ``gradient``, ``time``, ``laplacian`` to compute.
             laplacian: How to take the Laplacian, where it is wanted.
-            probe: Hutchinson's probe ``[*batch, D]``.
+            probe: Hutchinson's probes, ``[*batch, P D]`` of P for each sample (`flowfactor.networks.probes`).
 
         Returns:
             A function ``(z [*batch, D], t scalar or [*batch]) -> Derivatives``.
@@ -201,7 +209,7 @@ class Potential(Controlled):
             layout: Which samples follow which flow.
             want: Which of ``value``, ``time`` and ``laplacian`` are wanted beside the gradient.
             laplacian: How to take the Laplacian.
-            probe: Hutchinson's probe, laid out as a block.
+            probe: Hutchinson's probes ``[G, n, P D]``, laid out as a block.
 
         Returns:
             The closed form, or why there is none.
@@ -209,18 +217,3 @@ class Potential(Controlled):
         return NoClosedForm(
             f"{type(self).__name__} has no closed-form adjoint; its solves are differentiated by autograd"
         )
-
-
-def rademacher_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draws a probe of independent, equally likely signs, of the shape, dtype and device of ``z``."""
-    signs = torch.randint(0, 2, z.shape, generator=generator, device=z.device, dtype=torch.int8)
-    return signs.to(z.dtype).mul_(2).sub_(1)
-
-
-def _checked_probe(probe: Tensor, z: Tensor) -> Tensor:
-    if probe.shape != z.shape or probe.dtype != z.dtype or probe.device != z.device:
-        raise ValueError(
-            f"the probe must match the state: expected {list(z.shape)} of {z.dtype} on {z.device}, "
-            f"got {list(probe.shape)} of {probe.dtype} on {probe.device}"
-        )
-    return probe

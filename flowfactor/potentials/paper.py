@@ -14,6 +14,7 @@ from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack
 from flowfactor.networks.outer_tanh_adjoint import OuterTanhAdjoint
 from flowfactor.networks.overrides import features_changed, overridden
+from flowfactor.networks.probes import Probes
 from flowfactor.networks.stacked import enter_context, uniform
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
@@ -112,6 +113,12 @@ class PaperPotential(StackedPotential):
         # The outer tanh needs the inner value, and for the Laplacian the inner gradient too.
         inner_want = want | {"value"} | ({"gradient"} if "laplacian" in want else frozenset())
         inner = two_layer_with_terms(stack, self._activation, terms, inner_want, laplacian, probe)
+        probes = None if probe is None or laplacian == "exact" else Probes(probe, self.dim)
+
+        def along_squared(g: Tensor) -> Tensor:
+            if probes is None:
+                return g.square().sum(-1)
+            return probes.mean((probes.spread(g) * probes.e).sum(-1, keepdim=True).square()).squeeze(-1)
 
         def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
             v = inner(z, t)
@@ -123,8 +130,7 @@ class PaperPotential(StackedPotential):
                 out["time"] = first * v["time"]
             if "laplacian" in want:
                 g = v["gradient"]
-                slope = g.square().sum(-1) if probe is None or laplacian == "exact" else (g * probe).sum(-1).square()
-                out["laplacian"] = first * v["laplacian"] + second() * slope
+                out["laplacian"] = first * v["laplacian"] + second() * along_squared(g)
             return {name: result for name, result in out.items() if name in want}
 
         return evaluate

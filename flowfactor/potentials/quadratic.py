@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowfactor.context import ContextSize
 from flowfactor.networks.batching import ENTERS, Stack
+from flowfactor.networks.probes import Probes
 from flowfactor.networks.stacked import enter_context, own_tensors
 from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian
@@ -80,7 +81,8 @@ class QuadraticPotential(StackedPotential):
         if "laplacian" in want:
             if laplacian == "hutchinson":
                 assert probe is not None
-                curvature = ((probe @ S) * probe).sum(-1)
+                probes = Probes(probe, S.shape[-1])
+                curvature = probes.mean(probes.product(probes.e, S) * probes.e).sum(-1)
             else:
                 curvature = torch.diagonal(S, dim1=-2, dim2=-1).sum(-1, keepdim=True)
 

@@ -148,8 +148,8 @@ class TransportCost(Recorded, nn.Module):
 class JacobianNorm(Recorded, nn.Module):
     r"""The squared Frobenius norm $|\partial v/\partial z|_F^2$, which keeps a flow easy to solve.
 
-    Estimated without bias by $|\epsilon^\top \partial v/\partial z|^2$ with the solve's Rademacher probe (Finlay et al.,
-    ICML 2020, eq. 10). It differentiates the field once more, which costs about one further evaluation a stage.
+    Estimated without bias by $|\epsilon^\top \partial v/\partial z|^2$ with the solve's first Rademacher probe (Finlay et
+    al., ICML 2020, eq. 10). It differentiates the field once more, which costs about one further evaluation a stage.
 
     Example:
         >>> import torch, flowfactor as ff

@@ -28,6 +28,7 @@ from flowfactor.control import ResolvedControl
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks.batching import Layout, WeightedLayout, block_of
+from flowfactor.networks.probes import first_probe
 from flowfactor.networks.stage_adjoint import NoClosedForm, Residuals, StageAdjoint
 from flowfactor.networks.weighted_adjoint import WeightedAdjoint
 from flowfactor.path import SolveStats
@@ -59,7 +60,7 @@ def solve_segments(
         y: Packed state at the start, ``[*batch, S]``.
         packing: How it is packed.
         want: What the costs need of ``value`` and ``time``.
-        probe: Hutchinson's probe ``[*batch, D]``.
+        probe: Hutchinson's probes ``[*batch, P D]``.
         stats: Counted into.
 
     Returns:
@@ -100,7 +101,7 @@ def solve_segment(
         y: Packed state at its start, ``[*batch, S]``.
         packing: How it is packed.
         want: What the costs need of ``value`` and ``time``.
-        probe: Hutchinson's probe ``[*batch, D]``.
+        probe: Hutchinson's probes ``[*batch, P D]``.
         stats: Counted into.
         pieces: Times from which weights act, and the weights ``[P, *batch, K]``, in place of ``acting``.
 
@@ -185,7 +186,9 @@ def _as_field(adjoint: StageAdjoint, inputs: Sequence[Tensor], probe: Tensor | N
 
     def evaluate(z: Tensor, t: Tensor) -> Evaluation:
         out = {name: x for name, x in bound(z, t).items() if name in known}
-        return Evaluation(z, t, **out, probe=probe, velocity_at=lambda z: bound(z, t)["velocity"])
+        return Evaluation(
+            z, t, **out, probe=first_probe(probe, z.shape[-1]), velocity_at=lambda z: bound(z, t)["velocity"]
+        )
 
     return evaluate
 

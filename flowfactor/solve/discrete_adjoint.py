@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowfactor.context import Context
 from flowfactor.fields.evaluation import Evaluation
+from flowfactor.networks.probes import first_probe
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
 from flowfactor.solve.forward import Block, Step
 from flowfactor.solve.problem import Plan
@@ -52,7 +53,8 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
     z = stages.z.detach().requires_grad_(graph)
     leaves["z"] = z
     t = plan.times_at(ts, z)
-    probe = None if plan.probe is None else plan.probe.unsqueeze(1).expand(z.shape)
+    first = first_probe(plan.probe, z.shape[-1])
+    probe = None if first is None else first.unsqueeze(1).expand(z.shape)
     evaluation = Evaluation(
         z, t, leaves["velocity"], leaves.get("divergence"), leaves.get("value"), leaves.get("gradient"), leaves.get("time"),
         probe, context=_of_stages(plan.context, z),

@@ -11,9 +11,9 @@ from torch import Tensor
 from flowfactor.context import Context
 from flowfactor.control import Control, ResolvedControl, resolve
 from flowfactor.fields.base import Divergence, Field
+from flowfactor.networks.probes import rademacher_like
 from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.path import FlowPath, SolveStats
-from flowfactor.potentials.base import rademacher_like
 from flowfactor.solve.closed_form import FAILED, solve_segment, solve_segments
 from flowfactor.solve.compiled import program_of
 from flowfactor.solve.general import follow
@@ -25,7 +25,7 @@ from flowfactor.solver import Solver
 def solve(
     field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *,
     context: Context | None = None, log_det: bool, costs: Mapping[str, Cost], needs: frozenset[str],
-    generator: torch.Generator | None,
+    generator: torch.Generator | None, probes: int = 1,
 ) -> FlowPath:  # fmt: skip
     """Follows a field from ``z0`` at ``t[0]`` through all times; its arguments are those of `LatentFlow`, checked.
 
@@ -40,7 +40,8 @@ def solve(
         log_det: Whether to carry the log-determinant.
         costs: Running costs by name.
         needs: What they ask for, from `flowfactor.solve.problem.needs_of`.
-        generator: Source of Hutchinson's probe.
+        generator: Source of Hutchinson's probes.
+        probes: How many of them an estimate takes.
 
     Returns:
         The path, time first.
@@ -56,8 +57,8 @@ def solve(
     stats = SolveStats(method=solver.method)
     if z0.numel() == 0 or not stretches or len(t) == 1:
         return resting(z0, t, log_det, costs, stats)
-    probed = "probe" in needs or (log_det and divergence == "hutchinson")
-    probe = rademacher_like(z0, generator) if probed else None
+    estimated = log_det and divergence == "hutchinson"
+    probe = rademacher_like(z0, generator, probes if estimated else 1) if estimated or "probe" in needs else None
     ascending = t.ndim > 1 or bool(t[-1] > t[0])  # a clock always runs forward
     packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if ascending else -1.0)
     task = _Task(field, solver, divergence, packing, needs & {"value", "time", "context"}, probe, stats)

@@ -92,6 +92,10 @@ def _check_derivatives(contract: Contract, u: Potential) -> None:
         each = [u.derivatives(z, t_now, control, "hutchinson", probe=p.expand_as(z)).laplacian for p in probes]
         mean = torch.stack([x for x in each if x is not None]).mean(0)
         contract.close(f"Hutchinson's estimate has the Laplacian as its mean ({name})", mean, bend, 1e-6)
+        several = torch.stack([p.expand_as(z) for p in probes])
+        at_once = u.derivatives(z, t_now, control, "hutchinson", probe=several).laplacian
+        assert at_once is not None
+        contract.close(f"several probes give the mean of their estimates ({name})", at_once, mean)
     drawn = [u.derivatives(z, t, 0, "hutchinson", generator=torch.Generator(z.device).manual_seed(1)) for _ in range(2)]
     first, second = (d.laplacian for d in drawn)
     assert first is not None and second is not None
@@ -142,6 +146,9 @@ def check_field(f: Field, *, without: Iterable[str] = ()) -> None:
         each = [f.divergence(z, t, control, "hutchinson", p.expand_as(z)) for p in _probes(f.dim, z)]
         mean = torch.stack(each).mean(0)
         contract.close(f"Hutchinson's estimate has the divergence as its mean ({name})", mean, trace, 1e-6)
+        several = torch.stack([p.expand_as(z) for p in _probes(f.dim, z)])
+        at_once = f.divergence(z, t, control, "hutchinson", several)
+        contract.close(f"several probes give the mean of their estimates ({name})", at_once, mean)
 
 
 def _check_evaluations(

@@ -44,7 +44,7 @@ MAKERS: dict[str, Callable[[], Potential]] = {
     ),
     "mlp-tanh": lambda: P.MLPPotential(D, K, (7, 5), time_features=6, activation="tanh", init_scale=1.0),
     "mlp-even": lambda: P.MLPPotential(D, K, (8, 5), init_scale=1.0),
-    "mlp-wide": lambda: P.MLPPotential(D, K, (96, 512), init_scale=1.0),  # beyond the precomputed form
+    "mlp-wide": lambda: P.MLPPotential(D, K, (96, 512), init_scale=1.0),
     "convex": lambda: P.ConvexPotential(D, K, (7, 5), rank=2, time_features=4, init_scale=1.0),
     "paper": lambda: P.PaperPotential(D, K),
     "resnet-1": lambda: P.ResNetPotential(D, K, width=6, depth=1, rank=2, init_scale=1.0),
