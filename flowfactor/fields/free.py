@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.control import ResolvedControl
+from flowfactor.errors import renamed_arguments
 from flowfactor.fields.base import BoundField, Divergence, Field
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack, layout_of, run
@@ -21,6 +22,7 @@ from flowfactor.networks.velocity_adjoint import VelocityAdjoint
 from flowfactor.potentials.module import list_of_modules
 
 
+@renamed_arguments(max_period="time_scale")
 class FreeField(Field):
     r"""$v_k(z, t) = W_3\,\sigma(W_2\,\sigma(W_1 z + c_1(t)) + c_2(t)) + B z + b$: any velocity, no potential behind it.
 
@@ -33,7 +35,7 @@ class FreeField(Field):
         hidden: The two hidden sizes.
         rank: Rank of the linear term $B = P Q^\top$; 0 leaves it out.
         time_features: Number of sinusoidal time features, even.
-        max_period: Inverse of the slowest frequency, in frames.
+        time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         init_scale: Scale of the output layer at the start.
         generator: Source of the initial weights.
 
@@ -54,7 +56,7 @@ class FreeField(Field):
         *,
         rank: int = 8,
         time_features: int = 16,
-        max_period: float = 100.0,
+        time_scale: float = 100.0,
         init_scale: float = 0.1,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -63,7 +65,7 @@ class FreeField(Field):
         if rank < 0:
             raise ValueError(f"rank must not be negative, got {rank}")
         self._activation = activation_named("tanh")
-        self.features = TimeFeatures(time_features, max_period)
+        self.features = TimeFeatures(time_features, time_scale)
         K, g = num_flows, generator
         self.w1 = uniform((K, h1, dim), dim, generator=g)
         self.v1 = uniform((K, h1, time_features), time_features, generator=g)

@@ -12,7 +12,7 @@ BASE = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
 
 
 def curved() -> ff.LatentFlow:
-    return ff.LatentFlow(ff.potentials.MLPPotential(2, 2, hidden=(8, 8), init_scale=2.0))
+    return ff.LatentFlow(ff.potentials.MLPPotential(2, 2, hidden=(8, 8), init_scale=0.5))
 
 
 def test_the_density_is_that_of_a_linear_flow() -> None:
@@ -49,6 +49,10 @@ def test_samples_are_of_the_density_and_their_gradients_reach_the_flow() -> None
     p.log_prob(x.detach()).mean().backward()
     assert all(w.grad is not None for w in flow.parameters())
     assert ff.metrics.mass_on_grid(p, [-9, -9], [9, 9], points=121).value == pytest.approx(1, abs=1e-3)
+    inside = (
+        (p.sample((4000,)).abs().amax(-1) < 1).double().mean()
+    )  # a box that holds some of the mass: the share of samples
+    assert ff.metrics.mass_on_grid(p, [-1, -1], [1, 1]).value == pytest.approx(float(inside), abs=0.04)
 
 
 def test_a_base_that_is_none_is_refused() -> None:
