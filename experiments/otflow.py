@@ -83,7 +83,7 @@ def residual(evaluation: Any) -> Tensor:
     return RESIDUAL.residual(evaluation).abs()
 
 
-residual.needs = RESIDUAL.needs  # type: ignore[attr-defined]
+residual.needs = RESIDUAL.needs
 
 
 def run(recipe: Recipe, seconds: float, batch: int) -> dict[str, Any]:

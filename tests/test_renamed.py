@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,8 @@ def test_parts_saved_under_a_former_name_load_without_a_warning() -> None:
 def test_settings_may_have_the_former_name() -> None:
     with pytest.warns(DeprecationWarning, match="time_scale now"):
         model = ff.models.build_vae((1, 8, 8), 2, 4, field="gradient", potential={"name": "mlp", "max_period": 5.0})
-    assert model.flow.field.potential.features.time_scale == 5.0
+    potential: Any = model.flow.field.potential
+    assert potential.features.time_scale == 5.0
 
 
 def test_a_class_of_ones_own_may_mean_something_else_by_a_former_name() -> None:

@@ -21,8 +21,15 @@ class KnownDensity(Distribution):
         generator: Source of the draws; PyTorch's own where None.
     """
 
-    arg_constraints = {}  # noqa: RUF012 - as torch's own distributions have it
-    support = constraints.real_vector
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """No parameter is torch's to check."""
+        return {}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All vectors."""
+        return constraints.real_vector
 
     def __init__(self, dim: int, generator: torch.Generator | None = None) -> None:
         self.dim, self.generator = dim, generator

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent, Normal, constraints
 
 import flowfactor as ff
 
@@ -26,7 +26,9 @@ def normal(dim: int = 2, scale: float = 1.0) -> Independent:
 class Shifted(Distribution):
     """Another distribution's log-density with a constant added: no density."""
 
-    arg_constraints = {}  # noqa: RUF012
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        return {}
 
     def __init__(self, of: Distribution, by: float) -> None:
         super().__init__(event_shape=of.event_shape, validate_args=False)
