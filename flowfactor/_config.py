@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flowfactor.registry import Recorded, UnknownPartError, kind_of, make, name_of, registered
+from flowfactor.registry import Recorded, UnknownPartError, former_names, kind_of, make, name_of, registered
 
 T = TypeVar("T", bound="Named")
 
@@ -111,7 +111,7 @@ def rebuild(config: dict[str, Any]) -> Any:
     """
     cls = _class_of(str(config.get("type", "")))
     arguments = {key: read(value) for key, value in config["arguments"].items()}
-    for old, new in getattr(cls, "renamed_arguments", {}).items():
+    for old, new in former_names(cls).items():
         if old in arguments:
             arguments[new] = arguments.pop(old)
     positional = arguments.pop("*", [])

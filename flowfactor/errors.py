@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 Reason = Literal["nan", "blowup", "stiff", "steps", "underflow"]
 
@@ -107,3 +110,49 @@ def renamed(module: str, names: Mapping[str, str], stacklevel: int = 2) -> Calla
         return getattr(sys.modules[module], new)
 
     return get
+
+
+def renamed_arguments(**names: str) -> Callable[[type[T]], type[T]]:
+    """Makes a class take arguments under former names too, with a `DeprecationWarning`: decorates the class.
+
+    What was saved under a former name loads without one (see ``renamed_arguments`` of the class).
+
+    Args:
+        **names: New names by old ones.
+
+    Returns:
+        A decorator of the class.
+
+    Example:
+        >>> @renamed_arguments(colour="hue")
+        ... class Paint:
+        ...     def __init__(self, hue=0.0):
+        ...         self.hue = hue
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always")
+        ...     Paint(colour=0.5).hue, str(told[0].message)
+        (0.5, 'colour is called hue now; the old name goes in the next release')
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        init: Any = cls.__init__
+
+        @functools.wraps(init)
+        def wrapped(self: T, *args: Any, **kwargs: Any) -> None:
+            for old in [name for name in kwargs if name in names]:
+                new = names[old]
+                if new in kwargs:
+                    raise ValueError(
+                        f"{old} is the former name of {new}: give one, got {kwargs[old]} and {kwargs[new]}"
+                    )
+                message = f"{old} is called {new} now; the old name goes in the next release"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            init(self, *args, **kwargs)
+
+        cls.__init__ = wrapped
+        cls.renamed_arguments = names  # type: ignore[attr-defined]
+        return cls
+
+    return decorate

@@ -54,7 +54,9 @@ class Recorded:
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Makes the part, and keeps what it is made with."""
         self = object.__new__(cls)
-        kept = {name: value for name, value in kwargs.items() if name != "generator"}  # which cannot be copied
+        renamed = former_names(cls)
+        # A generator cannot be copied.
+        kept = {renamed.get(name, name): value for name, value in kwargs.items() if name != "generator"}
         object.__setattr__(self, "_arguments", (args, kept))
         return self
 
@@ -173,6 +175,12 @@ def parameters(cls: Any) -> dict[str, inspect.Parameter]:
     return found
 
 
+def former_names(cls: type[Any]) -> Mapping[str, str]:
+    """New names of a constructor's arguments by former ones; those of the class that defines the constructor."""
+    owner = next(base for base in inspect.getmro(cls) if "__init__" in vars(base))
+    return vars(owner).get("renamed_arguments", {})
+
+
 def make(kind: str, given: str | Mapping[str, Any], **known: Any) -> Any:
     """Makes a part that is registered, or one of flowfactor's that `declare` told of.
 
@@ -198,7 +206,7 @@ def make(kind: str, given: str | Mapping[str, Any], **known: Any) -> Any:
             + own * (f"register_{kind}" in globals())
         )
     taken = parameters(classes[name])
-    unknown = sorted(set(options) - set(taken))
+    unknown = sorted(set(options) - set(taken) - set(former_names(classes[name])))
     if unknown:
         told = [option for option in taken if option not in known]
         raise ValueError(f"the {kind} {name!r} has no setting {', '.join(unknown)}; it has {', '.join(told) or 'none'}")

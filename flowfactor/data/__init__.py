@@ -10,6 +10,7 @@ from flowfactor._datasets import register_dataset
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.colours import colour, hue_to_rgb, shift_hue
 from flowfactor.data.combined import COMBINED_MODES, CombinedImages, CombinedScenes, CombinedSequences, weights_schedule
+from flowfactor.data.densities import Banana, EightGaussians, KnownDensity, PlanarMixture, TwoMoons
 from flowfactor.data.factors import FactorSequences
 from flowfactor.data.loader import SequenceLoader
 from flowfactor.data.raycast import SCENE_SHAPES
@@ -43,18 +44,22 @@ __all__ = [
     "SCENE_FACTORS",
     "SCENE_SHAPES",
     "VIEW_FACTORS",
+    "Banana",
     "CombinedImages",
     "CombinedScenes",
     "CombinedSequences",
     "Compose",
     "DSprites",
     "Digits",
+    "EightGaussians",
     "FactorSequences",
     "Falcor3D",
     "Geometric",
     "Hue",
     "Isaac3D",
+    "KnownDensity",
     "Perspective",
+    "PlanarMixture",
     "Rotate",
     "Scale",
     "Scenes",
@@ -66,6 +71,7 @@ __all__ = [
     "Transform",
     "TransformedImages",
     "Translate",
+    "TwoMoons",
     "colour",
     "hue_to_rgb",
     "paper_transforms",

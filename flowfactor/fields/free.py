@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowfactor.context import Context, ContextSize
 from flowfactor.control import ResolvedControl
+from flowfactor.errors import renamed_arguments
 from flowfactor.fields.base import BoundField, Divergence, Field
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack, layout_of, run
@@ -22,6 +23,7 @@ from flowfactor.networks.velocity_adjoint import VelocityAdjoint
 from flowfactor.potentials.module import list_of_modules
 
 
+@renamed_arguments(max_period="time_scale")
 class FreeField(Field):
     r"""$v_k(z, t) = W_3\,\sigma(W_2\,\sigma(W_1 z + c_1(t)) + c_2(t)) + B z + b$: any velocity, no potential behind it.
 
@@ -34,7 +36,7 @@ class FreeField(Field):
         hidden: The two hidden sizes.
         rank: Rank of the linear term $B = P Q^\top$; 0 leaves it out.
         time_features: Number of sinusoidal time features, even.
-        max_period: Inverse of the slowest frequency, in frames.
+        time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         init_scale: Scale of the output layer at the start.
         context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
@@ -56,7 +58,7 @@ class FreeField(Field):
         *,
         rank: int = 8,
         time_features: int = 16,
-        max_period: float = 100.0,
+        time_scale: float = 100.0,
         init_scale: float = 0.1,
         context: ContextSize = 0,
         generator: torch.Generator | None = None,
@@ -66,7 +68,7 @@ class FreeField(Field):
         if rank < 0:
             raise ValueError(f"rank must not be negative, got {rank}")
         self._activation = activation_named("tanh")
-        self.features = TimeFeatures(time_features, max_period)
+        self.features = TimeFeatures(time_features, time_scale)
         K, g = num_flows, generator
         self.w1 = uniform((K, h1, dim), dim, generator=g)
         self.v1 = uniform((K, h1, time_features), time_features, generator=g)

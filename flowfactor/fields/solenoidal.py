@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowfactor.context import ContextSize
 from flowfactor.control import ResolvedControl
+from flowfactor.errors import renamed_arguments
 from flowfactor.fields.base import Divergence, DivergenceFreeField
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack, layout_of, run
@@ -19,6 +20,7 @@ from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
 
 
+@renamed_arguments(max_period="time_scale")
 class SolenoidalField(DivergenceFreeField):
     r"""$v_k = \sum_j r_j\,\tanh(w_j \cdot z + c_j(t)) + \sum_i p_i\,(q_i \cdot z)$ with $r_j \perp w_j$, $p_i \perp q_i$.
 
@@ -35,7 +37,7 @@ class SolenoidalField(DivergenceFreeField):
         hidden: Number of ridge functions.
         rank: Number of linear units; 0 leaves them out.
         time_features: Number of sinusoidal time features, even.
-        max_period: Inverse of the slowest frequency, in frames.
+        time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         init_scale: Scale of the output weights at the start; small values start near the identity flow.
         context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
@@ -59,7 +61,7 @@ class SolenoidalField(DivergenceFreeField):
         *,
         rank: int = 8,
         time_features: int = 16,
-        max_period: float = 100.0,
+        time_scale: float = 100.0,
         init_scale: float = 0.1,
         context: ContextSize = 0,
         generator: torch.Generator | None = None,
@@ -70,7 +72,7 @@ class SolenoidalField(DivergenceFreeField):
         if hidden < 1 or rank < 0:
             raise ValueError(f"hidden must be positive and rank must not be negative, got {hidden} and {rank}")
         self._activation = activation_named("tanh")
-        self.features = TimeFeatures(time_features, max_period)
+        self.features = TimeFeatures(time_features, time_scale)
         K, g = num_flows, generator
         self.w = uniform((K, hidden, dim), dim, generator=g)
         self.v = uniform((K, hidden, time_features), time_features, generator=g)

@@ -2,6 +2,7 @@
 
 from flowfactor.metrics.composition import CompositionError, ErrorCurve, composition_error, extrapolation_error
 from flowfactor.metrics.dci import DCI, dci
+from flowfactor.metrics.density import GridMass, inverse_error, kl_divergence, mass_on_grid
 from flowfactor.metrics.equivariance import (
     EquivarianceError,
     NoLatentFlowError,
@@ -31,6 +32,7 @@ __all__ = [
     "Estimate",
     "FactorAccuracy",
     "GapScore",
+    "GridMass",
     "LogLikelihood",
     "MatchedModel",
     "NoLatentFlowError",
@@ -45,9 +47,12 @@ __all__ = [
     "equivariance_error",
     "extrapolation_error",
     "factor_accuracy",
+    "inverse_error",
+    "kl_divergence",
     "latent_equivariance_error",
     "latent_traversal_error",
     "log_likelihood",
+    "mass_on_grid",
     "match_flows",
     "match_spikes",
     "mig",

@@ -20,26 +20,26 @@ Times: TypeAlias = "Sequence[float] | Tensor"
 class TimeFeatures(nn.Module):
     """Sines and cosines of time, with their time derivatives.
 
-    Frequencies fall geometrically from 1 to ``1 / max_period`` radians a frame, so that the features tell apart
+    Frequencies fall geometrically from 1 to ``1 / time_scale`` radians a frame, so that the features tell apart
     neighbouring frames as well as the two ends of a long sequence.
 
     Args:
         size: Number of features, even.
-        max_period: Inverse of the slowest frequency, in frames.
+        time_scale: The longest time scale, in frames: the slowest feature is sin(t / time_scale).
     """
 
     frequencies: Tensor
 
-    def __init__(self, size: int, max_period: float = 100.0) -> None:
+    def __init__(self, size: int, time_scale: float = 100.0) -> None:
         super().__init__()
         if size < 2 or size % 2:
             raise ValueError(f"time_features must be an even number of at least 2, got {size}")
-        self.size, self.max_period = size, max_period
+        self.size, self.time_scale = size, time_scale
         self.register_buffer("frequencies", self._frequencies().float(), persistent=False)
 
     def _frequencies(self) -> Tensor:
         exponents = torch.linspace(0.0, 1.0, self.size // 2, dtype=torch.float64)  # one alone is 0
-        return torch.exp(-math.log(self.max_period) * exponents)
+        return torch.exp(-math.log(self.time_scale) * exponents)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimeFeatures:
         super()._apply(fn, recurse)

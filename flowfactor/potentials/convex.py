@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfactor.context import ContextSize
+from flowfactor.errors import renamed_arguments
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.stacked import check_sizes, enter_context, own_tensors, uniform
@@ -16,6 +17,7 @@ from flowfactor.networks.time import TimeFeatures
 from flowfactor.potentials.mlp import TwoLayerPotential
 
 
+@renamed_arguments(max_period="time_scale")
 class ConvexPotential(TwoLayerPotential):
     r"""K input-convex potentials (Amos, Xu and Kolter 2017, eq. 2), convex in z at every t.
 
@@ -31,7 +33,7 @@ class ConvexPotential(TwoLayerPotential):
         hidden: The two hidden sizes.
         rank: Rank of the quadratic term, at least 1.
         time_features: Number of sinusoidal time features, even.
-        max_period: Inverse of the slowest frequency, in frames.
+        time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         init_scale: Scale of the output weights at the start.
         context: C, the number of features of a context, which enters both layers; or a number for each name.
         generator: Source of the initial weights.
@@ -55,7 +57,7 @@ class ConvexPotential(TwoLayerPotential):
         *,
         rank: int = 8,
         time_features: int = 16,
-        max_period: float = 100.0,
+        time_scale: float = 100.0,
         init_scale: float = 0.1,
         context: ContextSize = 0,
         generator: torch.Generator | None = None,
@@ -64,7 +66,7 @@ class ConvexPotential(TwoLayerPotential):
         h1, h2 = check_sizes("hidden", hidden, 2)
         check_sizes("rank", (rank,), 1)
         self._activation = activation_named("softplus")
-        self.features = TimeFeatures(time_features, max_period)
+        self.features = TimeFeatures(time_features, time_scale)
         K, g = num_flows, generator
         self.w1 = uniform((K, h1, dim), dim, generator=g)
         self.v1 = uniform((K, h1, time_features), time_features, generator=g)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactor.context import ContextSize
+from flowfactor.errors import renamed_arguments
 from flowfactor.networks.activations import Activation, activation_named
 from flowfactor.networks.batching import Layout, Stack
 from flowfactor.networks.overrides import features_changed, overridden
@@ -33,6 +34,7 @@ class TwoLayerPotential(StackedPotential):
         return two_layer(stack, self._activation, self.features, want, laplacian, probe)
 
 
+@renamed_arguments(max_period="time_scale")
 class MLPPotential(TwoLayerPotential):
     r"""K potentials, each a network with two smooth hidden layers plus a low-rank quadratic and a linear term.
 
@@ -49,7 +51,7 @@ class MLPPotential(TwoLayerPotential):
         hidden: The two hidden sizes.
         rank: Rank of the quadratic term; 0 leaves it and the linear term out.
         time_features: Number of sinusoidal features, even.
-        max_period: Inverse of the slowest frequency, in frames.
+        time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         activation: ``"logcosh"`` (the antiderivative of tanh, so that the velocity is a tanh network),
             ``"softplus"`` or ``"tanh"``.
         init_scale: Scale of the output layer at the start; small values start near the identity flow.
@@ -74,7 +76,7 @@ class MLPPotential(TwoLayerPotential):
         *,
         rank: int = 8,
         time_features: int = 16,
-        max_period: float = 100.0,
+        time_scale: float = 100.0,
         activation: str = "logcosh",
         init_scale: float = 0.1,
         context: ContextSize = 0,
@@ -86,7 +88,7 @@ class MLPPotential(TwoLayerPotential):
             raise ValueError(f"rank must not be negative, got {rank}")
         self.activation = activation
         self._activation = activation_named(activation)
-        self.features = TimeFeatures(time_features, max_period)
+        self.features = TimeFeatures(time_features, time_scale)
         K, g = num_flows, generator
         self.w1 = uniform((K, h1, dim), dim, generator=g)
         self.v1 = uniform((K, h1, time_features), time_features, generator=g)
@@ -116,6 +118,6 @@ class MLPPotential(TwoLayerPotential):
                 laplacian, probe, "time" in want, self.features,
             )  # fmt: skip
 
-        kind = (MLPPotential, self.activation, self.features.max_period)
+        kind = (MLPPotential, self.activation, self.features.time_scale)
         # Parts that are evaluated together would all pay for the Laplacian of one.
         return ClosedForm(layout.select(self._stack())[0], build, kind if laplacian is None else None, takes_skew=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowfactor.context import ContextSize
+from flowfactor.errors import renamed_arguments
 from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Layout, Stack
 from flowfactor.networks.outer_tanh_adjoint import OuterTanhAdjoint
@@ -23,6 +24,7 @@ from flowfactor.potentials._stacked import EVALUATION, StackedPotential
 from flowfactor.potentials.base import Laplacian
 
 
+@renamed_arguments(max_period="time_scale")
 class PaperPotential(StackedPotential):
     r"""The potential of Song et al. (NeurIPS 2023), as it is; all widths equal D.
 
@@ -35,7 +37,7 @@ class PaperPotential(StackedPotential):
     Args:
         dim: D, even (the size of the time embedding).
         num_flows: K.
-        max_period: Inverse of the slowest frequency of the embedding, in frames.
+        time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
 
@@ -54,7 +56,7 @@ class PaperPotential(StackedPotential):
         dim: int,
         num_flows: int = 1,
         *,
-        max_period: float = 10_000.0,
+        time_scale: float = 10_000.0,
         context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -62,7 +64,7 @@ class PaperPotential(StackedPotential):
         if dim % 2:
             raise ValueError(f"PaperPotential needs an even dim for its sinusoidal time embedding, got {dim}")
         self._activation = activation_named("tanh")
-        self.features = TimeFeatures(dim, max_period)
+        self.features = TimeFeatures(dim, time_scale)
         K, D, g = num_flows, dim, generator
         self.w1 = uniform((K, D, D), D, generator=g)
         self.b1 = nn.Parameter(torch.zeros(K, 1, D))
