@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions import Distribution, Independent
 
 from flowfactor._functorch import is_batched
 from flowfactor.control import Control, Schedule, control_shape, times
@@ -21,7 +21,7 @@ from flowfactor.potentials.base import Potential
 from flowfactor.solve.problem import Cost, needs_of
 from flowfactor.solve.solve import solve
 from flowfactor.solver import Solver
-from flowfactor.transforms import FlowTransform
+from flowfactor.transforms import FlowTransform, PushedDistribution
 
 
 class LatentFlow(nn.Module):
@@ -233,7 +233,8 @@ class LatentFlow(nn.Module):
             generator: Source of Hutchinson's probes, which the distribution keeps.
 
         Returns:
-            A distribution with ``rsample`` (where ``q0`` has it), ``sample`` and ``log_prob``.
+            A `PushedDistribution` with ``rsample`` (where ``q0`` has it), ``sample`` and ``log_prob``, and by one solve
+            ``rsample_and_log_prob``; ``q0`` itself where both times are the same.
 
         Raises:
             TypeError: If ``q0`` is no distribution.
@@ -268,7 +269,7 @@ class LatentFlow(nn.Module):
         transform = self.transform(t0, t, control, generator=generator)
         if transform.is_identity and not transform.has_time_gradients:
             return q0
-        return TransformedDistribution(q0, [transform])
+        return PushedDistribution(q0, transform)
 
     def _checked(self, z0: Tensor, t: Tensor | Sequence[float], control: Control) -> Tensor:
         check_state(z0, self.dim, self)
