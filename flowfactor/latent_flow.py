@@ -18,13 +18,14 @@ from flowfactor.networks.controlled import check_state
 from flowfactor.networks.overrides import prepare_for_solve
 from flowfactor.path import FlowPath
 from flowfactor.potentials.base import Potential
+from flowfactor.solve.accuracy import Accuracy
 from flowfactor.solve.problem import Cost, needs_of
 from flowfactor.solve.solve import solve
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform, PushedDistribution
 
 
-class LatentFlow(nn.Module):
+class LatentFlow(Accuracy, nn.Module):
     r"""Carries latent states along a field, with log-determinants and running costs.
 
     Solves $\dot z = v_c(z, t)$, and in the same solve $\tfrac{d}{dt}\ln|\det \partial z_t/\partial z_{t_0}| =
@@ -135,6 +136,8 @@ class LatentFlow(nn.Module):
                 what no solve provides.
             FlowSolveError: If the solve fails.
         """
+        if not isinstance(log_det, bool):
+            raise TypeError(f"log_det must be True or False, got {log_det!r}")
         t = self._checked(z0, t, control)
         if costs is not None and not isinstance(costs, Mapping):
             raise TypeError(
@@ -290,6 +293,10 @@ class LatentFlow(nn.Module):
         if not all(map(math.isfinite, values)):
             raise ValueError(f"t holds NaN or infinity: {values}")
         # Compared as the solver will see them: two times that round to one are one.
+        if not math.isfinite(values[-1] - values[0]) or not bool(torch.isfinite(now.to(z0.dtype)).all()):
+            raise ValueError(
+                f"times from {values[0]:g} to {values[-1]:g} are too large for {z0.dtype}: count in other units"
+            )
         steps = now.to(z0.dtype).diff()
         if not bool((steps > 0).all() or (steps < 0).all()):
             raise ValueError(f"t must be strictly increasing or strictly decreasing, without repeats; got {values}")

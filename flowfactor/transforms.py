@@ -246,12 +246,10 @@ class PushedDistribution(TransformedDistribution):
         >>> z.shape, log_q.shape
         (torch.Size([5, 2]), torch.Size([5]))
         >>> q1
-        PushedDistribution(base=Independent(Normal(loc: torch.Size([2]), scale: torch.Size([2])), 1), flow from t=0 to t=1, control=0)
+        PushedDistribution(base=Independent(Normal(...), 1), flow from t=0 to t=1, control=0)
     """
 
-    def __init__(
-        self, base: Distribution, transform: FlowTransform, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, base: Distribution, transform: FlowTransform, validate_args: bool | None = None) -> None:
         super().__init__(base, [transform], validate_args=validate_args)
         self.transform = transform
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowfactor.fields.evaluation import Evaluation
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
 from flowfactor.solve.forward import Block, Step
-from flowfactor.solve.problem import Plan
+from flowfactor.solve.problem import Plan, checked_rate
 from flowfactor.solve.runge_kutta import Steps
 
 
@@ -58,7 +58,8 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
     )  # fmt: skip
     sign = 1.0 if plan.times[-1] > plan.times[0] else -1.0
     with torch.set_grad_enabled(graph):
-        return Rates(stages, leaves, found, [sign * cost(evaluation) for cost in plan.costs.values()])
+        costs = [checked_rate(name, cost(evaluation), z.shape[:-1], z.dtype) for name, cost in plan.costs.items()]
+        return Rates(stages, leaves, found, [sign * cost for cost in costs])
 
 
 def cotangents_of(

@@ -51,10 +51,11 @@ def solve(
     stats = SolveStats(method=solver.method)
     if z0.numel() == 0 or len(t) == 1:
         return resting(z0, t, log_det, costs, stats)
-    probed = "probe" in needs or (log_det and divergence == "hutchinson")
+    diverging = log_det or "divergence" in needs
+    probed = "probe" in needs or (diverging and divergence == "hutchinson")
     probe = rademacher_like(z0, generator) if probed else None
     packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if bool(t[-1] > t[0]) else -1.0)
-    task = _Task(field, solver, divergence, packing, needs & {"value", "time"}, probe, stats)
+    task = _Task(field, solver, divergence, packing, needs & {"value", "time", "divergence"}, probe, stats)
     return packing.path(task.states(segments, acting, packing.start(z0)), t.to(z0.dtype), stats)
 
 
@@ -99,8 +100,9 @@ class _Task:
         if demanded and why is not FAILED:
             raise _not_closed(why)
         packing, batch = self.packing, y.shape[:-1]
-        kind = self.divergence if packing.log_det else None
-        rhs = packing.rhs(self.field.bind(control, batch, want=self.want, divergence=kind, probe=self.probe))
+        kind = self.divergence if packing.log_det or "divergence" in self.want else None
+        want = self.want - {"divergence"}
+        rhs = packing.rhs(self.field.bind(control, batch, want=want, divergence=kind, probe=self.probe))
         program = program_of(self.field) if self.solver.compile else None
         self.stats.ran("general", why.reason)
         parts = (self.field, *packing.costs.values())
