@@ -141,7 +141,7 @@ def test_a_cost_may_need_the_divergence(engine: Any, gradient: Any, log_det: boo
 
 
 def test_a_sample_and_its_density_come_from_one_solve() -> None:
-    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 2, init_scale=3.0).double(), ff.Solver("rk4", step_size=0.1))
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 2, init_scale=3.0).double(), ff.Solver("rk4", step_size=0.02))
     mean = torch.zeros(2).double().requires_grad_()
     q1: Any = flow.push(Normal(mean, torch.ones(2).double()), 1.0, 1)
     torch.manual_seed(1)
