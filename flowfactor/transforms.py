@@ -255,7 +255,7 @@ class PushedDistribution(TransformedDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution, repeated to a batch shape."""
-        new = super().expand(batch_shape, self._get_checked_instance(PushedDistribution, _instance))
+        new: Any = super().expand(batch_shape, self._get_checked_instance(PushedDistribution, _instance))
         new.transform = self.transform
         return new
 
