@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_dense
 from flowfactor.context import Context
 
 PieceControl: TypeAlias = "int | Tensor"
@@ -150,13 +151,14 @@ def resolve(
         raise TypeError("a Schedule acts over time; ask it for the control of one time with schedule.at(t)")
     if not isinstance(control, Tensor):
         return ResolvedControl(_checked_int(control, num_flows))
+    check_dense("a control", control)
     if control.device != device:
         raise ValueError(f"the control is on {control.device} and the state on {device}; move one with .to(...)")
     if control.dtype == torch.bool or control.is_complex():
         raise TypeError(f"a control must hold integers (flow indices) or floats (weights), got {control.dtype}")
     if not control.is_floating_point():
-        _check_range(control, num_flows)
-        index = control.long()
+        index = control.long()  # before it is compared: torch compares few unsigned integers
+        _check_range(index, num_flows)
         if index.ndim == 0:
             return ResolvedControl(int(index))
         return ResolvedControl(index if batch_shape is None else _broadcast(index, batch_shape, "index control"))
@@ -302,6 +304,7 @@ def times(t: object, like: Tensor) -> Tensor:
         ValueError: If it is a tensor on another device.
     """
     if isinstance(t, Tensor):
+        check_dense("times", t)
         if t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"times must be real numbers, got a tensor of {t.dtype}")
         if t.device != like.device and t.ndim > 0:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions import Distribution, Independent
 
 from flowfactor._functorch import is_batched
 from flowfactor.context import Context, context_shape, joined
@@ -20,13 +20,14 @@ from flowfactor.networks.overrides import prepare_for_solve
 from flowfactor.networks.probes import check_probes
 from flowfactor.path import FlowPath
 from flowfactor.potentials.base import Potential
+from flowfactor.solve.accuracy import Accuracy
 from flowfactor.solve.problem import Cost, needs_of
 from flowfactor.solve.solve import solve
 from flowfactor.solver import Solver
-from flowfactor.transforms import FlowTransform
+from flowfactor.transforms import FlowTransform, PushedDistribution
 
 
-class LatentFlow(nn.Module):
+class LatentFlow(Accuracy, nn.Module):
     r"""Carries latent states along a field, with log-determinants and running costs.
 
     Solves $\dot z = v_c(z, t)$, and in the same solve $\tfrac{d}{dt}\ln|\det \partial z_t/\partial z_{t_0}| =
@@ -154,6 +155,8 @@ class LatentFlow(nn.Module):
                 what no solve provides.
             FlowSolveError: If the solve fails.
         """
+        if not isinstance(log_det, bool):
+            raise TypeError(f"log_det must be True or False, got {log_det!r}")
         t = self._checked(z0, t, control)
         context = self._checked_context(context, z0)
         if costs is not None and not isinstance(costs, Mapping):
@@ -259,7 +262,8 @@ class LatentFlow(nn.Module):
             generator: Source of Hutchinson's probes, which the distribution keeps.
 
         Returns:
-            A distribution with ``rsample`` (where ``q0`` has it), ``sample`` and ``log_prob``.
+            A `PushedDistribution` with ``rsample`` (where ``q0`` has it), ``sample`` and ``log_prob``, and by one solve
+            ``rsample_and_log_prob``; ``q0`` itself where both times are the same.
 
         Raises:
             TypeError: If ``q0`` is no distribution.
@@ -296,7 +300,7 @@ class LatentFlow(nn.Module):
         transform = self.transform(t0, t, control, context=context, generator=generator)
         if transform.is_identity and not transform.has_time_gradients:
             return q0
-        return TransformedDistribution(q0, [transform])
+        return PushedDistribution(q0, transform)
 
     def density(
         self, base: Distribution, t: float | Tensor = 1.0, control: Control = 0, *, context: Context | None = None,
@@ -359,6 +363,10 @@ class LatentFlow(nn.Module):
         if not all(map(math.isfinite, values)):
             raise ValueError(f"t holds NaN or infinity: {values}")
         # Compared as the solver will see them: two times that round to one are one.
+        if not math.isfinite(values[-1] - values[0]) or not bool(torch.isfinite(now.to(z0.dtype)).all()):
+            raise ValueError(
+                f"times from {values[0]:g} to {values[-1]:g} are too large for {z0.dtype}: count in other units"
+            )
         steps = now.to(z0.dtype).diff()
         if not bool((steps > 0).all() or (steps < 0).all()):
             raise ValueError(f"t must be strictly increasing or strictly decreasing, without repeats; got {values}")

@@ -19,7 +19,8 @@ class Evaluation:
         z: States ``[*batch, D]``.
         t: Time, a scalar tensor or ``[*batch]``, in frames.
         velocity: dz/dt, ``[*batch, D]``, per frame.
-        divergence: div v ``[*batch]``, exact or estimated; None where it was not asked for.
+        divergence: div v ``[*batch]``, exact or estimated; None where neither a log-determinant nor a
+            cost asked for it (``needs = ("divergence",)``).
         value: u ``[*batch]`` of a field with a potential, where asked for.
         gradient: grad u ``[*batch, D]`` of a field with a potential.
         time: du/dt ``[*batch]`` of a field with a potential, where asked for.

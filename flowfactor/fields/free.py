@@ -175,7 +175,9 @@ def from_module(
             ``m(z, t, context [*batch, C])``; or a number for each name, for a mapping of tensors. 0 for none.
 
     Returns:
-        The field. Its divergence comes from automatic differentiation.
+        The field. Its divergence comes from automatic differentiation. A solve refuses modules in training mode that draw
+        at random or look at the whole batch (BatchNorm, Dropout, ...); random numbers that a ``forward`` draws by itself it
+        cannot see.
 
     Raises:
         TypeError: If something in it cannot be called.

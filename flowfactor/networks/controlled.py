@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flowfactor._checks import check_count
+from flowfactor._checks import check_count, check_dense
 from flowfactor.context import Context, ContextSize, context_size, features_of, resolve_context
 from flowfactor.control import Control, ResolvedControl, resolve_at, times
 from flowfactor.registry import Recorded
@@ -103,6 +103,7 @@ def check_state(z: object, dim: int, module: nn.Module) -> None:
     """
     if not isinstance(z, Tensor):
         raise TypeError(f"a state must be a tensor [*batch, {dim}], got {type(z).__name__}")
+    check_dense("a state", z)
     if not z.is_floating_point():
         raise TypeError(f"a state must be of a floating-point dtype, got {z.dtype}; convert it with .float()")
     if z.ndim == 0 or z.shape[-1] != dim:

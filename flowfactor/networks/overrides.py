@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from flowfactor.networks.controlled import Controlled
 from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.networks.time import TimeFeatures
+from flowfactor.networks.unsteady import refuse_unsteady
 
 
 def overridden(part: nn.Module, owner: type[nn.Module], methods: Sequence[str]) -> NoClosedForm | None:
@@ -74,7 +75,11 @@ def prepare_for_solve(part: nn.Module) -> None:
 
     Args:
         part: A potential or field; the parts that it is made of are included.
+
+    Raises:
+        ValueError: If a module in it is in training mode and draws at random or looks at the whole batch.
     """
+    refuse_unsteady(part)
     for one in _parts(part):
         refresh_weights(one)
         name, ignored = type(one).__name__, None

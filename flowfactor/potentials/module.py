@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -42,7 +43,26 @@ def list_of_modules(modules: Sequence[Callable[..., Tensor]]) -> nn.ModuleList:
     for module in modules:
         if not callable(module):
             raise TypeError(f"a module is called as m(z, t); {type(module).__name__} cannot be called")
+        names = _arguments(module)
+        if names[:1] and names[0] in _TIMES and len(names) > 1 and names[1] not in _TIMES:
+            raise ValueError(
+                f"a module is called as m(z, t), state first; this one takes ({', '.join(names[:2])}): swap them, for "
+                "example from_module(lambda z, t: module(t, z), dim)"
+            )
     return nn.ModuleList([m if isinstance(m, nn.Module) else FunctionModule(m) for m in modules])
+
+
+_TIMES = ("t", "time", "times")
+
+
+def _arguments(module: Callable[..., Tensor]) -> list[str]:
+    """The names of a callable's positional arguments; none where they cannot be known."""
+    try:
+        signature = inspect.signature(module.forward if isinstance(module, nn.Module) else module)
+    except (TypeError, ValueError):
+        return []
+    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [name for name, one in signature.parameters.items() if one.kind in positional]
 
 
 def from_module(
@@ -61,12 +81,15 @@ def from_module(
         context: C, the number of features of a context, which modules then take as their third argument,
             ``m(z, t, context [*batch, C])``; or a number for each name, for a mapping of tensors. 0 for none.
 
+    A solve refuses modules in training mode that draw at random or look at the whole batch (BatchNorm, Dropout, ...); random
+    numbers that a ``forward`` draws by itself it cannot see: draw them once a solve, outside.
+
     Returns:
         The potential.
 
     Raises:
         TypeError: If something in it cannot be called.
-        ValueError: If the list is empty.
+        ValueError: If the list is empty, or a module takes the time first.
 
     Example:
         >>> import torch, flowfactor as ff

@@ -61,14 +61,16 @@ def captured_tensors(function: Callable[[Tensor, Tensor], Tensor], t: Tensor, y:
     entered = list(recorder.entered.values())
     edges = {(x.grad_fn, x.output_nr): x for x in entered if x.grad_fn is not None}
     found, leaves = _walk(out.grad_fn, edges)
-    leaves.pop(id(y), None)  # a field need not depend on the state
     below: dict[int, Tensor] = {}
     overlap = False
     for x in found:
         others = {edge: other for edge, other in edges.items() if other is not x}
         inner, inner_leaves = _walk(x.grad_fn, others)
-        overlap |= bool(inner) or any(key in leaves for key in inner_leaves)
+        # What depends on the state was made by the field, out of sight of the recorder (torch.func unwraps its results).
+        overlap |= bool(inner) or id(y) in inner_leaves or any(key in leaves for key in inner_leaves)
         below |= inner_leaves
+    for tensors in (leaves, below):
+        tensors.pop(id(y), None)
     if overlap:
         return tuple((leaves | below).values())
     return (*leaves.values(), *found)

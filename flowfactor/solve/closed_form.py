@@ -123,7 +123,8 @@ def solve_segment(
     if layout is None:
         return NoClosedForm("the flows have too different numbers of samples to be solved as one block")
     along = None if probe is None else layout.scatter(probe)[0]
-    adjoint = _adjoint_of(field, layout, pieces, want, divergence if packing.log_det else None, along)
+    kind = divergence if packing.log_det or "divergence" in want else None
+    adjoint = _adjoint_of(field, layout, pieces, want - {"divergence"}, kind, along)
     if isinstance(adjoint, NoClosedForm):
         return adjoint
     clock, context = None, layout.contexts()[0] if "context" in want else None

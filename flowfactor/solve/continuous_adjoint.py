@@ -130,7 +130,7 @@ class _AdjointSolve:
         sign = 1.0 if end > t else -1.0
         steps.note(0, self.rate(t, y, self.mu))
         if self.size is None:
-            self.size = self._first_step(y, t, sign)
+            self.size = self._first_step(y, t, sign, end)
         attempts = 0
         while t != end:
             cut = (t + sign * self.size - end) * sign > 0
@@ -159,11 +159,11 @@ class _AdjointSolve:
         self.stages = []  # the next interval begins with another lambda
         return y
 
-    def _first_step(self, y: Tensor, t: float, sign: float) -> float:
+    def _first_step(self, y: Tensor, t: float, sign: float, end: float) -> float:
         f0 = sign * self.steps.k[0].reshape(y.shape)
         noted = len(self.stages)
         size = self.control.first(
-            lambda s, y: sign * self.rate(t + sign * s, y, self.mu), y, f0,
+            lambda s, y: sign * self.rate(sign * min(sign * (t + sign * s), sign * end), y, self.mu), y, f0,
             lambda x: self._norm(x.square().mean(-1)).sqrt(),
         )  # fmt: skip
         del self.stages[noted:]

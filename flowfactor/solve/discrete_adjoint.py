@@ -18,7 +18,7 @@ from flowfactor.fields.evaluation import Evaluation
 from flowfactor.networks.probes import first_probe
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
 from flowfactor.solve.forward import Block, Step
-from flowfactor.solve.problem import Plan
+from flowfactor.solve.problem import Plan, checked_rate
 from flowfactor.solve.runge_kutta import Steps
 
 
@@ -62,7 +62,8 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
     rate = plan.rates_at(ts)
     scale = rate if isinstance(rate, float) else rate.abs()
     with torch.set_grad_enabled(graph):
-        return Rates(stages, leaves, found, [scale * cost(evaluation) for cost in plan.costs.values()])
+        costs = [checked_rate(name, cost(evaluation), z.shape[:-1], z.dtype) for name, cost in plan.costs.items()]
+        return Rates(stages, leaves, found, [scale * cost for cost in costs])
 
 
 def _per_unit(plan: Plan, ts: Sequence[float], divergence: Tensor) -> Tensor:

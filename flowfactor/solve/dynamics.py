@@ -36,6 +36,7 @@ class Dynamics:
         self.stats = stats
         t = t.detach()
         self.end = float(t[-1])
+        self.span = min(float(t[0]), self.end), max(float(t[0]), self.end)
         self.sign = 1.0 if self.end > float(t[0]) else -1.0
         self.forward_done = False
         self.inside = False
@@ -54,6 +55,8 @@ class Dynamics:
             self.stats.nfe_backward += 1
         else:
             self.stats.nfe += 1
+        if self.solver.adaptive:  # the trial by which a first step is chosen may lie beyond the end
+            t = t.clamp(*self.span)
         self.inside = True
         out = self.rhs(t, y) if self.program is None else self.program.evaluate(self.rhs, t, y)
         self.inside = False

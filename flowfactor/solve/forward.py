@@ -215,7 +215,8 @@ class Forward:
 
         def func(s: float, y: Tensor) -> Tensor:
             at = y[..., : z.shape[-1]].contiguous()
-            velocity, residuals = self.adjoint.velocity(at, self.adjoint.time_terms([t + sign * s])[0])
+            trial = sign * min(sign * (t + sign * s), sign * self.plan.times[-1])  # never beyond the end
+            velocity, residuals = self.adjoint.velocity(at, self.adjoint.time_terms([trial])[0])
             self.plan.stats.nfe += 1
             return sign * pack(velocity, self.adjoint.divergence([residuals])[0] if self.steered else None)
 

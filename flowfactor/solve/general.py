@@ -101,6 +101,11 @@ def follow(
 
 
 def _check_transforms(solver: Solver) -> None:
+    if solver.gradient != "direct" and torch.is_grad_enabled() and is_transforming():
+        raise ValueError(
+            f'gradient="{solver.gradient}" evaluates a solve again, which transforms of torch.func cannot follow: take '
+            'gradient="direct"'
+        )
     if solver.adaptive and is_transforming():
         raise ValueError(
             f"transforms of torch.func cannot follow the adaptive steps of {solver.method}: take fixed ones, "

@@ -62,15 +62,21 @@ def _options(solver: Solver, t: Tensor, steered: int, first_step: float | None =
         return _fixed_options(solver)
     # Land on the end, so that the field is not evaluated beyond it, and on every output. Only dopri5 reads outputs off
     # between its steps: its interpolation is as accurate as its steps, that of the other methods is not.
-    landings = (t[-1:] if solver.method == "dopri5" else t[1:]).detach()
+    landings = t[-1:] if solver.method == "dopri5" else t[1:]
+    options = {"norm": solver.error_norm(steered)} | _landing(options, landings)
+    if first_step is not None:
+        options["first_step"] = first_step
+    return options
+
+
+def _landing(options: dict[str, Any], landings: Tensor) -> dict[str, Any]:
+    """Options by which steps end at some times as well."""
+    landings = landings.detach()
     if "step_t" in options:
         landings = torch.cat([landings, torch.as_tensor(options["step_t"]).to(landings)]).unique()
     if "jump_t" in options:  # lands as well, and torchdiffeq takes no time for both
         landings = landings[~torch.isin(landings, torch.as_tensor(options["jump_t"]).to(landings))]
-    options = {"norm": solver.error_norm(steered)} | options | {"step_t": landings}
-    if first_step is not None:
-        options["first_step"] = first_step
-    return options
+    return options | {"step_t": landings}
 
 
 def _fixed_options(solver: Solver) -> dict[str, Any]:
@@ -90,7 +96,8 @@ def _adjoint_options(solver: Solver, t: Tensor, steered: int) -> dict[str, Any]:
         # The seminorm of Kidger et al. (2021): gradients of parameters are integrals, which steer nothing.
         return torch.maximum(norm(state[1]), norm(state[2]))
 
-    return dict(solver.options) | {"norm": adjoint_norm}
+    # Land on every output on the way back, beyond which the field may not be asked.
+    return {"norm": adjoint_norm, **_landing(dict(solver.options), t[:-1])}
 
 
 def check_fixed_steps(solver: Solver, t: Tensor) -> None:

@@ -21,7 +21,14 @@ from flowfactor.solve.runge_kutta import Tableau
 from flowfactor.solver import Solver
 
 Cost = Callable[[Evaluation], Tensor]
-NEEDS = ("potential", "value", "time", "probe", "context")  # what a cost may ask for by its attribute `needs`
+NEEDS = (
+    "potential",
+    "value",
+    "time",
+    "divergence",
+    "probe",
+    "context",
+)  # what a cost may ask for by its attribute `needs`
 
 
 def needs_of(costs: Mapping[str, Cost], field: Field) -> frozenset[str]:
@@ -112,7 +119,7 @@ class Packing:
                 assert evaluation.divergence is not None
                 parts.append(evaluation.divergence.unsqueeze(-1))
             for name, cost in self.costs.items():
-                rate = _checked_rate(name, cost(evaluation), y.shape[:-1])
+                rate = checked_rate(name, cost(evaluation), y.shape[:-1], y.dtype)
                 parts.append((rate if self.sign > 0 else -rate).unsqueeze(-1))
             if clock is None:
                 return torch.cat(parts, -1)
@@ -194,8 +201,11 @@ def resting(z0: Tensor, t: Tensor, log_det: bool, costs: Mapping[str, Cost], sta
     return FlowPath(t.to(z0.dtype), z, zero if log_det else None, {name: zero.clone() for name in costs}, stats)
 
 
-def _checked_rate(name: str, rate: object, batch: torch.Size) -> Tensor:
+def checked_rate(name: str, rate: object, batch: torch.Size, dtype: torch.dtype) -> Tensor:
+    """What a cost returned, where it is one number per sample that fits the state's dtype; raises otherwise."""
     if not isinstance(rate, Tensor) or rate.shape != batch:
         got = list(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
         raise ValueError(f"cost {name!r} must return one number per sample, shape {list(batch)}; got {got}")
+    if torch.promote_types(rate.dtype, dtype) != dtype:
+        raise TypeError(f"cost {name!r} returns {rate.dtype} and the state is {dtype}; convert it with .to(...)")
     return rate

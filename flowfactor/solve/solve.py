@@ -57,11 +57,12 @@ def solve(
     stats = SolveStats(method=solver.method)
     if z0.numel() == 0 or not stretches or len(t) == 1:
         return resting(z0, t, log_det, costs, stats)
-    estimated = log_det and divergence == "hutchinson"
+    estimated = divergence == "hutchinson" and (log_det or "divergence" in needs)
     probe = rademacher_like(z0, generator, probes if estimated else 1) if estimated or "probe" in needs else None
     ascending = t.ndim > 1 or bool(t[-1] > t[0])  # a clock always runs forward
     packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if ascending else -1.0)
-    task = _Task(field, solver, divergence, packing, needs & {"value", "time", "context"}, probe, stats)
+    want = needs & {"value", "time", "divergence", "context"}
+    task = _Task(field, solver, divergence, packing, want, probe, stats)
     return packing.path(task.states(stretches, acting, packing.start(z0)), t.to(z0.dtype), stats)
 
 
@@ -106,8 +107,8 @@ class _Task:
         if demanded and why is not FAILED:
             raise _not_closed(why)
         packing, batch = self.packing, y.shape[:-1]
-        kind = self.divergence if packing.log_det else None
-        want = self.want - {"context"}
+        kind = self.divergence if packing.log_det or "divergence" in self.want else None
+        want = self.want - {"divergence", "context"}
         bound = self.field.bind(control, batch, want=want, divergence=kind, probe=self.probe)
         program = program_of(self.field) if self.solver.compile else None
         self.stats.ran("general", why.reason)
