@@ -41,12 +41,17 @@ def needs_of(costs: Mapping[str, Cost], field: Field) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a solve under one control; ``times[first:last]`` are wanted."""
+    """A stretch of a solve under one control; ``times[first:last]`` are wanted.
+
+    Where it ends at a time that is wanted, and there a control switches whose time asks for its gradient, ``switch`` is that
+    time: the same number, on which later states depend and the one that is wanted does not.
+    """
 
     control: PieceControl
     times: Tensor
     first: int
     last: int
+    switch: Tensor | None = None
 
 
 def segments_of(control: Control, t: Tensor) -> list[Segment]:
@@ -58,6 +63,7 @@ def segments_of(control: Control, t: Tensor) -> list[Segment]:
     if len(values) == 1:
         return [Segment(control.at(values[0]), t, 0, 1)]
     forward = values[-1] > values[0]
+    learned = {float(m.detach()): m.to(t).reshape(1) for m in control.moments if isinstance(m, Tensor)}
     found, begin = [], 0
     for a, b, acting in pieces:
         inside = [j for j in range(begin, len(values)) if (values[j] <= b if forward else values[j] >= b)]
@@ -65,11 +71,12 @@ def segments_of(control: Control, t: Tensor) -> list[Segment]:
         begin += len(inside)
         leads = bool(inside) and values[inside[0]] == a
         ends = bool(inside) and values[inside[-1]] == b
-        parts = [own] if leads else [t.new_tensor([a]), own]
+        parts = [own] if leads else [learned.get(a, t.new_tensor([a])), own]
         if not ends:
-            parts.append(t.new_tensor([b]))
+            parts.append(learned.get(b, t.new_tensor([b])))
         first = 0 if leads else 1
-        found.append(Segment(acting, torch.cat(parts), first, first + len(inside)))
+        switch = learned.get(b) if ends and begin < len(values) else None
+        found.append(Segment(acting, torch.cat(parts), first, first + len(inside), switch))
     return found
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowfactor.control import Control, ResolvedControl, resolve
+from flowfactor.control import Control, ResolvedControl, Schedule, resolve
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.path import FlowPath, SolveStats
 from flowfactor.potentials.base import rademacher_like
 from flowfactor.solve.closed_form import FAILED, solve_segment, solve_segments
-from flowfactor.solve.compiled import program_of
+from flowfactor.solve.compiled import RHS, program_of
 from flowfactor.solve.general import integrate
 from flowfactor.solve.problem import Cost, Packing, Segment, resting, segments_of
 from flowfactor.solver import Solver
@@ -47,6 +47,8 @@ def solve(
     """
     batch = z0.shape[:-1]
     segments = segments_of(control, t)
+    if isinstance(control, Schedule):
+        z0 = _with_switches(z0, control, solver)
     acting = [resolve(s.control, batch, field.num_flows, dtype=z0.dtype, device=z0.device) for s in segments]
     stats = SolveStats(method=solver.method)
     if z0.numel() == 0 or len(t) == 1:
@@ -91,16 +93,31 @@ class _Task:
                 self.stats.ran("closed form")
             outputs.append(ys[segment.first : segment.last])
             y = ys[-1]
+            if segment.switch is not None:
+                y = self._moved_on(segment, control, y)
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _moved_on(self, segment: Segment, control: ResolvedControl, y: Tensor) -> Tensor:
+        """A state that was wanted where the control switches, as one that moves with the switching time.
+
+        A midpoint step whose length is 0 has the derivatives of the flow in its length, up to the second.
+        """
+        assert segment.switch is not None
+        t = segment.times[-1]
+        step = (segment.switch.reshape(()) - t.detach()).to(y.dtype)
+        rhs = self._rhs(control, y.shape[:-1])
+        return y + step * rhs(t + step / 2, y + step / 2 * rhs(t, y))
+
+    def _rhs(self, control: ResolvedControl, batch: torch.Size) -> RHS:
+        kind = self.divergence if self.packing.log_det else None
+        return self.packing.rhs(self.field.bind(control, batch, want=self.want, divergence=kind, probe=self.probe))
 
     def _general(self, segment: Segment, control: ResolvedControl, y: Tensor, why: NoClosedForm) -> Tensor:
         """A stretch by the general engine."""
         demanded = self.solver.engine == "closed form"
         if demanded and why is not FAILED:
             raise _not_closed(why)
-        packing, batch = self.packing, y.shape[:-1]
-        kind = self.divergence if packing.log_det else None
-        rhs = packing.rhs(self.field.bind(control, batch, want=self.want, divergence=kind, probe=self.probe))
+        packing, rhs = self.packing, self._rhs(control, y.shape[:-1])
         program = program_of(self.field) if self.solver.compile else None
         self.stats.ran("general", why.reason)
         parts = (self.field, *packing.costs.values())
@@ -110,6 +127,18 @@ class _Task:
         if demanded:  # it was to say why the closed form failed, and has not failed itself
             raise _not_closed(why)
         return ys
+
+
+def _with_switches(z0: Tensor, schedule: Schedule, solver: Solver) -> Tensor:
+    """The start, on which hang the switching times that ask for their gradient: it is 0 where none is passed."""
+    learned = [m for m in schedule.moments if isinstance(m, Tensor)]
+    if not (learned and torch.is_grad_enabled()):
+        return z0
+    if solver.gradient == "checkpoint":
+        raise ValueError(
+            'gradient="checkpoint" gives the switching times of a Schedule no gradient; use gradient="direct" or "adjoint"'
+        )
+    return z0 + 0 * torch.stack([m.to(z0).reshape(()) for m in learned]).sum()
 
 
 def _not_closed(why: NoClosedForm) -> ValueError:
