@@ -29,9 +29,9 @@ def test_more_drawn_cases(seed: int) -> None:
     properties.run(50, seed)
 
 
-@pytest.mark.parametrize("engine", ["auto", "general"])
-def test_a_samples_flow_mistaken_for_anothers_is_noticed(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case, gather = replace(CASE, engine=engine, costs=[]), Layout.gather
+@pytest.mark.parametrize(("engine", "control"), [("auto", "int"), ("general", "index")])
+def test_a_sample_mistaken_for_another_is_noticed(engine: str, control: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, gather = replace(CASE, engine=engine, control=control, costs=[]), Layout.gather
     assert properties.check(case) == ("general" if engine == "general" else "closed form")
 
     def rolled(self: Layout, chunks: Any, event_ndim: int) -> Tensor:
