@@ -26,6 +26,11 @@ def is_wrapped(x: Tensor) -> bool:
     return _functorch.is_functorch_wrapped_tensor(x)
 
 
+def unwrapped(x: Tensor) -> Tensor:
+    """What the wrapper of a transform holds."""
+    return _functorch.get_unwrapped(x)
+
+
 def is_batched(x: Tensor) -> bool:
     """Whether torch.vmap hides a dimension of a tensor, maybe below the wrappers of other transforms."""
     while is_wrapped(x):

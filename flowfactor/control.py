@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from flowfactor._checks import check_dense
+from flowfactor._functorch import is_plain
 from flowfactor.context import Context
 
 PieceControl: TypeAlias = "int | Tensor"
@@ -18,18 +20,28 @@ Control: TypeAlias = "int | Tensor | Schedule"
 
 
 class Schedule:
-    """A control that changes over time.
+    r"""A control that changes over time.
 
     Piece ``i`` acts from its own starting time up to the next one's. A solve lands exactly on every switching time, in
     both directions of time, so that no step straddles a discontinuity.
+
+    A switching time may be learned: a tensor that asks for its gradient keeps it in a solve, in the gradient modes
+    ``direct`` and ``adjoint``. With $v_a$ before and $v_b$ after a switch at s, $\partial z_T/\partial s =
+    \Phi_{T,s}\,(v_a - v_b)(z_s, s)$, where $\Phi_{T,s} = \partial z_T/\partial z_s$; the log-determinant and the costs
+    gain the difference of their rates likewise. The tensor is read anew at every use, so that an optimizer may move it. A
+    switching time outside of a solve's span has a gradient of zero.
 
     Args:
         pieces: Pairs ``(t_from, control)`` with strictly increasing times, in frames. ``-math.inf`` is allowed for the
             first. Each control is an int, a LongTensor ``[*batch]`` or weights ``[*batch, K]``.
 
+    Attributes:
+        moments: The starting times of the pieces: tensors where they ask for their gradient, else floats.
+        controls: Their controls.
+
     Raises:
         ValueError: If there are no pieces, or the times are NaN or do not increase.
-        TypeError: If a piece is not such a pair, or its control is itself a schedule.
+        TypeError: If a piece is not such a pair, its time is no number, or its control is itself a schedule.
 
     Example:
         >>> import flowfactor as ff
@@ -38,27 +50,29 @@ class Schedule:
         (0, 2)
     """
 
-    def __init__(self, pieces: Sequence[tuple[float, PieceControl]]) -> None:
+    def __init__(self, pieces: Sequence[tuple[float | Tensor, PieceControl]]) -> None:
         pieces = list(pieces)
         if not pieces:
             raise ValueError("a Schedule needs at least one piece (t_from, control), got none")
-        starts: list[float] = []
         for i, piece in enumerate(pieces):
             if not (isinstance(piece, tuple) and len(piece) == 2):
                 raise TypeError(f"piece {i} of a Schedule must be a pair (t_from, control), got {piece!r}")
-            if isinstance(piece[0], Tensor) and piece[0].requires_grad:
-                raise ValueError(
-                    f"the switching time of piece {i} asks for a gradient, which a Schedule cannot give: hand over "
-                    "t.item(), or solve the stretches one after another, with the time among the outputs of both"
-                )
-            start, control = float(piece[0]), piece[1]
-            if isinstance(control, Schedule):
+            if isinstance(piece[1], Schedule):
                 raise TypeError(f"piece {i} of a Schedule is itself a Schedule; give an index or weights")
-            if math.isnan(start) or (starts and start <= starts[-1]):
-                raise ValueError(f"the times of a Schedule must increase strictly, got {[float(p[0]) for p in pieces]}")
-            starts.append(start)
-        self.starts: tuple[float, ...] = tuple(starts)
+        self.moments: tuple[float | Tensor, ...] = tuple(_moment(i, piece[0]) for i, piece in enumerate(pieces))
         self.controls: tuple[PieceControl, ...] = tuple(piece[1] for piece in pieces)
+        self._starts = self._read()
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        """The starting times of the pieces; raises ValueError where learned ones have ceased to increase."""
+        return self._read() if any(isinstance(moment, Tensor) for moment in self.moments) else self._starts
+
+    def _read(self) -> tuple[float, ...]:
+        starts = tuple(float(m.detach()) if isinstance(m, Tensor) else m for m in self.moments)
+        if any(map(math.isnan, starts)) or any(b <= a for a, b in pairwise(starts)):
+            raise ValueError(f"the times of a Schedule must increase strictly, got {list(starts)}")
+        return starts
 
     def __repr__(self) -> str:
         return f"Schedule({list(zip(self.starts, self.controls, strict=True))!r})"
@@ -101,6 +115,29 @@ class Schedule:
         cuts = [low, *(s for s in self.starts if low < s < high), high]
         pieces = [(a, b, self.at(a)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
         return pieces if t1 >= t0 else [(b, a, control) for a, b, control in reversed(pieces)]
+
+    def spent(self, t: Tensor, since: Tensor) -> list[Tensor]:
+        """How long each piece has acted on the way to a time; negative on a way back.
+
+        Args:
+            t: Times of any shape, in frames.
+            since: Where the way begins, of a shape that broadcasts with that of ``t``.
+
+        Returns:
+            For each piece, the frames from ``since`` to ``t`` in which it acts, with the gradient of its ends.
+
+        Raises:
+            ValueError: If a way begins or ends before the first piece.
+
+        Example:
+            >>> import torch, flowfactor as ff
+            >>> ff.Schedule([(0.0, 0), (4.0, 2)]).spent(torch.tensor([3.0, 6.0]), torch.tensor(1.0))
+            [tensor([2., 3.]), tensor([0., 2.])]
+        """
+        if t.numel() and since.numel():
+            self.at(min(float(t.detach().min()), float(since.detach().min())))
+        ends = [torch.as_tensor(m, dtype=t.dtype, device=t.device).reshape(()) for m in (*self.moments, math.inf)]
+        return [t.clamp(a, b) - since.clamp(a, b) for a, b in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -345,11 +382,18 @@ def travelled(control: Control, t: Tensor, batch: int, num_flows: int) -> Tensor
 
     if not isinstance(control, Schedule):
         return (t - t[0])[:, None, None] * weights(control)
-    total = [t.new_zeros(batch, num_flows)]
-    for begin, end in zip(t[:-1].tolist(), t[1:].tolist(), strict=True):
-        pieces = control.segments(begin, end)
-        total.append(total[-1] + sum(((b - a) * weights(piece) for a, b, piece in pieces), torch.zeros_like(total[0])))
-    return torch.stack(total)
+    spent = zip(control.spent(t, t[0]), control.controls, strict=True)
+    return sum((frames[:, None, None] * weights(piece) for frames, piece in spent), t.new_zeros(batch, num_flows))
+
+
+def _moment(i: int, start: object) -> float | Tensor:
+    """The starting time of a piece: the tensor itself where it asks for a derivative."""
+    if isinstance(start, Tensor) and (start.numel() != 1 or start.is_complex()):
+        raise ValueError(f"the time of piece {i} of a Schedule must be one real number, got {start!r}")
+    try:
+        return start if isinstance(start, Tensor) and (start.requires_grad or not is_plain()) else float(start)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"the time of piece {i} of a Schedule must be a number of frames, got {start!r}") from error
 
 
 def _as_index(control: ResolvedControl, batch_shape: Sequence[int], device: torch.device) -> Tensor:

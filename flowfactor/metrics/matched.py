@@ -169,7 +169,7 @@ class MatchedModel:
     def _own(self, control: Control) -> Control:
         """The model's control for one of this order."""
         if isinstance(control, Schedule):
-            pieces = zip(control.starts, control.controls, strict=True)
+            pieces = zip(control.moments, control.controls, strict=True)
             return Schedule([(start, self._own(piece)) for start, piece in pieces])  # type: ignore[misc]
         if not isinstance(control, Tensor):
             return int(self.order[control])

@@ -100,8 +100,7 @@ class Diffusion(Prior):
             return 2 * self._forwards(rate, control) * t
         control.at(0.0)  # says so where the schedule starts later
         total = torch.zeros_like(t)
-        for start, end, piece in zip(control.starts, (*control.starts[1:], math.inf), control.controls, strict=True):
-            spent = (t.clamp(max=end) - max(start, 0.0)).clamp(min=0)
+        for spent, piece in zip(control.spent(t, t.new_zeros(())), control.controls, strict=True):
             rate = self._rate(rates, piece)
             shape = broadcast(rate.shape, total.shape)
             # A piece that no sample reaches is not charged for a rate that never acts.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from flowfactor._functorch import is_wrapped
+from flowfactor._functorch import is_wrapped, unwrapped
 
 
 class _Recorder(TorchFunctionMode):
@@ -31,8 +31,11 @@ class _Recorder(TorchFunctionMode):
                 self.entered.setdefault(id(x), x)
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, Tensor) and id(x) not in self.entered:
+            while isinstance(x, Tensor) and id(x) not in self.entered:
                 self.made[id(x)] = x
+                if not is_wrapped(x):
+                    break
+                x = unwrapped(x)  # as a transform of torch.func hands it out
         return out
 
 

@@ -79,7 +79,7 @@ def solve_segments(
         begin += len(segment.times) - 1
     # A time at which one stretch ends and the next begins is wanted by one of them.
     whole = Segment(segments[0].control, times, 0, len(times))
-    starts = [float(segment.times[0]) for segment in segments]
+    starts = [float(segment.times[0].detach()) for segment in segments]
     pieces = starts, torch.stack(weights)
     ys = solve_segment(field, solver, divergence, whole, acting[0], y, packing, want, probe, stats, pieces)
     return ys if isinstance(ys, NoClosedForm) else ys[wanted]
@@ -115,7 +115,7 @@ def solve_segment(
     if table is None:
         return NoClosedForm(f"the method {solver.method} has no closed-form adjoint")
     if pieces is None and acting.weights is not None:
-        pieces = [float(segment.times[0])], acting.weights.unsqueeze(0)
+        pieces = [float(segment.times[0].detach())], acting.weights.unsqueeze(0)
     few = pieces is not None and _evaluations(solver, segment.times, table) < _FEWEST_UNDER_WEIGHTS
     if few and solver.engine != "closed form":
         return NoClosedForm("a superposition over so few steps is solved faster by autograd")

@@ -67,7 +67,7 @@ def _from_knot_to_knot(control: PieceControl, t: Tensor) -> Segment | None:
 def _under_schedule(schedule: Schedule, t: Tensor, batch: Sequence[int], num_flows: int, like: Tensor) -> list[Segment]:
     """From output to output, each piece of the schedule for those samples that it reaches there."""
     schedule.at(float(t.detach().min()))
-    bounds = [-torch.inf, *schedule.starts[1:], torch.inf]
+    bounds = [torch.as_tensor(x).to(t) for x in (-torch.inf, *schedule.moments[1:], torch.inf)]
     pieces = [resolve(c, batch, num_flows, dtype=like.dtype, device=like.device) for c in schedule.controls]
     ascending = t[-1] >= t[0]
     segments: list[Segment] = []
@@ -76,7 +76,7 @@ def _under_schedule(schedule: Schedule, t: Tensor, batch: Sequence[int], num_flo
         low, high = torch.minimum(begin, end), torch.maximum(begin, end)
         for up, down in zip(range(len(pieces)), reversed(range(len(pieces))), strict=True):
             # A sample of ascending times is in its piece up to that piece's end, others down to its start.
-            until = torch.where(ascending, low.new_tensor(bounds[up + 1]), low.new_tensor(bounds[down]))
+            until = torch.where(ascending, bounds[up + 1], bounds[down])
             until = torch.minimum(torch.maximum(until, low), high)
             length = float((until - now).detach().abs().max())
             if length > 0:

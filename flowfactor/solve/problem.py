@@ -53,6 +53,8 @@ def needs_of(costs: Mapping[str, Cost], field: Field) -> frozenset[str]:
 class Segment:
     """A stretch of a solve under one control; ``times[first:last]`` are wanted.
 
+    Where it ends at a time that is wanted, and there a control switches whose time asks for its gradient, ``switch`` is that
+    time: the same number, on which later states depend and the one that is wanted does not.
     Where samples are at times of their own, the times are those of a clock.
     """
 
@@ -62,6 +64,7 @@ class Segment:
     last: int
     clock: Clock | None = None
     repeats: list[int] | None = None  # which of the times are wanted, where some are wanted more than once
+    switch: Tensor | None = None
 
 
 def segments_of(control: Control, t: Tensor) -> list[Segment]:
@@ -73,6 +76,7 @@ def segments_of(control: Control, t: Tensor) -> list[Segment]:
     if len(values) == 1:
         return [Segment(control.at(values[0]), t, 0, 1)]
     forward = values[-1] > values[0]
+    learned = {float(m.detach()): m.to(t).reshape(1) for m in control.moments if isinstance(m, Tensor)}
     found, begin = [], 0
     for a, b, acting in pieces:
         inside = [j for j in range(begin, len(values)) if (values[j] <= b if forward else values[j] >= b)]
@@ -80,11 +84,12 @@ def segments_of(control: Control, t: Tensor) -> list[Segment]:
         begin += len(inside)
         leads = bool(inside) and values[inside[0]] == a
         ends = bool(inside) and values[inside[-1]] == b
-        parts = [own] if leads else [t.new_tensor([a]), own]
+        parts = [own] if leads else [learned.get(a, t.new_tensor([a])), own]
         if not ends:
-            parts.append(t.new_tensor([b]))
+            parts.append(learned.get(b, t.new_tensor([b])))
         first = 0 if leads else 1
-        found.append(Segment(acting, torch.cat(parts), first, first + len(inside)))
+        switch = learned.get(b) if ends and begin < len(values) else None
+        found.append(Segment(acting, torch.cat(parts), first, first + len(inside), switch))
     return found
 
 

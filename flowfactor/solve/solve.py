@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from flowfactor.context import Context
-from flowfactor.control import Control, ResolvedControl, resolve
+from flowfactor.control import Control, ResolvedControl, Schedule, resolve
 from flowfactor.fields.base import Divergence, Field
+from flowfactor.fields.evaluation import BoundField
 from flowfactor.networks.probes import rademacher_like
 from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.path import FlowPath, SolveStats
@@ -52,6 +53,8 @@ def solve(
     """
     batch, how = z0.shape[:-1], {"dtype": z0.dtype, "device": z0.device}
     stretches = segments_of(control, t) if t.ndim == 1 else own_segments(control, t, batch, field.num_flows, z0)
+    if isinstance(control, Schedule):
+        z0 = _with_switches(z0, control, solver)
     acting = [resolve(s.control, batch, field.num_flows, **how) for s in stretches]
     acting = [replace(one, context=context) for one in acting]
     stats = SolveStats(method=solver.method)
@@ -99,17 +102,32 @@ class _Task:
                 self.stats.ran("closed form")
             outputs.append(ys[segment.first : segment.last] if segment.repeats is None else ys[segment.repeats])
             y = ys[-1]
+            if segment.switch is not None:
+                y = self._moved_on(segment, control, y)
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _moved_on(self, segment: Segment, control: ResolvedControl, y: Tensor) -> Tensor:
+        """A state that was wanted where the control switches, as one that moves with the switching time.
+
+        A midpoint step whose length is 0 has the derivatives of the flow in its length, up to the second.
+        """
+        assert segment.switch is not None
+        t = segment.times[-1]
+        step = (segment.switch.reshape(()) - t.detach()).to(y.dtype)
+        rhs = self.packing.rhs(self._bound(control, y.shape[:-1]), None, control.context)
+        return y + step * rhs(t + step / 2, y + step / 2 * rhs(t, y))
+
+    def _bound(self, control: ResolvedControl, batch: torch.Size) -> BoundField:
+        kind = self.divergence if self.packing.log_det or "divergence" in self.want else None
+        want = self.want - {"divergence", "context"}
+        return self.field.bind(control, batch, want=want, divergence=kind, probe=self.probe)
 
     def _general(self, segment: Segment, control: ResolvedControl, y: Tensor, why: NoClosedForm) -> Tensor:
         """A stretch by the general engine."""
         demanded = self.solver.engine == "closed form"
         if demanded and why is not FAILED:
             raise _not_closed(why)
-        packing, batch = self.packing, y.shape[:-1]
-        kind = self.divergence if packing.log_det or "divergence" in self.want else None
-        want = self.want - {"divergence", "context"}
-        bound = self.field.bind(control, batch, want=want, divergence=kind, probe=self.probe)
+        packing, bound = self.packing, self._bound(control, y.shape[:-1])
         program = program_of(self.field) if self.solver.compile else None
         self.stats.ran("general", why.reason)
         parts = (self.field, *packing.costs.values())
@@ -120,6 +138,18 @@ class _Task:
         if demanded:  # it was to say why the closed form failed, and has not failed itself
             raise _not_closed(why)
         return ys
+
+
+def _with_switches(z0: Tensor, schedule: Schedule, solver: Solver) -> Tensor:
+    """The start, on which hang the switching times that ask for their gradient: it is 0 where none is passed."""
+    learned = [m for m in schedule.moments if isinstance(m, Tensor)]
+    if not (learned and torch.is_grad_enabled()):
+        return z0
+    if solver.gradient == "checkpoint":
+        raise ValueError(
+            'gradient="checkpoint" gives the switching times of a Schedule no gradient; use gradient="direct" or "adjoint"'
+        )
+    return z0 + 0 * torch.stack([m.to(z0).reshape(()) for m in learned]).sum()
 
 
 def _not_closed(why: NoClosedForm) -> ValueError:

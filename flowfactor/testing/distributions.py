@@ -248,7 +248,7 @@ def _check_sparse(contract: Contract, p: SpikeAndSlab) -> None:
 def _positive(control: Any) -> Control:
     """The control with weights that are not negative: no density diffuses backwards."""
     if isinstance(control, Schedule):
-        return Schedule([(start, _positive(c)) for start, c in zip(control.starts, control.controls, strict=True)])  # pyright: ignore[reportArgumentType]
+        return Schedule([(start, _positive(c)) for start, c in zip(control.moments, control.controls, strict=True)])  # pyright: ignore[reportArgumentType]
     return control.abs() if isinstance(control, Tensor) and control.is_floating_point() else control
 
 

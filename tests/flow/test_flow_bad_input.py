@@ -217,8 +217,3 @@ def test_times_too_far_from_0_for_the_states_precision_are_refused(times: list[f
     with pytest.raises(ValueError, match="count them from the start"):
         ff.LatentFlow(ff.potentials.MLPPotential(2))(torch.zeros(3, 2), times)
     assert flow(torch.zeros(3, 2).double(), times).z.shape[0] == len(times)
-
-
-def test_a_switching_time_that_asks_for_a_gradient_is_refused() -> None:
-    with pytest.raises(ValueError, match="switching time of piece 1 asks for a gradient"):
-        ff.Schedule([(0.0, 0), (torch.tensor(0.5, requires_grad=True), 1)])
