@@ -89,7 +89,7 @@ def segments_of(control: Control, t: Tensor) -> list[Segment]:
             parts.append(learned.get(b, t.new_tensor([b])))
         first = 0 if leads else 1
         switch = learned.get(b) if ends and begin < len(values) else None
-        found.append(Segment(acting, torch.cat(parts), first, first + len(inside), switch))
+        found.append(Segment(acting, torch.cat(parts), first, first + len(inside), switch=switch))
     return found
 
 
