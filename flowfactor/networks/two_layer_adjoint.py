@@ -400,6 +400,11 @@ class TwoLayerPullback(Pullback):
         """Adds what reaches parameters through the time terms."""
         s, a = self.stages, self.adjoint
         first = self.a1_bar[..., : a.h1]
+        if a.stage_terms is not None and self.tau is None:
+            for layer, bar in enumerate((first, self.a2_bar)):
+                for name, value in zip("vb", a.stage_terms.gradients(layer, bar, s.ts), strict=True):
+                    sum_into(out, f"{name}{layer + 1}", value)
+            return
         if a.rows is not None:
             sum_into(out, "b1", first.sum(1))
         found: list[Tensor | None] = [first, None, self.a2_bar, None]
