@@ -7,9 +7,6 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
-
 
 def check_count(name: str, value: Any, least: int = 1, note: str = "") -> int:
     """Checks a number of things.
@@ -80,10 +77,3 @@ def choices(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = did_you_mean(name, known)
     return f"{near} Choose among {', '.join(known)}" if near else f": choose among {', '.join(known)}"
-
-
-def check_dense(name: str, x: Tensor) -> None:
-    """Raises TypeError for sparse and nested tensors, which solves do not know."""
-    if x.is_nested or x.layout != torch.strided:
-        kind = "a nested tensor" if x.is_nested else f"one of layout {x.layout}"
-        raise TypeError(f"{name} must be a dense tensor, got {kind}; convert it with .to_dense() or pad it")

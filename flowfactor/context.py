@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactor._checks import check_count, choices
+from flowfactor._tensors import check_dense
 
 Context: TypeAlias = "Tensor | Mapping[str, Tensor]"
 ContextSize: TypeAlias = "int | Mapping[str, int]"
@@ -132,8 +133,7 @@ def _wanted(size: ContextSize) -> str:
 def _spread(name: str, context: object, size: int, batch_shape: Sequence[int], like: Tensor) -> Tensor:
     if not isinstance(context, Tensor):
         raise TypeError(f"{name} must be a tensor [*batch, {size}], got {type(context).__name__}")
-    if context.layout != torch.strided or context.is_nested:
-        raise TypeError(f"{name} must be a dense tensor, got one of layout {context.layout}")
+    check_dense(name, context)
     if context.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
         raise TypeError(f"{name} is {context.dtype} and the state is {like.dtype}; convert one with .to(...)")
     if context.device != like.device:

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from flowfactor._checks import check_dense
 from flowfactor._functorch import is_plain
+from flowfactor._tensors import check_dense
 from flowfactor.context import Context
 
 PieceControl: TypeAlias = "int | Tensor"

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flowfactor._checks import check_count, check_dense
+from flowfactor._checks import check_count
+from flowfactor._tensors import check_dense
 from flowfactor.context import Context, ContextSize, context_size, features_of, resolve_context
 from flowfactor.control import Control, ResolvedControl, resolve_at, times
 from flowfactor.registry import Recorded

@@ -60,7 +60,7 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
         probe, context=_of_stages(plan.context, z),
     )  # fmt: skip
     rate = plan.rates_at(ts)
-    scale = rate if isinstance(rate, float) else rate.abs()
+    scale = rate.abs() if isinstance(rate, Tensor) else rate
     with torch.set_grad_enabled(graph):
         costs = [checked_rate(name, cost(evaluation), z.shape[:-1], z.dtype) for name, cost in plan.costs.items()]
         return Rates(stages, leaves, found, [scale * cost for cost in costs])
@@ -69,7 +69,7 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
 def _per_unit(plan: Plan, ts: Sequence[float], divergence: Tensor) -> Tensor:
     """Divergences per frame as rates of the log-determinant: times always run as they come."""
     rate = plan.rates_at(ts)
-    return divergence if isinstance(rate, float) else rate * divergence
+    return rate * divergence if isinstance(rate, Tensor) else divergence
 
 
 def _of_stages(context: Context | None, z: Tensor) -> Context | None:
