@@ -119,6 +119,40 @@ def _switching(gradient: Any, engine: Any) -> Tensor:
     return torch.autograd.grad(_flow(gradient, engine, part)(z, [0.0, 1.0], schedule).z[-1].square().sum(), z)[0]
 
 
+def _steered() -> nn.Module:
+    torch.manual_seed(0)
+    return ff.potentials.MLPPotential(2, 2, hidden=(4, 4), init_scale=1.0, context=3)
+
+
+def _of_switch(gradient: Any, engine: Any) -> Tensor:
+    s = torch.tensor(0.4).double().requires_grad_()
+    torch.manual_seed(0)
+    part = ff.potentials.MLPPotential(2, 2, hidden=(4, 4), init_scale=1.0)
+    end = _flow(gradient, engine, part)(_start(), [0.0, 1.0], ff.Schedule([(0.0, 0), (s, 1)])).z[-1]
+    return torch.autograd.grad(end.square().sum(), s)[0]
+
+
+def _of_context(gradient: Any, engine: Any) -> Tensor:
+    c = torch.linspace(-1, 1, 9).double().reshape(3, 3).requires_grad_()
+    path = _flow(gradient, engine, _steered())(_start(), [0.0, 1.0], torch.tensor([1, 0, 1]), context=c, log_det=True)
+    assert path.log_det is not None
+    return torch.autograd.grad(path.z[-1].square().sum() + path.log_det[-1].sum(), c)[0]
+
+
+_OWN_TIMES = torch.tensor([[0.0, 0.5, 1.0], [0.7, 0.5, 0.2], [1.0, 1.5, 0.1]]).double()
+
+
+def _own_times(gradient: Any, engine: Any) -> Tensor:
+    z = _start()
+    end = _flow(gradient, engine)(z, _OWN_TIMES).z[-1]
+    return torch.autograd.grad(end.square().sum(), z)[0]
+
+
+def _of_own_times(gradient: Any, engine: Any) -> Tensor:
+    t = _OWN_TIMES.clone().requires_grad_()
+    return torch.autograd.grad(_flow(gradient, engine)(_start(), t).z[-1].square().sum(), t)[0]
+
+
 def _by_method(method: str) -> Callable[[Any, Any], Tensor]:
     def run(gradient: Any, engine: Any) -> Tensor:
         z = _start()
@@ -163,6 +197,10 @@ CLAIMS: dict[str, Callable[[Any, Any], Tensor]] = {
     "`torch.func.functional_call`, part of your own": _own_functional,
     "`torch.func.grad`, fixed steps": _by_func,
     "schedules": _switching,
+    "gradients of a schedule's switching times": _of_switch,
+    "a context, and its gradients": _of_context,
+    "times of each sample": _own_times,
+    "gradients of times of each sample": _of_own_times,
     "BatchNorm in training mode": _with_layer(lambda: nn.BatchNorm1d(2)),
     "Dropout in training mode": _with_layer(lambda: nn.Dropout(0.5)),
     "Dropout in evaluation mode": _with_layer(lambda: nn.Dropout(0.5).eval()),
