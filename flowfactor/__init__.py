@@ -28,10 +28,12 @@ if TYPE_CHECKING:
         register_potential,
         register_prior,
     )
+    from flowfactor.solve.events import EventPath
     from flowfactor.solver import Solver
     from flowfactor.transforms import FlowTransform
 
 __all__ = [
+    "EventPath",
     "FlowPath",
     "FlowSolveError",
     "FlowTransform",
@@ -61,6 +63,7 @@ __all__ = [
 
 # Nothing is imported before it is asked for: the command line shows help and mistakes without PyTorch.
 _HOMES = {
+    "EventPath": "solve.events",
     "FlowPath": "path",
     "FlowSolveError": "errors",
     "FlowTransform": "transforms",

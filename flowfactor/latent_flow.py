@@ -21,13 +21,14 @@ from flowfactor.networks.probes import check_probes
 from flowfactor.path import FlowPath
 from flowfactor.potentials.base import Potential
 from flowfactor.solve.accuracy import Accuracy
+from flowfactor.solve.events import Events
 from flowfactor.solve.problem import Cost, needs_of
 from flowfactor.solve.solve import solve
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform, PushedDistribution
 
 
-class LatentFlow(Accuracy, nn.Module):
+class LatentFlow(Accuracy, Events, nn.Module):
     r"""Carries latent states along a field, with log-determinants and running costs.
 
     Solves $\dot z = v_c(z, t)$, and in the same solve $\tfrac{d}{dt}\ln|\det \partial z_t/\partial z_{t_0}| =
