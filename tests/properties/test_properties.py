@@ -14,13 +14,14 @@ from flowfactor.networks.batching import Layout
 from flowfactor.solve.problem import Packing
 
 CASE = properties.Case(
-    "mlp", torch.float64, 2, 3, (4,), [0.0, 0.3, 0.5], False, "index", "dopri5", "direct", "auto", "exact", ["own"], False, 1
+    "mlp", torch.float64, 2, 3, (4,), [0.0, 0.3, 0.5], False, "index", "dopri5", "direct", "auto", "exact", ["own"], False,
+    "of all", "none", 1,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_drawn_cases(seed: int) -> None:
-    assert sum(properties.run(15, seed).values()) == 6 * 15
+    assert sum(properties.run(15, seed).values()) == 10 * 15
 
 
 @pytest.mark.slow
