@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[dict[str, float], float]] = {
     "euler": ({"step_size": 0.01}, 0.1),
 }
 CONTEXTS: dict[str, Any] = {"none": 0, "of each": 3, "of all": 3, "by name": {"pose": 2, "kind": 1}}
-STEPS = 6  # of the reference, between two times
+STEPS = 8  # of the reference, between two times
 
 
 def mlp(dim: int, flows: int, context: Any) -> ff.potentials.Potential:
@@ -247,7 +247,7 @@ def _controls(case: Case, generator: torch.Generator) -> tuple[Any, Any, Tensor 
     """The control, a function from its own tensors to pieces, the learned time, and leaves in both precisions."""
     index = torch.randint(case.flows, case.batch, generator=generator)
     hot = torch.nn.functional.one_hot(index, case.flows).double()
-    weights = torch.randn(*case.batch, case.flows, generator=generator).double().to(case.dtype)
+    weights = 0.5 * torch.randn(*case.batch, case.flows, generator=generator).double().to(case.dtype)
     first = torch.zeros_like(hot)
     first[..., 0] = 1.0
     middle = torch.tensor(case.t[0] + 0.618 * (case.t[-1] - case.t[0])).to(case.dtype)
