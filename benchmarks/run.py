@@ -25,6 +25,7 @@ from benchmarks import (
     processes,
     report,
     solves,
+    steered,
     training_step,
 )
 from benchmarks.report import RESULTS
@@ -41,6 +42,7 @@ CASES: dict[str, Case] = {
         potentials.hessian_trace(n) + potentials.hessian_trace(n, 324) + potentials.over_gradient(n)
     ),
     "laplacian-small": lambda n, threads: laplacians.over_sizes(n),
+    "steered": lambda n, threads: steered.steered(n),
     "paper": lambda n, threads: potentials.paper_step(n),
     "scenes": lambda n, threads: data.scenes(n),
     "sequences": lambda n, threads: data.sequences(n),
