@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from flowfactor._functorch import is_wrapped
 from flowfactor.context import Context, context_shape
-from flowfactor.control import Control, control_shape
+from flowfactor.control import Control, Schedule, control_shape
 from flowfactor.fields.base import Divergence, Field
 from flowfactor.networks.probes import draw_probes
 from flowfactor.path import FlowPath
@@ -179,7 +179,9 @@ class FlowTransform(Transform):
         """What a kept solve depends on."""
         times = [t for t in (self.t0, self.t1) if isinstance(t, Tensor)]
         context = self.context.values() if isinstance(self.context, Mapping) else [self.context]
-        times += [x for x in context if x is not None]
+        acting = self.control
+        beside = [*acting.moments, *acting.controls] if isinstance(acting, Schedule) else [acting]
+        times += [x for x in (*context, *beside) if isinstance(x, Tensor)]
         return [start, end, *times, *self.flow.parameters(), *self.flow.buffers()]
 
     def _settings(self) -> object:

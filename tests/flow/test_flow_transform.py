@@ -362,3 +362,27 @@ def test_bad_arguments_are_named() -> None:
     for t0, t1 in ((0.0, float("nan")), (float("inf"), 0.0)):
         with pytest.raises(ValueError, match=r"t[01] must be a finite time"):
             flow.transform(t0, t1)
+
+
+@pytest.mark.parametrize("what", ["weights", "index", "a schedule's weights", "a learned switching time", "context"])
+def test_a_kept_solve_sees_what_changes_beside_the_parameters(what: str) -> None:
+    """Written in place between a sample and its density, control, context and switching times count as they are now."""
+    torch.manual_seed(0)
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2, 2, (6, 6), init_scale=2.0, context=1))
+    weights, index, moment, context = torch.rand(4, 2), torch.tensor([0, 1, 0, 1]), torch.tensor(0.5), torch.ones(4, 1)
+    control = {
+        "weights": weights,
+        "index": index,
+        "a schedule's weights": ff.Schedule([(0.0, 0), (0.5, weights)]),
+        "a learned switching time": ff.Schedule([(0.0, 0), (moment.requires_grad_(), 1)]),
+        "context": 0,
+    }[what]
+    base = Independent(Normal(torch.zeros(4, 2), 1.0), 1)
+    q = flow.push(base, 1.0, control, context=context)
+    x = q.sample()
+    with torch.no_grad():
+        if what == "index":
+            index.copy_(1 - index)
+        else:
+            {"context": context, "a learned switching time": moment}.get(what, weights).mul_(0.3)
+        torch.testing.assert_close(q.log_prob(x), flow.push(base, 1.0, control, context=context).log_prob(x.clone()))
