@@ -53,7 +53,8 @@ class Events:
 
         The sign is looked at ``checks`` times on the way, evenly spread; the first change is then narrowed down to rounding.
         A function that changes its sign twice between two looks goes unseen: raise ``checks`` for it. One that is 0 at the
-        start has no sign there, and no event before it has had one.
+        start has no sign there, and no event before it has had one; to go on from a state that was found, begin a little
+        later, or ask for the sign on the other side: rounding leaves it to either.
 
         Gradients are those of the event's own time, by the implicit function theorem (Chen, Amos and Nickel, ICLR 2021,
         eq. 9): $dt^* = -(\partial g/\partial z\,dz + dg) / (\partial g/\partial z\,v + \partial g/\partial t)$, in all of
@@ -90,6 +91,12 @@ class Events:
         """
         if not callable(event):
             raise TypeError(f"an event is called as g(z [*batch, D], t [*batch]); got {type(event).__name__}")
+        if isinstance(z0, Tensor) and z0.ndim == 1:  # times of each of no samples would be those of all
+            more = {"context": context, "t0": t0, "log_det": log_det, "costs": costs, "checks": checks}
+            path = self.until(z0.unsqueeze(0), _of_one(event), t_max, control, **more, generator=generator)
+            integrals = {name: cost[0] for name, cost in path.costs.items()}
+            last = None if path.log_det is None else path.log_det[0]
+            return EventPath(path.t[0], path.z[0], path.happened[0], last, integrals, path.stats)
         begin, end = float(one_time("t0", t0)), float(one_time("t_max", t_max))
         if begin == end:
             raise ValueError(f"t_max must differ from t0, got {end:g} for both")
@@ -97,11 +104,12 @@ class Events:
         with torch.no_grad():
             found, happened = _search(self, z0, event, begin, end, check_count("checks", checks), control, how)
         clocks = torch.stack([torch.full_like(found, begin), found])
-        how |= {"log_det": log_det, "costs": costs}
-        path = self(z0, clocks, control, **how)
-        if path.z.requires_grad or (torch.is_grad_enabled() and _value(event, path.z[-1], found).requires_grad):
-            found = _with_gradient(self, event, path.z[-1], found, happened, control, context)
-            path = self(z0, torch.stack([clocks[0], found]), control, **how)
+        if torch.is_grad_enabled():
+            z = self(z0, clocks, control, **how).z[-1]
+            if z.requires_grad or _value(event, z, found).requires_grad:
+                found = _with_gradient(self, event, z, found, happened, control, context)
+                clocks = torch.stack([clocks[0], found])
+        path = self(z0, clocks, control, **how, log_det=log_det, costs=costs)
         last = None if path.log_det is None else path.log_det[-1]
         integrals = {name: cost[-1] for name, cost in path.costs.items()}
         return EventPath(found.to(path.z.dtype), path.z[-1], happened, last, integrals, path.stats)
@@ -166,6 +174,16 @@ def _with_gradient(
         )
     shift = -_value(event, z, t).to(t) / torch.where(happened, rate, 1)
     return t + torch.where(happened, shift - shift.detach(), 0)
+
+
+def _of_one(event: Event) -> Event:
+    """An event of one state ``[D]`` for a batch of it."""
+
+    def of_batch(z: Tensor, t: Tensor) -> Any:
+        g = event(z[0], t[0])
+        return g.unsqueeze(0) if isinstance(g, Tensor) and g.ndim == 0 else g
+
+    return of_batch
 
 
 def _value(event: Event, z: Tensor, t: Tensor) -> Tensor:

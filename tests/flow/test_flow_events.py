@@ -114,6 +114,18 @@ def test_the_first_of_several_and_what_a_start_at_0_is() -> None:
     torch.testing.assert_close(second.t.item(), torch.pi, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("when", [0.50001, 0.5000001, 1e-5, 0.3])
+def test_one_state_without_a_batch(when: float) -> None:
+    """Also where its event is just behind a look at it, or the start: no time between the two can be told apart."""
+    flow = ff.LatentFlow(ff.potentials.QuadraticPotential(1, S=torch.eye(1)))
+    z0 = torch.ones(1, requires_grad=True)
+    found = flow.until(z0, lambda z, t: t - when + 0 * z[0], 1.0, log_det=True)
+    assert (found.t.shape, found.z.shape, found.happened.shape) == ((), (1,), ())
+    torch.testing.assert_close(found.t.item(), when, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.autograd.grad(found.z[0], z0)[0].item(), found.z.item(), rtol=1e-3, atol=1e-3)
+    assert flow.until(torch.ones(0, 1), reaches(1.0), 1.0).z.shape == (0, 1)
+
+
 def test_float32_and_fixed_steps() -> None:
     flow = ff.LatentFlow(ff.fields.from_module(lambda z, t: z, dim=1), ff.Solver("rk4", step_size=0.05))
     found = flow.until(torch.tensor([[0.5]]), reaches(1.0), 2.0)
