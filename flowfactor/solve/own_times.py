@@ -23,8 +23,10 @@ def own_segments(control: Control, t: Tensor, batch: Sequence[int], num_flows: i
         like: The states.
 
     Returns:
-        One stretch, or under a schedule one or more from output to output; none where no sample moves.
+        One stretch, or under a schedule one or more from output to output; none where nothing moves.
     """
+    if not t[0].numel():
+        return []
     if not isinstance(control, Schedule):
         segment = _stretched(control, t, torch.finfo(like.dtype).eps) or _from_knot_to_knot(control, t)
         return [] if segment is None else [segment]
@@ -33,7 +35,7 @@ def own_segments(control: Control, t: Tensor, batch: Sequence[int], num_flows: i
 
 def _stretched(control: PieceControl, t: Tensor, eps: float) -> Segment | None:
     """One rate for the whole solve, where the times of all samples are one grid, stretched and shifted."""
-    if t.requires_grad or not t[0].numel():
+    if t.requires_grad:
         return None
     spans = t[-1] - t[0]
     longest = int(spans.abs().argmax())
