@@ -98,3 +98,9 @@ def test_smaller_steps_of_eulers_method_are_noticed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(properties.METHODS, "euler", ({"step_size": 0.05}, 1e-8))
     with pytest.raises(AssertionError, match="is wrong by"):
         properties.check(case)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_adjoint_of_learned_switches_at_own_times_in_float32(inverse: bool) -> None:
+    case = replace(CASE, dtype=torch.float32, times="general", control="learned", gradient="adjoint", engine="general")
+    assert properties.check(replace(case, inverse=inverse)) == "general"
