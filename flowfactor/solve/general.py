@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,6 +92,9 @@ def follow(
         The packed states at its times, ``[T, *batch, S]``.
     """
     clock, how = segment.clock, {"steered": steered, "stats": stats, "program": program, "parts": parts}
+    if clock is not None and clock.asks_gradient:
+        # The continuous adjoint packs the gradients of states and clock in one tensor, of one precision.
+        clock = replace(clock, starts=clock.starts.to(y.dtype), rates=clock.rates.to(y.dtype))
     if clock is None or len(clock.knots) == 1:
         return integrate(solver, rhs_of(clock), y, segment.times, **how)
     path = [y]

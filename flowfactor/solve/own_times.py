@@ -23,7 +23,7 @@ def own_segments(control: Control, t: Tensor, batch: Sequence[int], num_flows: i
         like: The states.
 
     Returns:
-        One stretch, or under a schedule one or more from output to output; none where no sample moves.
+        One stretch, or under a schedule one or more from output to output; none where nothing moves.
     """
     if not t.numel():
         return []

@@ -287,3 +287,15 @@ def test_a_part_remembers_its_context() -> None:
     assert u.context_size == C
     names = [name for name, _ in ff.potentials.MLPPotential(D).named_parameters()]
     assert not any("context" in name for name in names)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_an_empty_batch_with_own_times_comes_to_rest(scheduled: bool) -> None:
+    flow = ff.LatentFlow(ff.potentials.QuadraticPotential(2))
+    z, t = torch.zeros(0, 2, requires_grad=True), torch.zeros(3, 0)
+    path = flow(z, t, ff.Schedule([(-9.0, 0), (0.5, 0)]) if scheduled else 0, log_det=True)
+    assert path.log_det is not None
+    assert path.z.shape == (3, 0, 2)
+    assert path.log_det.shape == (3, 0)
+    assert path.t.shape == (3, 0)
+    assert torch.autograd.grad(path.z.sum(), z)[0].shape == (0, 2)
