@@ -82,6 +82,10 @@ class Case:
     number: int
 
 
+CLOSED = ("free", "helmholtz", "mlp", "paper", "skew", "solenoidal")
+NO_POTENTIAL = ("free", "module-field", "own-field", "skew", "solenoidal")
+
+
 def drawn(number: int) -> Case:
     """The case of an integer."""
     r = random.Random(number)
@@ -89,12 +93,16 @@ def drawn(number: int) -> Case:
     t, way = [r.uniform(-1, 1)], pick([1, -1])
     for _ in range(r.randint(1, 3)):
         t.append(t[-1] + way * r.uniform(0.1, 0.5))
+    part = pick([*sorted(PARTS), *CLOSED])  # these have closed forms
+    costs = r.sample(["action", "hj"], pick([0, 0, 1, 2])) + ["own"] * (r.random() < 0.2)
+    if "hj" in costs and part in NO_POTENTIAL and r.random() < 0.9:
+        costs.remove("hj")  # or most such cases would be refused
     return Case(
-        pick(sorted(PARTS)), pick([torch.float64, torch.float32]), pick([2, 3, 4]), pick([1, 2, 3]),
-        pick([(), (1,), (4,), (3, 2), (0,)]), t, pick(TIMES), pick(sorted(CONTEXTS)),
-        pick(["int", "index", "weights", "schedule", "learned"]), pick(sorted(METHODS)),
-        pick(["direct", "adjoint", "checkpoint"]), pick(["auto", "general"]), pick([None, "exact", "hutchinson"]),
-        r.sample(sorted(COSTS), r.randint(0, 3)), pick([False, True]), number,
+        part, pick([torch.float64, torch.float32]), pick([2, 3, 4]), pick([1, 2, 3]),
+        pick([*[(), (1,), (4,), (3, 2)] * 3, (0,)]), t, pick(TIMES), pick(sorted(CONTEXTS)),
+        pick([*["int", "index", "weights", "schedule"] * 2, "learned"]), pick(sorted(METHODS)),
+        pick(["direct", "adjoint", "checkpoint"]), pick(["auto", "auto", "general"]), pick([None, "exact", "hutchinson"]),
+        costs, pick([False, True]), number,
     )  # fmt: skip
 
 
