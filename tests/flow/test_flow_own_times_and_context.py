@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import product
+from cases import pairwise, product
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -116,16 +116,20 @@ SOLVERS = {
 }
 
 
-@product(
-    name=PARTS,
-    acting=("int", "index", "weights", "schedule", "schedule of weights"),
-    t=("common", "stretched", "irregular"),
-    solver=tuple(SOLVERS),
-    gradient=("direct", "adjoint", "checkpoint"),
-    back=(False, True),
-)
-def test_as_one_solve_for_each_sample(name: str, acting: str, t: str, solver: str, gradient: Any, back: bool) -> None:
-    check_samples(name, acting, t, solver, gradient, back)
+AXES: dict[str, tuple[Any, ...]] = {
+    "name": PARTS,
+    "acting": ("int", "index", "weights", "schedule", "schedule of weights"),
+    "t": ("common", "stretched", "irregular"),
+    "solver": tuple(SOLVERS),
+    "gradient": ("direct", "adjoint", "checkpoint"),
+    "back": (False, True),
+}
+CASES = pairwise(*map(len, AXES.values()))  # the whole product is what `benchmarks.properties` draws from
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_as_one_solve_for_each_sample(case: tuple[int, ...]) -> None:
+    check_samples(*(values[i] for values, i in zip(AXES.values(), case, strict=True)))
 
 
 @product(name=OTHERS, t=("common", "stretched", "irregular"), acting=("index", "weights"))
