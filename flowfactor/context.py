@@ -109,6 +109,7 @@ def context_shape(context: Context | None) -> torch.Size:
 
     Raises:
         TypeError: If it is no tensor and no mapping of tensors.
+        ValueError: If the tensors of a mapping do not broadcast.
 
     Example:
         >>> import torch
@@ -121,7 +122,12 @@ def context_shape(context: Context | None) -> torch.Size:
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"a context is a tensor [*batch, C] or a mapping of such, got {type(tensor).__name__}")
-    return torch.broadcast_shapes(*(tensor.shape[:-1] for tensor in tensors))
+    shapes = [tensor.shape[:-1] for tensor in tensors]
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError as error:
+        listed = " and ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"the tensors of a context must broadcast to one batch shape, got {listed}") from error
 
 
 def _wanted(size: ContextSize) -> str:

@@ -376,7 +376,7 @@ class LatentFlow(Accuracy, Events, nn.Module):
         return t
 
     def _own_times(self, z0: Tensor, t: Tensor) -> Tensor:
-        """Checks times ``[T, *batch]``; as ``[T]`` where all samples have the same ones."""
+        """Checks times ``[T, *batch]`` and spreads them over the batch."""
         batch = z0.shape[:-1]
         try:
             t = t.expand(len(t), *batch)

@@ -158,7 +158,7 @@ class FlowTransform(Transform):
         """States ``[*batch, D]``, repeated where control or context have more batch dimensions, or larger ones."""
         try:
             batch = torch.broadcast_shapes(z.shape[:-1], control_shape(self.control), context_shape(self.context))
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             return z  # the flow says what does not fit
         return z if batch == z.shape[:-1] else z.expand(*batch, z.shape[-1])
 

@@ -28,11 +28,6 @@ def outer(x: Tensor, y: Tensor) -> Tensor:
     return torch.bmm(flat(x).mT, flat(y))
 
 
-def dot(x: Tensor, per_stage: Tensor) -> Tensor:
-    """``x [K, S, n, H]`` times a vector of each stage ``[K, S, H]``."""
-    return (x * per_stage.unsqueeze(-2)).sum(-1)
-
-
 def add(x: Tensor | None, y: Tensor) -> Tensor:
     """The sum, where None is zero."""
     return y if x is None else x + y

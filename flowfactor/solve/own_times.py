@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,19 +85,15 @@ def _under_schedule(schedule: Schedule, t: Tensor, batch: Sequence[int], num_flo
             if length > 0:
                 clock = Clock((0.0,), now.unsqueeze(0), ((until - now) / length).unsqueeze(0))
                 both = _merged(ascending, pieces[up], pieces[down], batch, num_flows, like)
-                segments.append(Segment(both, t.new_tensor([0.0, length]), 0, 2, clock, []))
+                segments.append(Segment(both, t.new_tensor([0.0, length]), 0, 2, clock))
                 now = until
         wanted.append(len(segments))
     if not segments:
         return []
-    # How often each stretch's end is an output; the start of the first one is one too.
-    first = 1 + wanted.count(0)
-    for i, segment in enumerate(segments, 1):
-        repeats = [1] * wanted.count(i)
-        segments[i - 1] = Segment(
-            segment.control, segment.times, 0, 2, segment.clock, [0] * first + repeats if i == 1 else repeats
-        )
-    return segments
+    # Each stretch's end is an output as often as it is wanted; the start of the first one is one too.
+    ends = [[1] * wanted.count(i) for i in range(1, len(segments) + 1)]
+    ends[0] = [0] * (1 + wanted.count(0)) + ends[0]
+    return [replace(segment, repeats=repeats) for segment, repeats in zip(segments, ends, strict=True)]
 
 
 def _merged(

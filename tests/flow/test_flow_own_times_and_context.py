@@ -303,3 +303,10 @@ def test_an_empty_batch_with_own_times_comes_to_rest(scheduled: bool) -> None:
     assert path.log_det.shape == (3, 0)
     assert path.t.shape == (3, 0)
     assert torch.autograd.grad(path.z.sum(), z)[0].shape == (0, 2)
+
+
+def test_a_push_names_contexts_that_do_not_fit_one_another() -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(D, context={"pose": 2, "kind": 1}))
+    base = Independent(Normal(torch.zeros(D), 1.0), 1)
+    with pytest.raises(ValueError, match=r"must broadcast to one batch shape, got \[3\] and \[4\]"):
+        flow.push(base, 1.0, context={"pose": torch.zeros(3, 2), "kind": torch.zeros(4, 1)})
