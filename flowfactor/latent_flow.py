@@ -166,7 +166,7 @@ class LatentFlow(Accuracy, Events, nn.Module):
             )
         named = dict(costs or {})
         needs = needs_of(named, self.field)
-        prepare_for_solve(self.field)
+        prepare_for_solve(self.field, named)
         how = self.field, self.solver, self.divergence
         more = {"needs": needs, "generator": generator, "probes": self.probes}
         return solve(*how, z0, t, control, context=context, log_det=log_det, costs=named, **more)

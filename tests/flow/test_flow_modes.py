@@ -109,6 +109,50 @@ def test_modules_that_change_between_evaluations_are_refused_in_training_mode(
     flow(torch.ones(3, 2), [0.0, 1.0], log_det=True).z[-1].sum().backward()
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(0.5)])
+def test_derivatives_refuse_modules_in_training_mode(layer: nn.Module) -> None:
+    own = _Own(layer)
+    potentials = [own, ff.potentials.from_module(lambda z, t: own.net(z).squeeze(-1), 2)]
+    fields = [
+        ff.fields.GradientField(own),
+        ff.fields.from_module(nn.Sequential(nn.Linear(2, 4), layer, nn.Linear(4, 2)), 2),
+    ]
+    refused = rf"{type(layer).__name__} \(.*training mode.*\.eval\(\)"
+    for u in potentials:
+        own.train()
+        with pytest.raises(ValueError, match=refused):
+            u.derivatives(torch.ones(3, 2), 0.0, laplacian="exact")
+        own.eval()
+        u.derivatives(torch.ones(3, 2), 0.0, laplacian="exact")
+    for field in fields:
+        layer.train()
+        with pytest.raises(ValueError, match=refused):
+            field.divergence(torch.ones(3, 2), 0.0)
+
+
+class _Cost(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 4), layer, nn.Linear(4, 1))
+
+    def forward(self, e: ff.fields.Evaluation) -> Tensor:
+        return self.net(e.z).squeeze(-1)
+
+
+@pytest.mark.parametrize("held", ["module", "closure", "force"])
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(0.5)])
+def test_costs_refuse_modules_in_training_mode(layer: nn.Module, held: str) -> None:
+    own = _Cost(layer)
+    force = ff.regularizers.HamiltonJacobi(lambda z, t: own.net(z).squeeze(-1))
+    cost: Any = {"module": own, "closure": lambda e: own(e), "force": force}[held]
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2), ff.Solver("rk4"))
+    own.train()
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__} \(.*cost 'mine'.*training mode.*\.eval\(\)"):
+        flow(torch.ones(3, 2), [0.0, 1.0], costs={"mine": cost})
+    own.eval()
+    flow(torch.ones(3, 2), [0.0, 1.0], costs={"mine": cost})
+
+
 def test_dropout_of_probability_zero_moves_nothing() -> None:
     ff.LatentFlow(_Own(nn.Dropout(0.0)), ff.Solver("rk4"))(torch.ones(3, 2), [0.0, 1.0])
 
