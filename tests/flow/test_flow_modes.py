@@ -84,6 +84,23 @@ def test_a_path_kept_on_its_flow_is_freed_without_the_collector(
         gc.enable()
 
 
+@pytest.mark.parametrize("log_det", [False, True])
+@pytest.mark.parametrize(
+    ("gradient", "engine"), [("direct", "general"), *((gradient, "closed form") for gradient in MODES)]
+)
+def test_a_path_kept_on_the_field_of_a_potential_is_freed_too(gradient: Any, engine: Any, log_det: bool) -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2), ff.Solver("rk4", gradient=gradient, engine=engine))
+    gc.collect()
+    gc.disable()
+    try:
+        path = flow(torch.randn(3, 2), [0.0, 0.5, 1.0], log_det=log_det)
+        flow.field.last, gone = path, weakref.ref(path.z)  # type: ignore[assignment]
+        del path, flow
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 class _Own(ff.potentials.Potential):
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(2)
