@@ -49,3 +49,19 @@ def test_times_that_rest_have_gradients(times: str, schedule: bool, method: str,
     torch.testing.assert_close(path.log_det, log, rtol=1e-6, atol=1e-6)
     (expected,) = torch.autograd.grad((weights * (log.exp() + log)).sum(), s)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+@pytest.mark.parametrize("back", [False, True])
+def test_a_learned_switch_at_an_output_of_one_sample(back: bool, gradient: Any) -> None:
+    s = torch.tensor(0.75).double().requires_grad_()
+    times = torch.tensor([[0.0, 0.2], [0.75, 0.6], [1.0, 1.2]]).double()
+    path = growth("dopri5", gradient)(
+        torch.ones(2, 1).double(), times.flip(0) if back else times, ff.Schedule([(-torch.inf, 0), (s, 1)])
+    )
+    # ln z_t is (t - t_0) of the rates, so that beyond the switch it moves by their difference; at the switch it rests.
+    moves = torch.tensor([[0.0, 0.0], [0.0, float(back)], [1.0, 1.0]]) * (RATES[0] - RATES[1]) * (-1 if back else 1)
+    for i in range(3):
+        for j in range(2):
+            (found,) = torch.autograd.grad(path.z[i, j, 0].log(), s, retain_graph=True, allow_unused=True)
+            torch.testing.assert_close(float(found), float(moves[i, j]), rtol=1e-5, atol=1e-5)
