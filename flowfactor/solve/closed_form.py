@@ -108,10 +108,10 @@ def solve_segment(
     Returns:
         Packed states ``[T, *batch, S]``; or why the general engine has to do it (or explain why it cannot be done).
     """
-    table = tableau(solver.method)
     refusal = _unsuited(solver, y, segment, packing, acting.context if "context" in want else None)
     if refusal is not None:
         return refusal
+    table = tableau(solver.method)  # not before: inside transforms of torch.func it cannot be read
     if table is None:
         return NoClosedForm(f"the method {solver.method} has no closed-form adjoint")
     if pieces is None and acting.weights is not None:
