@@ -307,8 +307,8 @@ def _solved(
     }
     if case.dtype == torch.float32:
         options = {name: max(value, 1e-5) for name, value in options.items()}
-    solver = ff.Solver(case.method, gradient=case.gradient, engine=case.engine, **options)  # pyright: ignore
-    flow = ff.LatentFlow(part, solver, divergence=case.divergence or "exact")  # pyright: ignore
+    solver = ff.Solver(case.method, gradient=case.gradient, engine=case.engine, **options)  # pyright: ignore[reportArgumentType]
+    flow = ff.LatentFlow(part, solver, divergence=case.divergence or "exact")  # pyright: ignore[reportArgumentType]
     path = (flow.inverse if case.inverse else flow)(
         z, case.t if case.times == "list" else t, control, context=context, log_det=case.divergence is not None,
         costs={name: COSTS[name] for name in case.costs}, generator=torch.Generator().manual_seed(case.number),

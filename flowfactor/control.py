@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from flowfactor._functorch import is_plain
-from flowfactor._tensors import check_dense
+from flowfactor._tensors import check_dense, check_range, spread
+from flowfactor._tensors import times as times  # its place for all who know controls
 from flowfactor.context import Context
 
 PieceControl: TypeAlias = "int | Tensor"
@@ -195,10 +196,10 @@ def resolve(
         raise TypeError(f"a control must hold integers (flow indices) or floats (weights), got {control.dtype}")
     if not control.is_floating_point():
         index = control.long()  # before it is compared: torch compares few unsigned integers
-        _check_range(index, num_flows)
+        check_range(index, num_flows)
         if index.ndim == 0:
             return ResolvedControl(int(index))
-        return ResolvedControl(index if batch_shape is None else _broadcast(index, batch_shape, "index control"))
+        return ResolvedControl(index if batch_shape is None else spread(index, batch_shape, "index control"))
     if control.dtype != dtype:
         raise TypeError(
             f"weights are {control.dtype} and the state is {dtype}; convert one with .to(...). "
@@ -211,7 +212,7 @@ def resolve(
     if not bool(torch.isfinite(control).all()):
         raise ValueError("weights must be finite, got NaN or infinity")
     if batch_shape is not None:
-        control = _broadcast(control, (*batch_shape, num_flows), "weights")
+        control = spread(control, (*batch_shape, num_flows), "weights")
     return ResolvedControl(None, control)
 
 
@@ -326,35 +327,6 @@ def as_weights(control: ResolvedControl, batch_shape: Sequence[int], num_flows: 
     return torch.nn.functional.one_hot(index, num_flows).to(like)
 
 
-def times(t: object, like: Tensor) -> Tensor:
-    """Turns a user's time into a tensor of the dtype of ``like``, on its device.
-
-    Args:
-        t: A number, a sequence of numbers, an array, or a real tensor.
-        like: The state that the time belongs to.
-
-    Returns:
-        The time; a tensor that already fits is returned as it is.
-
-    Raises:
-        TypeError: If it holds no real numbers.
-        ValueError: If it is a tensor on another device.
-    """
-    if isinstance(t, Tensor):
-        check_dense("times", t)
-        if t.is_complex() or t.dtype == torch.bool:
-            raise TypeError(f"times must be real numbers, got a tensor of {t.dtype}")
-        if t.device != like.device and t.ndim > 0:
-            raise ValueError(f"the times are on {t.device} and the state on {like.device}; move one with .to(...)")
-        return t.to(dtype=like.dtype, device=like.device)
-    if isinstance(t, (list, tuple)) and any(isinstance(x, Tensor) and x.requires_grad for x in t):
-        return torch.stack([times(x, like) for x in t])  # as_tensor would cut them off from their graph
-    try:
-        return torch.as_tensor(t, dtype=like.dtype, device=like.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"times must be real numbers, got {t!r}") from error
-
-
 def travelled(control: Control, t: Tensor, batch: int, num_flows: int) -> Tensor:
     """How far each flow has acted: the integral of its weight from ``t[0]`` on.
 
@@ -413,22 +385,3 @@ def _checked_int(control: object, num_flows: int) -> int:
     if not 0 <= index < num_flows:
         raise ValueError(f"flow {index} does not exist: with {num_flows} flows an index runs from 0 to {num_flows - 1}")
     return index
-
-
-def _check_range(index: Tensor, num_flows: int) -> None:
-    if index.numel() == 0:
-        return
-    low, high = (int(v) for v in torch.aminmax(index))
-    if low < 0 or high >= num_flows:
-        raise ValueError(
-            f"flow indices run from 0 to {num_flows - 1} with {num_flows} flows; the control holds {low} to {high}"
-        )
-
-
-def _broadcast(control: Tensor, shape: Sequence[int], name: str) -> Tensor:
-    try:
-        return control.expand(tuple(shape))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name} of shape {list(control.shape)} does not fit a batch that needs {list(shape)}"
-        ) from error

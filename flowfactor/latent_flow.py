@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from flowfactor.solve.accuracy import Accuracy
 from flowfactor.solve.events import Events
 from flowfactor.solve.problem import Cost, needs_of
 from flowfactor.solve.solve import solve
+from flowfactor.solve.times import checked_times
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform, PushedDistribution
 
@@ -166,7 +165,7 @@ class LatentFlow(Accuracy, Events, nn.Module):
             )
         named = dict(costs or {})
         needs = needs_of(named, self.field)
-        prepare_for_solve(self.field)
+        prepare_for_solve(self.field, named)
         how = self.field, self.solver, self.divergence
         more = {"needs": needs, "generator": generator, "probes": self.probes}
         return solve(*how, z0, t, control, context=context, log_det=log_det, costs=named, **more)
@@ -351,58 +350,7 @@ class LatentFlow(Accuracy, Events, nn.Module):
         if not bool(torch.isfinite(z0.detach()).all()):
             bad = ~torch.isfinite(z0.detach()).all(-1)
             raise ValueError(f"z0 holds NaN or infinity, first in sample {bad.nonzero()[0].tolist()}")
-        wide = z0.new_zeros((), dtype=torch.float64) if z0.device.type != "mps" else z0
-        t = times(t, wide)
-        if t.ndim > 1:
-            return self._own_times(z0, t)
-        if t.ndim != 1 or len(t) == 0:
-            raise ValueError(
-                "t must be a list of times, for example [0.0, 1.0], or times of each sample [T, *batch]; got shape "
-                f"{list(t.shape)}"
-            )
-        now, values = t.detach(), t.tolist()
-        if not all(map(math.isfinite, values)):
-            raise ValueError(f"t holds NaN or infinity: {values}")
-        # Compared as the solver will see them: two times that round to one are one.
-        if not math.isfinite(values[-1] - values[0]) or not bool(torch.isfinite(now.to(z0.dtype)).all()):
-            raise ValueError(
-                f"times from {values[0]:g} to {values[-1]:g} are too large for {z0.dtype}: count in other units"
-            )
-        steps = now.to(z0.dtype).diff()
-        if not bool((steps > 0).all() or (steps < 0).all()):
-            raise ValueError(f"t must be strictly increasing or strictly decreasing, without repeats; got {values}")
-        near = min((abs(b - a) for a, b in pairwise(values)), default=math.inf)
-        _check_coarse(max(map(abs, values)), near, z0.dtype)
-        return t
-
-    def _own_times(self, z0: Tensor, t: Tensor) -> Tensor:
-        """Checks times ``[T, *batch]`` and spreads them over the batch."""
-        batch = z0.shape[:-1]
-        try:
-            t = t.expand(len(t), *batch)
-        except RuntimeError as error:
-            raise ValueError(
-                f"times of each sample must have shape [T, *batch], here [{', '.join(['T', *map(str, batch)])}]; got "
-                f"{list(t.shape)}"
-            ) from error
-        now = t.detach()
-        if len(t) == 0:
-            raise ValueError("t holds no times: give at least the one that z0 is at")
-        if not bool(torch.isfinite(now).all()):
-            raise ValueError("t holds NaN or infinity")
-        steps = now.diff(dim=0)
-        turns = ~((steps >= 0).all(0) | (steps <= 0).all(0))
-        if bool(turns.any()):
-            first = turns.nonzero()[0].tolist()
-            raise ValueError(
-                f"the times of each sample must increase or decrease (or rest), and those of sample {first} do not: "
-                f"{now[(slice(None), *first)].tolist()}"
-            )
-        sizes = steps.abs()
-        near = sizes[sizes > 0]
-        if near.numel():
-            _check_coarse(float(now.abs().max()), float(near.min()), z0.dtype)
-        return t
+        return checked_times(z0, t)
 
     def _checked_context(self, context: Context | None, z0: Tensor) -> Context | None:
         """The context, spread over the batch of ``z0``."""
@@ -410,14 +358,3 @@ class LatentFlow(Accuracy, Events, nn.Module):
         if context is not None and not bool(torch.isfinite(joined(context).detach()).all()):
             raise ValueError("the context holds NaN or infinity")
         return context
-
-
-def _check_coarse(far: float, near: float, dtype: torch.dtype) -> None:
-    """Raises ValueError where times ``near`` apart, and as far as ``far`` from 0, are too coarse for a dtype."""
-    # Steps are shorter than intervals, and the field is asked at times of the state's precision.
-    ulps = 100 if dtype in (torch.float32, torch.float64) else 8
-    if near < ulps * torch.finfo(dtype).eps * far:
-        raise ValueError(
-            f"times as far from 0 as {far:g} and only {near:g} apart are too coarse in {dtype}: count them from the "
-            "start of the solve, or take states in float64"
-        )

@@ -324,7 +324,10 @@ class PushedDistribution(TransformedDistribution):
 def one_time(name: str, t: float | Tensor) -> float | Tensor:
     """A finite time: a number, or the tensor itself where it asks for its gradient; raises ValueError for others."""
     if isinstance(t, Tensor) and t.numel() != 1:
-        raise ValueError(f"{name} is one time, got a tensor of shape {list(t.shape)}: take one map for each time")
+        raise ValueError(
+            f"{name} is one time, got a tensor of shape {list(t.shape)}: take one map for each time, or for states at times "
+            "of each sample the flow itself, flow(z, t [T, *batch])"
+        )
     if not math.isfinite(_number(t)):
         raise ValueError(f"{name} must be a finite time in frames, got {_number(t)}")
     return t if isinstance(t, Tensor) and t.requires_grad else _number(t)

@@ -28,6 +28,8 @@ class SkewForms(nn.Module):
         if isinstance(kind, Tensor):
             if kind.shape not in ((dim, dim), (num_flows, dim, dim)):
                 raise ValueError(f"skew must be [{dim}, {dim}] or [{num_flows}, {dim}, {dim}], got {list(kind.shape)}")
+            if kind.requires_grad:
+                raise ValueError('a skew that is given is fixed: give skew.detach(), or skew="learned" to learn one')
             fixed = (0.5 * (kind - kind.mT)).detach().expand(num_flows, dim, dim).clone()
         elif kind == "learned" and dim > 1:
             self.upper = nn.Parameter(torch.randn(num_flows, dim * (dim - 1) // 2, generator=generator) / dim**0.5)

@@ -16,6 +16,7 @@ from flowfactor.networks.batching import Layout, layout_of, run
 from flowfactor.networks.controlled import Controlled
 from flowfactor.networks.probes import first_probe, given_probes
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm, StageAdjoint
+from flowfactor.networks.unsteady import refuse_unsteady
 
 Divergence: TypeAlias = Literal["exact", "hutchinson"]
 
@@ -115,12 +116,14 @@ class Field(Controlled):
             Divergences ``[*batch]``.
 
         Raises:
-            ValueError: If a probe is missing, ``kind`` is unknown or an argument does not fit.
+            ValueError: If a probe is missing, ``kind`` is unknown, an argument does not fit, or a module of it is in
+                training mode and draws at random or looks at the whole batch.
         """
         if kind not in ("exact", "hutchinson"):
             raise ValueError(f'kind must be "exact" or "hutchinson", got {kind!r}')
         if kind == "hutchinson" and probe is None:
             raise ValueError(f'kind="hutchinson" needs a probe of shape {list(z.shape)}')
+        refuse_unsteady(self, asked="its divergence asks it")
         t, resolved = self._checked(z, t, control, context)
         probe = given_probes(probe, z) if kind == "hutchinson" and probe is not None else None
         result = self.bind(resolved, z.shape[:-1], divergence=kind, probe=probe)(z, t).divergence

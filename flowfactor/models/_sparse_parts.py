@@ -68,14 +68,15 @@ def sparse_schedule(weights: Tensor, t: Tensor | Sequence[float]) -> Schedule:
         raise ValueError(
             f"a schedule switches at times that all sequences share, t [T+1], got shape {list(torch.as_tensor(t).shape)}"
         )
-    times = [float(v) for v in t]
+    # Times that ask for their gradient stay tensors, as switching times that are learned.
+    times = [v if isinstance(v, Tensor) and v.requires_grad else float(v) for v in t]
     if weights.ndim < 3 or weights.shape[-3] != len(times) - 1:
         raise ValueError(
             f"weights must be [*batch, {len(times) - 1}, K, C] for {len(times)} times, got {list(weights.shape)}"
         )
     flat = flattened(weights)
     pieces = [(min(times[s], times[s + 1]), flat[..., s, :]) for s in range(len(times) - 1)]
-    pieces.sort(key=lambda piece: piece[0])
+    pieces.sort(key=lambda piece: float(torch.as_tensor(piece[0]).detach()))
     return Schedule([(-math.inf, pieces[0][1]), *pieces[1:]])
 
 

@@ -380,6 +380,8 @@ def check_factor_prior(prior: object, num_flows: int) -> Tensor:
     """Checks probabilities p(k), and gives ln p(k) ``[K]``; uniform where None."""
     if prior is None:
         return torch.full((num_flows,), -math.log(num_flows))
+    if isinstance(prior, Tensor) and prior.requires_grad:
+        raise ValueError("factor_prior is a setting, which is not learned: give factor_prior.detach()")
     try:
         p = torch.as_tensor(prior, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError) as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
@@ -70,16 +72,19 @@ def refresh_weights(part: nn.Module) -> dict[str, tuple[str, ...]]:
     return made
 
 
-def prepare_for_solve(part: nn.Module) -> None:
+def prepare_for_solve(part: nn.Module, costs: Mapping[str, Callable[..., Any]] = MappingProxyType({})) -> None:
     """Refreshes weights, and warns of what a solve would ignore: a solve binds a part and never calls its `forward`.
 
     Args:
         part: A potential or field; the parts that it is made of are included.
+        costs: What is integrated beside it, by name.
 
     Raises:
-        ValueError: If a module in it is in training mode and draws at random or looks at the whole batch.
+        ValueError: If a module in them is in training mode and draws at random or looks at the whole batch.
     """
     refuse_unsteady(part)
+    for name, cost in costs.items():
+        refuse_unsteady(cost, f"cost {name!r}", "a solve asks its costs")
     for one in _parts(part):
         refresh_weights(one)
         name, ignored = type(one).__name__, None

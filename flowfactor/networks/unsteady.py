@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 
-def refuse_unsteady(part: nn.Module) -> None:
+def refuse_unsteady(
+    part: nn.Module | Callable[..., Any], what: str = "", asked: str = "a solve asks its field"
+) -> None:
     """Raises ValueError for a part that holds modules in training mode which draw at random or look at the whole batch.
 
-    A solve evaluates its field many times, at places that depend on the results: noise that changes in between is no
-    differential equation, and running statistics would move with the number of evaluations. Modules that a function holds
-    in its closure are found too; what a forward draws by itself is not.
+    A solve evaluates its field and its costs many times, at places that depend on the results: noise that changes in between
+    is no differential equation, and running statistics would move with the number of evaluations. Derivatives of a sample
+    are no derivatives where the sample's value depends on others, or on a draw. Modules that a function holds in its closure
+    are found too; what a forward draws by itself is not.
 
     Args:
-        part: A potential or field.
+        part: A potential, field or cost.
+        what: What the message calls it, such as ``cost 'hj'``; its class where empty.
+        asked: Who asks it.
 
     Raises:
         ValueError: With the name of the module.
@@ -26,9 +32,9 @@ def refuse_unsteady(part: nn.Module) -> None:
         why = _why(module) if module.training else None
         if why is not None:
             raise ValueError(
-                f"{type(module).__name__} ({name or 'the module itself'}) of {type(part).__name__} is in training mode, "
-                f"where {why}, and a solve asks its field many times: call .eval() on it, or draw the mask once a solve "
-                "yourself and hand it over as context"
+                f"{type(module).__name__} ({name or 'the module itself'}) of {what or type(part).__name__} is in training "
+                f"mode, where {why}, and {asked} many times: call .eval() on it, or draw the mask once yourself and hand it "
+                "over as context"
             )
 
 
@@ -45,16 +51,26 @@ def _why(module: nn.Module) -> str | None:
     return None
 
 
-def _modules(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _modules(part: Any) -> Iterator[tuple[str, nn.Module]]:
+    if not isinstance(part, nn.Module):
+        yield from _held("", part)
+        return
     for name, module in part.named_modules():
         yield name, module
-        function = vars(module).get("function")
-        held = [getattr(function, "__self__", None)]
-        for cell in getattr(function, "__closure__", None) or ():
-            try:
-                held.append(cell.cell_contents)
-            except ValueError:  # nothing is in it yet
-                continue
-        for inner in held:
-            if isinstance(inner, nn.Module):
-                yield from ((f"{name}: {below}" if below else name, one) for below, one in inner.named_modules())
+        for attribute in ("function", "force"):  # what parts of this package hold of users' functions
+            function = vars(module).get(attribute)
+            if function is not None:
+                yield from _held(name, function)
+
+
+def _held(name: str, function: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a function holds: whose method it is, and those in its closure."""
+    held = [getattr(function, "__self__", None)]
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # nothing is in it yet
+            continue
+    for inner in held:
+        if isinstance(inner, nn.Module):
+            yield from ((f"{name}: {below}" if below else name, one) for below, one in inner.named_modules())

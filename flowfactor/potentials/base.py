@@ -16,6 +16,7 @@ from flowfactor.networks.batching import Layout, layout_of, run
 from flowfactor.networks.controlled import Controlled
 from flowfactor.networks.probes import check_probes, given_probes, rademacher_like
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
+from flowfactor.networks.unsteady import refuse_unsteady
 
 Laplacian: TypeAlias = Literal["exact", "hutchinson"]
 
@@ -146,8 +147,9 @@ class Potential(Controlled):
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
-            ValueError: If an argument has the wrong shape, a flow does not exist, ``laplacian`` is unknown, or more than one
-                probe is asked for where none are drawn.
+            ValueError: If an argument has the wrong shape, a flow does not exist, ``laplacian`` is unknown, more than one
+                probe is asked for where none are drawn, or a module of it is in training mode and draws at random or looks
+                at the whole batch.
 
         Example:
             >>> import torch, flowfactor as ff
@@ -158,6 +160,7 @@ class Potential(Controlled):
         """
         if laplacian not in ("exact", "hutchinson", None):
             raise ValueError(f'laplacian must be "exact", "hutchinson" or None, got {laplacian!r}')
+        refuse_unsteady(self, asked="derivatives ask it")
         t, resolved = self._checked(z, t, control, context)
         check_probes(probes, laplacian)
         if probe is not None and probes > 1:

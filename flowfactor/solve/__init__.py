@@ -3,8 +3,8 @@
 `LatentFlow` checks its arguments and calls `flowfactor.solve.solve.solve` with its field, its solver and its kind of
 divergence. From there a solve goes one way down:
 
-1. **Check.** The states, times, control and costs are checked before any work; what the engine adds is that flows exist and
-   controls have the shape of the batch (`flowfactor.control.resolve`).
+1. **Check.** The states, times (`times`), control and costs are checked before any work; what the engine adds is that flows
+   exist and controls have the shape of the batch (`flowfactor.control.resolve`).
 2. **Cut into stretches.** A schedule is cut at its switching times, so that no step straddles one
    (`problem.segments_of`). State, log-determinant and running costs are one packed state ``[*batch, S]``
    (`problem.Packing`); z and the log-determinant steer the steps, the costs do not.

@@ -108,10 +108,10 @@ def solve_segment(
     Returns:
         Packed states ``[T, *batch, S]``; or why the general engine has to do it (or explain why it cannot be done).
     """
-    table = tableau(solver.method)
     refusal = _unsuited(solver, y, segment, packing, acting.context if "context" in want else None)
     if refusal is not None:
         return refusal
+    table = tableau(solver.method)  # not before: inside transforms of torch.func it cannot be read
     if table is None:
         return NoClosedForm(f"the method {solver.method} has no closed-form adjoint")
     if pieces is None and acting.weights is not None:
@@ -138,14 +138,17 @@ def solve_segment(
     # Costs may share a force, whose gradient must count once.
     others = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
     block = layout.scatter(y)[0]
-    z0, start = block[..., : field.dim], block[..., field.dim :].detach()
+    dim = (
+        field.dim
+    )  # all that the backward pass asks of the field: held by it, a path kept on the field would be a circle
+    z0, start = block[..., :dim], block[..., dim:].detach()
 
     def by_autograd(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         bound, how = _as_field(adjoint, tensors[len(others) :], along), replace(solver, gradient=gradient)
         both = torch.cat([z, start], -1)
         laid = replace(segment, clock=clock)
         ys = follow(how, lambda piece: packing.rhs(bound, piece, context), both, laid, packing.steered, SolveStats())
-        return ys[..., : field.dim], (ys[..., field.dim :] - start).movedim(-1, 0)
+        return ys[..., :dim], (ys[..., dim:] - start).movedim(-1, 0)
 
     plan = Plan(
         adjoint, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs, want, along,
@@ -160,7 +163,7 @@ def solve_segment(
     zs = layout.gather([zs], 1)
     if not plan.quadratures:
         return zs
-    return torch.cat([zs, layout.gather([integrals.movedim(0, -1)], 1) + y[..., field.dim :]], -1)
+    return torch.cat([zs, layout.gather([integrals.movedim(0, -1)], 1) + y[..., dim:]], -1)
 
 
 def _adjoint_of(

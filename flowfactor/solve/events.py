@@ -77,8 +77,8 @@ class Events:
 
         Raises:
             TypeError: As a solve, or if the event gives no tensor or ``checks`` is no integer.
-            ValueError: As a solve, or if the event gives another shape, dtype or NaN, or if it only touches 0, where its
-                time has no gradient.
+            ValueError: As a solve, or if the event gives another shape, dtype or NaN, if it only touches 0, where its time
+                has no gradient, or if ``t0`` or ``t_max`` asks for one.
             FlowSolveError: If a solve fails.
 
         Example:
@@ -97,7 +97,12 @@ class Events:
             integrals = {name: cost[0] for name, cost in path.costs.items()}
             last = None if path.log_det is None else path.log_det[0]
             return EventPath(path.t[0], path.z[0], path.happened[0], last, integrals, path.stats)
-        begin, end = float(one_time("t0", t0)), float(one_time("t_max", t_max))
+        for name, time in (("t0", t0), ("t_max", t_max)):
+            if isinstance(one_time(name, time), Tensor):
+                raise ValueError(
+                    f"{name} has no gradient in until, only the event's own time has: give {name}.detach()"
+                )
+        begin, end = float(t0), float(t_max)
         if begin == end:
             raise ValueError(f"t_max must differ from t0, got {end:g} for both")
         how = {"context": context, "generator": generator}

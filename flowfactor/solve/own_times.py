@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -55,6 +56,10 @@ def _from_knot_to_knot(control: PieceControl, t: Tensor) -> Segment | None:
     """Rates that change at every output."""
     steps = t.diff(dim=0)
     lengths = steps.detach().abs().flatten(1).amax(1)
+    if (
+        t.requires_grad
+    ):  # where all rest, times have gradients still: those of a stretch that is followed at a rate of 0
+        lengths = torch.where(lengths > 0, lengths, 1)
     moving = [i for i, length in enumerate(lengths.tolist()) if length > 0]
     if not moving:
         return None
@@ -75,13 +80,22 @@ def _under_schedule(schedule: Schedule, t: Tensor, batch: Sequence[int], num_flo
     ascending = t[-1] >= t[0]
     segments: list[Segment] = []
     now, wanted = t[0], []
-    for begin, end in zip(t[:-1], t[1:], strict=True):
-        low, high = torch.minimum(begin, end), torch.maximum(begin, end)
+    for i, (begin, end) in enumerate(pairwise(t)):
+        # Written so that a sample that rests, and one whose way ends on a switch, has the gradient of its end alone.
+        low, high = torch.where(ascending, begin, end), torch.where(ascending, end, begin)
+        rests, arrived = begin == end, torch.zeros_like(ascending)
         for up, down in zip(range(len(pieces)), reversed(range(len(pieces))), strict=True):
             # A sample of ascending times is in its piece up to that piece's end, others down to its start.
             until = torch.where(ascending, bounds[up + 1], bounds[down])
-            until = torch.minimum(torch.maximum(until, low), high)
+            # One that begins on a switch that is learned goes on from there, which its last output did not.
+            leaves = (until == begin) & ~rests & (until.requires_grad and i > 0)
+            within = torch.where(until <= low, low, torch.where(until >= high, high, until))
+            until = torch.where(leaves, until, within)
+            arrives = (until == end) & torch.where(ascending, bounds[up + 1] > end, bounds[down] <= end) & ~arrived
+            arrived |= arrives
             length = float((until - now).detach().abs().max())
+            if length == 0 and bool((leaves | (rests & arrives & t.requires_grad)).any()):
+                length = 1.0  # a stretch of rate 0, which has gradients
             if length > 0:
                 clock = Clock((0.0,), now.unsqueeze(0), ((until - now) / length).unsqueeze(0))
                 both = _merged(ascending, pieces[up], pieces[down], batch, num_flows, like)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from typing import Any
 
@@ -84,6 +85,23 @@ def test_a_path_kept_on_its_flow_is_freed_without_the_collector(
         gc.enable()
 
 
+@pytest.mark.parametrize("log_det", [False, True])
+@pytest.mark.parametrize(
+    ("gradient", "engine"), [("direct", "general"), *((gradient, "closed form") for gradient in MODES)]
+)
+def test_a_path_kept_on_the_field_of_a_potential_is_freed_too(gradient: Any, engine: Any, log_det: bool) -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2), ff.Solver("rk4", gradient=gradient, engine=engine))
+    gc.collect()
+    gc.disable()
+    try:
+        path = flow(torch.randn(3, 2), [0.0, 0.5, 1.0], log_det=log_det)
+        flow.field.last, gone = path, weakref.ref(path.z)  # type: ignore[assignment]
+        del path, flow
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 class _Own(ff.potentials.Potential):
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(2)
@@ -107,6 +125,50 @@ def test_modules_that_change_between_evaluations_are_refused_in_training_mode(
         flow(torch.ones(3, 2), [0.0, 1.0])
     own.eval()
     flow(torch.ones(3, 2), [0.0, 1.0], log_det=True).z[-1].sum().backward()
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(0.5)])
+def test_derivatives_refuse_modules_in_training_mode(layer: nn.Module) -> None:
+    own = _Own(layer)
+    potentials = [own, ff.potentials.from_module(lambda z, t: own.net(z).squeeze(-1), 2)]
+    fields = [
+        ff.fields.GradientField(own),
+        ff.fields.from_module(nn.Sequential(nn.Linear(2, 4), layer, nn.Linear(4, 2)), 2),
+    ]
+    refused = rf"{type(layer).__name__} \(.*training mode.*\.eval\(\)"
+    for u in potentials:
+        own.train()
+        with pytest.raises(ValueError, match=refused):
+            u.derivatives(torch.ones(3, 2), 0.0, laplacian="exact")
+        own.eval()
+        u.derivatives(torch.ones(3, 2), 0.0, laplacian="exact")
+    for field in fields:
+        layer.train()
+        with pytest.raises(ValueError, match=refused):
+            field.divergence(torch.ones(3, 2), 0.0)
+
+
+class _Cost(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 4), layer, nn.Linear(4, 1))
+
+    def forward(self, e: ff.fields.Evaluation) -> Tensor:
+        return self.net(e.z).squeeze(-1)
+
+
+@pytest.mark.parametrize("held", ["module", "closure", "force"])
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(0.5)])
+def test_costs_refuse_modules_in_training_mode(layer: nn.Module, held: str) -> None:
+    own = _Cost(layer)
+    force = ff.regularizers.HamiltonJacobi(lambda z, t: own.net(z).squeeze(-1))
+    cost: Any = {"module": own, "closure": lambda e: own(e), "force": force}[held]
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(2), ff.Solver("rk4"))
+    own.train()
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__} \(.*cost 'mine'.*training mode.*\.eval\(\)"):
+        flow(torch.ones(3, 2), [0.0, 1.0], costs={"mine": cost})
+    own.eval()
+    flow(torch.ones(3, 2), [0.0, 1.0], costs={"mine": cost})
 
 
 def test_dropout_of_probability_zero_moves_nothing() -> None:
@@ -237,3 +299,27 @@ def test_the_way_back_lands_on_outputs(method: str, within: float) -> None:
         path = ff.LatentFlow(field, ff.Solver(method, gradient=gradient, rtol=1e-6, atol=1e-6))(z, [0.0, 0.5, 1.0])
         grads.append(torch.autograd.grad(path.z[1:].square().sum(), z)[0])
     torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=within)
+
+
+def test_a_density_whose_divergence_is_negative_is_known_by_its_solver_error() -> None:
+    # The flow carries N(0, e^-20) to N(0, 1). Steps of 1/4 follow the log-determinant exactly, and not the states: what is
+    # called a density then holds more than a mass of one.
+    rate, one = 10.0, torch.ones(2).double()
+    u = ff.potentials.QuadraticPotential(2, S=rate * torch.eye(2)).double()
+    data = Independent(Normal(0 * one, math.exp(-rate) * one), 1)
+    x = data.sample((1000,))
+
+    def measured(solver: ff.Solver) -> tuple[float, float, float]:
+        flow = ff.LatentFlow(u, solver)
+        with torch.no_grad():
+            divergence = (data.log_prob(x) - flow.density(Normal(0 * one, one)).log_prob(x)).mean()
+        return (
+            float(divergence),
+            float(flow.solver_error(x, [0.0, 1.0]).median()),
+            float(flow.round_trip_error(x, [0.0, 1.0]).median()),
+        )
+
+    divergence, off, missed = measured(ff.Solver("rk4", step_size=0.25))
+    assert divergence < -0.5 and off > 0.3 and missed > 0.1  # states of the base are of size 1
+    divergence, off, missed = measured(ff.Solver(rtol=1e-9, atol=1e-9))
+    assert abs(divergence) < 1e-4 and off < 1e-4 and missed < 1e-4

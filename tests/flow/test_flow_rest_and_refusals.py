@@ -42,3 +42,11 @@ def test_vmap_is_refused(solve, over: torch.Tensor) -> None:
     flow = ff.LatentFlow(ff.potentials.MLPPotential(3, 2), ff.Solver("rk4"))
     with pytest.raises(ValueError, match="hand over states"):
         torch.vmap(lambda x: solve(flow, x).z[-1])(over)
+
+
+@pytest.mark.parametrize("what", ["push", "density", "transform"])
+def test_maps_and_distributions_refuse_times_of_each_sample_by_name(what: str) -> None:
+    flow, t = ff.LatentFlow(ff.potentials.MLPPotential(2)), torch.tensor([0.1, 0.2])
+    base = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
+    with pytest.raises(ValueError, match=r"t[01] is one time.*\[2\].*flow\(z, t \[T, \*batch\]\)"):
+        flow.transform(0.0, t) if what == "transform" else getattr(flow, what)(base, t)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import flowfactor as ff
+from flowfactor.solve.runge_kutta import tableau
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # the tracer looks at it, and hides that itself
 
 PAGE = Path(__file__).parents[2] / "docs" / "gradients.md"
 COLUMNS = [
@@ -112,6 +116,16 @@ def _by_func(gradient: Any, engine: Any) -> Tensor:
     return torch.func.grad(lambda z: flow(z, [0.0, 1.0]).z[-1].square().sum())(_start().detach())
 
 
+def _by_jvp(gradient: Any, engine: Any) -> Tensor:
+    flow, z = _flow(gradient, engine, method="rk4", step_size=0.1), _start().detach()
+    return torch.func.jvp(lambda z: flow(z, [0.0, 1.0]).z[-1], (z,), (torch.ones_like(z),))[1]  # type: ignore[return-value]
+
+
+def _by_vmap(gradient: Any, engine: Any) -> Tensor:
+    flow = _flow(gradient, engine, method="rk4", step_size=0.1)
+    return torch.func.vmap(lambda z: flow(z, [0.0, 1.0]).z[-1])(_start().detach())
+
+
 def _switching(gradient: Any, engine: Any) -> Tensor:
     torch.manual_seed(0)
     part = ff.potentials.MLPPotential(2, 2, hidden=(4, 4), init_scale=1.0)
@@ -186,6 +200,19 @@ def _compiled(gradient: Any, engine: Any) -> Tensor:
     return torch.zeros(())
 
 
+def _compiled_and_steered(gradient: Any, engine: Any) -> Tensor:
+    c = torch.linspace(-1, 1, 9).double().reshape(3, 3).requires_grad_()
+    t, compile_ = _OWN_TIMES.clone().requires_grad_(), torch.compile
+    # What would be compiled is traced, and run as it is.
+    with mock.patch.object(torch, "compile", lambda f, **how: compile_(f, **how, backend="eager")):
+        flow = _flow(gradient, engine, _steered(), method="rk4", step_size=0.1, compile=True)
+        path = flow(_start(), t, torch.tensor([1, 0, 1]), context=c, log_det=True)
+    assert path.log_det is not None
+    return torch.cat(
+        [x.flatten() for x in torch.autograd.grad(path.z[-1].square().sum() + path.log_det[-1].sum(), (c, t))]
+    )
+
+
 CLAIMS: dict[str, Callable[[Any, Any], Tensor]] = {
     "gradients of times": _of_times,
     "gradients of tensors that a function captures": _captured,
@@ -196,6 +223,8 @@ CLAIMS: dict[str, Callable[[Any, Any], Tensor]] = {
     "`torch.func.functional_call`, built-in part": _functional,
     "`torch.func.functional_call`, part of your own": _own_functional,
     "`torch.func.grad`, fixed steps": _by_func,
+    "`torch.func.jvp`, fixed steps": _by_jvp,
+    "`torch.func.vmap`": _by_vmap,
     "schedules": _switching,
     "gradients of a schedule's switching times": _of_switch,
     "a context, and its gradients": _of_context,
@@ -207,6 +236,7 @@ CLAIMS: dict[str, Callable[[Any, Any], Tensor]] = {
     "adams methods": _by_method("explicit_adams"),
     "`scipy_solver`": _by_method("scipy_solver"),
     "`compile=True`": _compiled,
+    "`compile=True`, gradients of contexts and of times of each sample": _compiled_and_steered,
 }
 
 
@@ -215,7 +245,7 @@ def what_happens(row: str, column: tuple[str, str]) -> str:
     try:
         found = CLAIMS[row](*column)
     except (ValueError, RuntimeError) as error:
-        ours = ("gradient=", "engine=", "training mode", "torch.func", "scipy_solver")
+        ours = ("gradient=", "engine=", "training mode", "torch.func", "torch.vmap", "scipy_solver")
         assert any(words in str(error) for words in ours), f"not an error of ours: {error}"
         return "refused"
     if row != "`scipy_solver`":
@@ -232,3 +262,18 @@ def test_the_table_has_a_row_for_each_claim() -> None:
 @pytest.mark.parametrize("row", CLAIMS)
 def test_cells(row: str, column: tuple[str, str]) -> None:
     assert table()[row][COLUMNS.index(column)] == what_happens(row, column)
+
+
+def test_compiled_gradients_of_contexts_and_own_times_are_those_of_the_solve_as_written() -> None:
+    with mock.patch.object(ff, "Solver", lambda *args, compile, **how: ff.solver.Solver(*args, **how)):
+        written = _compiled_and_steered("direct", "general")
+    torch.testing.assert_close(_compiled_and_steered("direct", "general"), written, rtol=1e-9, atol=1e-9)
+    assert written.any()
+
+
+@pytest.mark.parametrize("engine", ["auto", "closed form", "general"])
+def test_forward_derivatives_of_adaptive_steps_are_refused_by_name(engine: Any) -> None:
+    tableau.cache_clear()  # as in a process whose first solve this is
+    flow, z = _flow("direct", engine), _start().detach()
+    with pytest.raises(ValueError, match=r"torch\.func"):
+        torch.func.jvp(lambda z: flow(z, [0.0, 1.0]).z[-1], (z,), (torch.ones_like(z),))

@@ -124,7 +124,16 @@ class PaperCodeVAE(Baseline):
 
         Returns:
             States ``[T, *batch, D]``.
+
+        Raises:
+            ValueError: If a time, or a switching time of a schedule, asks for its gradient.
         """
+        moments = control.moments if isinstance(control, Schedule) else ()
+        if any(isinstance(m, Tensor) and m.requires_grad for m in (t, *moments)):
+            raise ValueError(
+                "a PaperCodeVAE counts whole steps, as its code does, and gives times and switching times no gradient: "
+                "hand over t.detach(), or take a model with a latent flow"
+            )
         states = [z0]
         for begin, end in zip(t[:-1].tolist(), t[1:].tolist(), strict=True):
             z = states[-1]

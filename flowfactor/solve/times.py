@@ -1,0 +1,85 @@
+"""Checks of the times of a solve: those of all samples, or of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from flowfactor.control import times
+
+
+def checked_times(z0: Tensor, t: Tensor | Sequence[float]) -> Tensor:
+    """The times of a solve from ``z0 [*batch, D]``, ``[T]`` or ``[T, *batch]``, in float64 where the device has it.
+
+    Raises:
+        TypeError: If they are no real numbers.
+        ValueError: If they are of another shape, not finite, not monotone, or too coarse for the states' dtype.
+    """
+    wide = z0.new_zeros((), dtype=torch.float64) if z0.device.type != "mps" else z0
+    t = times(t, wide)
+    if t.ndim > 1:
+        return _own_times(z0, t)
+    if t.ndim != 1 or len(t) == 0:
+        raise ValueError(
+            "t must be a list of times, for example [0.0, 1.0], or times of each sample [T, *batch]; got shape "
+            f"{list(t.shape)}"
+        )
+    now, values = t.detach(), t.tolist()
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"t holds NaN or infinity: {values}")
+    # Compared as the solver will see them: two times that round to one are one.
+    if not math.isfinite(values[-1] - values[0]) or not bool(torch.isfinite(now.to(z0.dtype)).all()):
+        raise ValueError(
+            f"times from {values[0]:g} to {values[-1]:g} are too large for {z0.dtype}: count in other units"
+        )
+    steps = now.to(z0.dtype).diff()
+    if not bool((steps > 0).all() or (steps < 0).all()):
+        raise ValueError(f"t must be strictly increasing or strictly decreasing, without repeats; got {values}")
+    near = min((abs(b - a) for a, b in pairwise(values)), default=math.inf)
+    _check_coarse(max(map(abs, values)), near, z0.dtype)
+    return t
+
+
+def _own_times(z0: Tensor, t: Tensor) -> Tensor:
+    """Checks times ``[T, *batch]`` and spreads them over the batch."""
+    batch = z0.shape[:-1]
+    try:
+        t = t.expand(len(t), *batch)
+    except RuntimeError as error:
+        raise ValueError(
+            f"times of each sample must have shape [T, *batch], here [{', '.join(['T', *map(str, batch)])}]; got "
+            f"{list(t.shape)}"
+        ) from error
+    now = t.detach()
+    if len(t) == 0:
+        raise ValueError("t holds no times: give at least the one that z0 is at")
+    if not bool(torch.isfinite(now).all()):
+        raise ValueError("t holds NaN or infinity")
+    steps = now.diff(dim=0)
+    turns = ~((steps >= 0).all(0) | (steps <= 0).all(0))
+    if bool(turns.any()):
+        first = turns.nonzero()[0].tolist()
+        raise ValueError(
+            f"the times of each sample must increase or decrease (or rest), and those of sample {first} do not: "
+            f"{now[(slice(None), *first)].tolist()}"
+        )
+    sizes = steps.abs()
+    near = sizes[sizes > 0]
+    if near.numel():
+        _check_coarse(float(now.abs().max()), float(near.min()), z0.dtype)
+    return t
+
+
+def _check_coarse(far: float, near: float, dtype: torch.dtype) -> None:
+    """Raises ValueError where times ``near`` apart, and as far as ``far`` from 0, are too coarse for a dtype."""
+    # Steps are shorter than intervals, and the field is asked at times of the state's precision.
+    ulps = 100 if dtype in (torch.float32, torch.float64) else 8
+    if near < ulps * torch.finfo(dtype).eps * far:
+        raise ValueError(
+            f"times as far from 0 as {far:g} and only {near:g} apart are too coarse in {dtype}: count them from the "
+            "start of the solve, or take states in float64"
+        )
