@@ -32,7 +32,8 @@ class Tableau:
         c: ``[q]``.
         order: Its order, for the step-size control.
         error: ``[q]``, weights of the error estimate; None for methods of fixed steps.
-        middle: ``[q]``, weights of the state in the middle of a step, for interpolation.
+        middle: ``[q]``, weights of the state in the middle of a step, for interpolation as accurate as the steps; None where
+            there is none.
     """
 
     a: np.ndarray
@@ -49,10 +50,15 @@ class Tableau:
 
     def inside(self, x: float) -> np.ndarray:
         """Weights of the k for the state at the fraction ``x`` of a step: torchdiffeq's quartic through both ends."""
-        return self.b if x == 1.0 else np.array([x, x**2, x**3, x**4]) @ self._quartic
+        return self.b if x == 1.0 else np.array([x, x**2, x**3, x**4]) @ self.quartic
+
+    @property
+    def dense(self) -> bool:
+        """Whether outputs may be read off inside of a step."""
+        return self.middle is not None
 
     @cached_property
-    def _quartic(self) -> np.ndarray:
+    def quartic(self) -> np.ndarray:
         """Weights by powers of the fraction, ``[4, q]``: values and slopes match at both ends, the value in the middle."""
         assert self.middle is not None
         first, last = np.eye(self.size)[0], np.eye(self.size)[-1]
@@ -95,7 +101,21 @@ def tableau(method: str) -> Tableau | None:
     if b[-1] != 0 or not np.array_equal(b[:-1], a[-1, :-1]):
         return None
     c = np.concatenate([[0.0], own.alpha.double().numpy()])
-    return Tableau(a, b, c, kind.order, own.c_error.double().numpy(), kind.mid.double().numpy())
+    return Tableau(a, b, c, kind.order, own.c_error.double().numpy(), _middle(method, b, kind.mid.double().numpy()))
+
+
+def _middle(method: str, b: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:
+    """Weights of the state in the middle of a step, by which outputs inside of it are as accurate as its end.
+
+    A quartic is, for steps of up to order 5, if the middle is: torchdiffeq's own of dopri5; for those of order 3, that of the
+    cubic through the values and slopes at both ends (Hermite's).
+    """
+    if method == "dopri5":
+        return theirs
+    if method == "bosh3":
+        first, last = np.eye(len(b))[0], np.eye(len(b))[-1]
+        return b / 2 + (first - last) / 8
+    return None
 
 
 class StepControl:
@@ -197,6 +217,15 @@ class Steps:
         """The integrals of the second rate over parts of a step, by their weights ``[parts, q]``: ``[parts, K, n]``."""
         assert self.rates is not None
         return (weights @ self.rates).view(-1, *self.shape[:-1])
+
+    def at_each(self, z: Tensor, weights: Tensor) -> Tensor:
+        """States inside the step from ``z`` where each sample is read, by weights ``[O, q, K, n]``: ``[O, K, n, D]``."""
+        return torch.einsum("oqkn,qknd->oknd", weights, self.k.view(-1, *self.shape)).add_(z)
+
+    def totals_each(self, weights: Tensor) -> Tensor:
+        """The integrals of the second rate up to there, ``[O, K, n]``."""
+        assert self.rates is not None
+        return (weights * self.rates.view(-1, *self.shape[:-1])).sum(1)
 
     def error(self, z: Tensor, end: Tensor, ell: Tensor | None) -> Tensor:
         """Mean square of the error over the tolerance, of every sample ``[K, n]``.
