@@ -13,6 +13,7 @@ from torch import Tensor
 from flowfactor.errors import FlowSolveError
 from flowfactor.solve.diagnosis import failure, first_bad
 from flowfactor.solve.dynamics import Dynamics, NotFiniteError, StepLimitError
+from flowfactor.solve.runge_kutta import DENSE
 from flowfactor.solver import SCIPY_METHOD, Solver
 
 _odeint: Any = torchdiffeq.odeint  # its annotations do not say that tensors come back as tensors
@@ -24,7 +25,8 @@ def call_torchdiffeq(
 ) -> Tensor:  # fmt: skip
     """Calls torchdiffeq once and turns its failures into FlowSolveError."""
     solver = dynamics.solver
-    arguments: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol, "method": solver.method}
+    arguments: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol}
+    arguments["method"] = DENSE.get(solver.method, solver.method)
     arguments["options"] = _options(solver, t, steered, first_step)
     solve: Any = _odeint
     if captured is not None:
@@ -60,9 +62,8 @@ def _options(solver: Solver, t: Tensor, steered: int, first_step: float | None =
         return options
     if not solver.adaptive:
         return _fixed_options(solver)
-    # Land on the end, so that the field is not evaluated beyond it, and on every output. Only dopri5 reads outputs off
-    # between its steps: its interpolation is as accurate as its steps, that of the other methods is not.
-    landings = t[-1:] if solver.method == "dopri5" else t[1:]
+    # Land on the end, so that the field is not evaluated beyond it, and on every output that is not read inside of a step.
+    landings = t[-1:] if solver.method in DENSE else t[1:]
     options = {"norm": solver.error_norm(steered)} | _landing(options, landings)
     if first_step is not None:
         options["first_step"] = first_step

@@ -14,6 +14,7 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torchdiffeq._impl.bosh3 import Bosh3Solver
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
@@ -76,6 +77,20 @@ _FIXED = {
 }
 
 
+class Bosh3(Bosh3Solver):
+    """torchdiffeq's bosh3, with the cubic through values and slopes at both ends of a step (Hermite's) inside of it.
+
+    Its own quartic has a middle of lower order.
+    """
+
+    mid = torch.tensor([1 / 9 + 1 / 8, 1 / 6, 2 / 9, -1 / 8], dtype=torch.float64)
+
+
+SOLVERS["flowfactor.bosh3"] = Bosh3  # torchdiffeq takes solvers by name
+DENSE = {"dopri5": "dopri5", "bosh3": "flowfactor.bosh3"}
+"""Methods whose interpolation is as accurate as their steps, so that outputs are read off inside of these."""
+
+
 @cache
 def tableau(method: str) -> Tableau | None:
     """The tableau of a method, or None where it is not a Runge-Kutta method whose steps are independent of one another.
@@ -89,7 +104,7 @@ def tableau(method: str) -> Tableau | None:
         for i, weights in enumerate(below):
             a[i, : len(weights)] = weights
         return Tableau(a, np.array(b), a.sum(1))
-    kind = SOLVERS.get(method)
+    kind = SOLVERS.get(DENSE.get(method, method))
     if kind is None or not issubclass(kind, RKAdaptiveStepsizeODESolver):
         return None
     own = kind.tableau
@@ -101,21 +116,8 @@ def tableau(method: str) -> Tableau | None:
     if b[-1] != 0 or not np.array_equal(b[:-1], a[-1, :-1]):
         return None
     c = np.concatenate([[0.0], own.alpha.double().numpy()])
-    return Tableau(a, b, c, kind.order, own.c_error.double().numpy(), _middle(method, b, kind.mid.double().numpy()))
-
-
-def _middle(method: str, b: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:
-    """Weights of the state in the middle of a step, by which outputs inside of it are as accurate as its end.
-
-    A quartic is, for steps of up to order 5, if the middle is: torchdiffeq's own of dopri5; for those of order 3, that of the
-    cubic through the values and slopes at both ends (Hermite's).
-    """
-    if method == "dopri5":
-        return theirs
-    if method == "bosh3":
-        first, last = np.eye(len(b))[0], np.eye(len(b))[-1]
-        return b / 2 + (first - last) / 8
-    return None
+    middle = kind.mid.double().numpy() if method in DENSE else None
+    return Tableau(a, b, c, kind.order, own.c_error.double().numpy(), middle)
 
 
 class StepControl:
