@@ -136,7 +136,8 @@ def solve_segment(
         clock = segment.clock.laid_out(layout, y.dtype)
         adjoint = ClockAdjoint(single, clock)
         if segment.straight is not None and solver.adaptive and table.dense:
-            straight = segment.straight[0].laid_out(layout, y.dtype)
+            rates, reads = segment.straight
+            straight = rates.laid_out(layout, y.dtype), torch.stack([layout.scatter(x, 0)[0] for x in reads])
     check_fixed_steps(solver, segment.times)
     modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
     # Costs may share a force, whose gradient must count once.
@@ -147,7 +148,7 @@ def solve_segment(
     def by_autograd(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         bound, how = _as_field(adjoint, tensors[len(others) :], along), replace(solver, gradient=gradient)
         both = torch.cat([z, start], -1)
-        laid = replace(segment, clock=clock)
+        laid = replace(segment, clock=clock, straight=straight)
         ys = follow(how, lambda piece: packing.rhs(bound, piece, context), both, laid, packing.steered, SolveStats())
         return ys[..., : field.dim], (ys[..., field.dim :] - start).movedim(-1, 0)
 
@@ -156,9 +157,9 @@ def solve_segment(
         layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
         by_autograd, clock, context,
     )  # fmt: skip
-    if straight is not None and segment.straight is not None:
-        readings = Readings(torch.stack([layout.scatter(x, 0)[0] for x in segment.straight[1]]), y.dtype)
-        plan = replace(plan, adjoint=ClockAdjoint(single, straight), clock=straight, readings=readings, back=plan)
+    if straight is not None:
+        readings = Readings(straight[1], y.dtype)
+        plan = replace(plan, adjoint=ClockAdjoint(single, straight[0]), clock=straight[0], readings=readings, back=plan)
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *adjoint.inputs)
     except GaveUpError:

@@ -14,7 +14,7 @@ from flowfactor.networks.stage_adjoint import Residuals, TimeTerms
 from flowfactor.solve.dynamics import CHECK_EVERY
 from flowfactor.solve.problem import Plan
 from flowfactor.solve.reads import Readings, Reads
-from flowfactor.solve.runge_kutta import StepControl, Steps, Tableau
+from flowfactor.solve.runge_kutta import StepControl, Steps
 
 
 class GaveUpError(Exception):
@@ -72,7 +72,10 @@ class Block:
 
     def _weights_of_each(self, plan: Plan, readings: Readings, like: Tensor) -> Tensor:
         at, b = readings.at, like.new_tensor(plan.table.b)
-        result, sofar = like.new_zeros(len(at), len(self.stage_times), *at.shape[1:]), like.new_zeros(len(self.stage_times))
+        result, sofar = (
+            like.new_zeros(len(at), len(self.stage_times), *at.shape[1:]),
+            like.new_zeros(len(self.stage_times)),
+        )
         for step in self.steps:
             if step.reads is not None:
                 reads = step.reads

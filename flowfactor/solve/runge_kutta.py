@@ -14,10 +14,10 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torchdiffeq._impl.bosh3 import Bosh3Solver
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
+from flowfactor.solve.interpolating import DENSE
 from flowfactor.solver import Solver
 
 _SAFETY, _MOST, _LEAST = 0.9, 10.0, 0.2  # torchdiffeq's defaults: share of the next step aimed at, and its bounds
@@ -75,20 +75,6 @@ _FIXED = {
     "heun3": ([[], [1 / 3], [0.0, 2 / 3]], [0.25, 0.0, 0.75]),
     "rk4": ([[], [1 / 3], [-1 / 3, 1.0], [1.0, -1.0, 1.0]], [1 / 8, 3 / 8, 3 / 8, 1 / 8]),
 }
-
-
-class Bosh3(Bosh3Solver):
-    """torchdiffeq's bosh3, with the cubic through values and slopes at both ends of a step (Hermite's) inside of it.
-
-    Its own quartic has a middle of lower order.
-    """
-
-    mid = torch.tensor([1 / 9 + 1 / 8, 1 / 6, 2 / 9, -1 / 8], dtype=torch.float64)
-
-
-SOLVERS["flowfactor.bosh3"] = Bosh3  # torchdiffeq takes solvers by name
-DENSE = {"dopri5": "dopri5", "bosh3": "flowfactor.bosh3"}
-"""Methods whose interpolation is as accurate as their steps, so that outputs are read off inside of these."""
 
 
 @cache
