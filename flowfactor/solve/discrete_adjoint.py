@@ -155,7 +155,9 @@ def discrete_adjoint(
         injected = direct if z_bar is None else z_bar if direct is None else direct + z_bar
         end_bar = _through_steps(plan, block.steps, pullback, ys_bar, injected, end_bar)
         own.add(pullback.gradients())
-    return end_bar + ys_bar[0], other_bars.values, own.values
+    # Outputs that no step reads are the start itself.
+    first = ys_bar[0] if plan.readings is None else torch.where(plan.readings.begin, ys_bar, 0).sum(0)
+    return end_bar + first, other_bars.values, own.values
 
 
 def _starts(plan: Plan, blocks: Sequence[Block], last: int) -> list[Tensor]:

@@ -63,6 +63,11 @@ class Readings:
         """The number of outputs that no sample has beyond ``e``."""
         return sum(high <= e for high in self.most)
 
+    @property
+    def begin(self) -> Tensor:
+        """Which outputs are the start, ``[T, G, n, 1]``."""
+        return (self.at <= 0).unsqueeze(-1)
+
     def later(self, e: float) -> Tensor:
         """Which outputs lie beyond ``e``, ``[T, G, n]``."""
         return self.at > e
