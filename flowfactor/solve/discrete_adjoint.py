@@ -266,5 +266,4 @@ def _of_reads(plan: Plan, step: Step, ys_bar: Tensor) -> tuple[Tensor | None, Te
     """What cotangents of outputs that each sample has in a step of its own give its k ``[q, K, n, D]``, and its start."""
     if step.reads is None:
         return None, 0.0
-    bars = torch.where(step.reads.inside.unsqueeze(-1), ys_bar[step.reads.outputs], 0)
-    return torch.einsum("oqkn,oknd->qknd", step.reads.weights(plan.table, step.dt), bars), bars.sum(0)
+    return step.reads.pull(plan.table, step.dt, ys_bar[step.reads.outputs])

@@ -249,11 +249,12 @@ class Forward:
         step.reads, self.reached = readings.of_step(t, e), readings.reached(e)
         if step.reads is not None:
             inside, here = step.reads.inside, step.reads.outputs
-            weights = step.reads.weights(plan.table, step.dt)
-            states = torch.where((step.reads.x == 1).unsqueeze(-1), at, steps.at_each(z, weights))
-            self.ys[here] = torch.where(inside.unsqueeze(-1), states, self.ys[here])
+            states, ys = step.reads.states(plan.table, step.dt, z, steps.k), self.ys[here]
+            if e == plan.times[-1]:
+                states = torch.where((step.reads.x == 1).unsqueeze(-1), at, states)
+            torch.where(inside.unsqueeze(-1), states, ys, out=ys)
             if self.log_det is not None and ell is not None:
-                sums = ell - plan.start[..., 0] + steps.totals_each(weights)
+                sums = ell - plan.start[..., 0] + steps.totals_each(step.reads.weights(plan.table, step.dt))
                 self.log_det[here] = torch.where(inside, sums, self.log_det[here])
         if ell is None:
             return None

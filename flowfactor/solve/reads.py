@@ -31,9 +31,31 @@ class Reads:
 
     def weights(self, table: Tableau, dt: float) -> Tensor:
         """Weights of the k of a step of ``dt`` for what it adds to each output, ``[O, q, G, n]``."""
-        quartic = torch.tensor(table.quartic * dt, dtype=self.x.dtype, device=self.x.device)
-        powers = torch.stack([self.x, self.x**2, self.x**3, self.x**4], -1)
-        return (powers @ quartic).movedim(-1, 1)
+        first, square, cubic, fourth = self._quartic(table, dt).view(4, 1, -1, 1, 1)
+        x = self.x.unsqueeze(1)
+        return (fourth * x).add_(cubic).mul_(x).add_(square).mul_(x).add_(first).mul_(x)
+
+    def states(self, table: Tableau, dt: float, z: Tensor, k: Tensor) -> Tensor:
+        """The states ``[O, G, n, D]`` inside of a step from ``z [G, n, D]`` with its k ``[q, G n D]``."""
+        first, square, cubic, fourth = (self._quartic(table, dt) @ k).view(4, *z.shape)
+        x = self.x.unsqueeze(-1)
+        state = torch.addcmul(cubic, x, fourth)
+        for lower in (square, first, z):
+            state = torch.addcmul(lower, x, state)
+        return state
+
+    def pull(self, table: Tableau, dt: float, bars: Tensor) -> tuple[Tensor, Tensor]:
+        """What cotangents ``[O, G, n, D]`` of the states give the k ``[q, G, n, D]``, and the start of the step."""
+        x, sums = self.x.unsqueeze(-1), []
+        more = bars
+        for _ in range(4):
+            more = more * x
+            sums.append(more.sum(0))
+        k_bars = self._quartic(table, dt).mT @ torch.stack(sums).view(4, -1)
+        return k_bars.view(-1, *bars.shape[1:]), torch.where(self.inside.unsqueeze(-1), bars, 0).sum(0)
+
+    def _quartic(self, table: Tableau, dt: float) -> Tensor:
+        return torch.tensor(table.quartic * dt, dtype=self.x.dtype, device=self.x.device)
 
 
 class Readings:

@@ -206,12 +206,8 @@ class Steps:
         assert self.rates is not None
         return (weights @ self.rates).view(-1, *self.shape[:-1])
 
-    def at_each(self, z: Tensor, weights: Tensor) -> Tensor:
-        """States inside the step from ``z`` where each sample is read, by weights ``[O, q, K, n]``: ``[O, K, n, D]``."""
-        return torch.einsum("oqkn,qknd->oknd", weights, self.k.view(-1, *self.shape)).add_(z)
-
     def totals_each(self, weights: Tensor) -> Tensor:
-        """The integrals of the second rate up to there, ``[O, K, n]``."""
+        """The integrals of the second rate up to where each sample is read, by weights ``[O, q, K, n]``: ``[O, K, n]``."""
         assert self.rates is not None
         return (weights * self.rates.view(-1, *self.shape[:-1])).sum(1)
 
