@@ -32,6 +32,10 @@ class Solver:
             ``implicit_adams`` and ``fixed_adams`` take steps of ``step_size`` (``explicit_adams`` of order 5, since higher
             ones are unstable at usual steps; ``options={"max_order": 8}`` says otherwise); ``scipy_solver`` hands over to
             SciPy (no gradients but by the adjoint; choose SciPy's own method by ``options={"solver": "LSODA"}``).
+            ``dopri5`` and ``bosh3`` read outputs off inside of their steps, by polynomials as accurate as these, and land on
+            the last one and where a schedule switches; the other adaptive methods have no such polynomial and land on every
+            output, so that many outputs cost them evaluations. What is read off need not be within the tolerance of a
+            solve that lands, only of its order.
         rtol: Relative tolerance of a step.
         atol: Absolute tolerance of a step.
         gradient: How gradients are found. ``"direct"`` backpropagates through the solver's operations; ``"adjoint"``

@@ -39,6 +39,7 @@ from flowfactor.solve.forward import Block, Forward, GaveUpError
 from flowfactor.solve.general import follow
 from flowfactor.solve.odeint import check_fixed_steps
 from flowfactor.solve.problem import Packing, Plan, Segment
+from flowfactor.solve.reads import Readings
 from flowfactor.solve.runge_kutta import Tableau, tableau
 from flowfactor.solver import Solver
 
@@ -128,11 +129,15 @@ def solve_segment(
     if isinstance(adjoint, NoClosedForm):
         return adjoint
     clock, context = None, layout.contexts()[0] if "context" in want else None
+    single, straight = adjoint, None
     if segment.clock is not None:
         if not adjoint.own_times:
             return NoClosedForm(f"the closed form of {type(field).__name__} takes one time for all samples")
         clock = segment.clock.laid_out(layout, y.dtype)
-        adjoint = ClockAdjoint(adjoint, clock)
+        adjoint = ClockAdjoint(single, clock)
+        if segment.straight is not None and solver.adaptive and table.dense:
+            rates, reads = segment.straight
+            straight = rates.laid_out(layout, y.dtype), torch.stack([layout.scatter(x, 0)[0] for x in reads])
     check_fixed_steps(solver, segment.times)
     modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
     # Costs may share a force, whose gradient must count once.
@@ -146,7 +151,7 @@ def solve_segment(
     def by_autograd(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         bound, how = _as_field(adjoint, tensors[len(others) :], along), replace(solver, gradient=gradient)
         both = torch.cat([z, start], -1)
-        laid = replace(segment, clock=clock)
+        laid = replace(segment, clock=clock, straight=straight)
         ys = follow(how, lambda piece: packing.rhs(bound, piece, context), both, laid, packing.steered, SolveStats())
         return ys[..., :dim], (ys[..., dim:] - start).movedim(-1, 0)
 
@@ -155,6 +160,9 @@ def solve_segment(
         layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
         by_autograd, clock, context,
     )  # fmt: skip
+    if straight is not None:
+        readings = Readings(straight[1], y.dtype)
+        plan = replace(plan, adjoint=ClockAdjoint(single, straight[0]), clock=straight[0], readings=readings, back=plan)
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *adjoint.inputs)
     except GaveUpError:
@@ -251,9 +259,9 @@ class _Solve(torch.autograd.Function):
             if keep:
                 kept.append(rates)
             if len(later):
-                weights = torch.tensor(block.weights(plan.table, len(plan.times)), dtype=z.dtype, device=z.device)
+                weights = block.weights(plan, z)
                 for total, rate in zip(later, [*rates.log_det, *rates.costs], strict=True):
-                    total += torch.einsum("ts,ksn->tkn", weights, rate.detach())
+                    total += torch.einsum(f"{weights[0]},ksn->tkn", weights[1], rate.detach())
 
         forward = Forward(plan, z, None if keep else _STEPS_AT_ONCE, done if keep or len(later) else None)
         forward.run(z)
@@ -279,7 +287,7 @@ class _Solve(torch.autograd.Function):
             start_bar, other_bars, own = discrete_adjoint(plan, ctx.blocks, ctx.kept, bars, others)
             return None, None, start_bar, *other_bars, *own
         try:
-            start_bar, other_bars, own = continuous_adjoint(plan, ys, bars, others)
+            start_bar, other_bars, own = continuous_adjoint(plan.back or plan, ys, bars, others)
         except GaveUpError:  # the general engine tries too, and explains why it cannot be done
             plan.caller_stats.reason_backward = "the adjoint equation failed in closed form"
             return None, None, *_by_autograd(plan, "adjoint", [z0, *tensors], grads)

@@ -146,8 +146,8 @@ def discrete_adjoint(
         rates = _repeated(plan, block, starts.pop()) if kept is None else kept
         cotangents, z_bar = Outputs(), None
         if plan.quadratures:
-            weights = torch.tensor(block.weights(plan.table, len(plan.times)), dtype=ys_bar.dtype, device=ys_bar.device)
-            stage_bars = torch.einsum("ts,qtkn->qksn", weights, integrals_bar)
+            names, weights = block.weights(plan, ys_bar)
+            stage_bars = torch.einsum(f"{names},qtkn->qksn", weights, integrals_bar)
             cotangents, found, z_bar = cotangents_of(plan, rates, block.stage_times, stage_bars, others)
             other_bars.add(found)
         pullback = rates.stages.pullback(cotangents)
@@ -155,7 +155,9 @@ def discrete_adjoint(
         injected = direct if z_bar is None else z_bar if direct is None else direct + z_bar
         end_bar = _through_steps(plan, block.steps, pullback, ys_bar, injected, end_bar)
         own.add(pullback.gradients())
-    return end_bar + ys_bar[0], other_bars.values, own.values
+    # Outputs that no step reads are the start itself.
+    first = ys_bar[0] if plan.readings is None else torch.where(plan.readings.begin, ys_bar, 0).sum(0)
+    return end_bar + first, other_bars.values, own.values
 
 
 def _starts(plan: Plan, blocks: Sequence[Block], last: int) -> list[Tensor]:
@@ -233,6 +235,7 @@ def _through_steps(
     lines = ys_bar.new_empty(q + max(len(step.outputs) for step in taken), end_bar.numel())
     for step in reversed(taken):
         size = q + len(step.outputs)
+        read, read_bar = _of_reads(plan, step, ys_bar)
         lines[q - 1] = end_bar.reshape(-1)
         for line, (output, _) in enumerate(step.outputs, q):
             lines[line] = ys_bar[output].reshape(-1)
@@ -240,18 +243,27 @@ def _through_steps(
         columns = torch.tensor(weights.T.copy(), dtype=lines.dtype, device=lines.device).unbind(0)
         for i in range(q - 1, -1, -1):
             k_bar = torch.mv(lines[i:size].mT, columns[i][i:]).view(shape)
+            if read is not None:
+                k_bar += read[i]
             if carried is not None and step.stages[i] == carried_to:
                 k_bar += carried
                 carried = None
             if i == 0 and plan.solver.adaptive and (step.stages[0] in lasts or step is taken[0]):
                 carried, carried_to = k_bar, step.stages[0]
-                end_bar = lines[:size].sum(0).view(shape)
+                end_bar = lines[:size].sum(0).view(shape) + read_bar
                 break
             back = pulled(step.stages[i], k_bar)
             if i:
                 lines[i - 1] = back.reshape(-1)
             else:
-                end_bar = lines[:size].sum(0).view(shape) + back
+                end_bar = lines[:size].sum(0).view(shape) + back + read_bar
     if carried is not None:
         end_bar = end_bar + pulled(carried_to, carried)
     return end_bar
+
+
+def _of_reads(plan: Plan, step: Step, ys_bar: Tensor) -> tuple[Tensor | None, Tensor | float]:
+    """What cotangents of outputs that each sample has in a step of its own give its k ``[q, K, n, D]``, and its start."""
+    if step.reads is None:
+        return None, 0.0
+    return step.reads.pull(plan.table, step.dt, ys_bar[step.reads.outputs])

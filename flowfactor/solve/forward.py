@@ -13,7 +13,8 @@ from torch import Tensor
 from flowfactor.networks.stage_adjoint import Residuals, TimeTerms
 from flowfactor.solve.dynamics import CHECK_EVERY
 from flowfactor.solve.problem import Plan
-from flowfactor.solve.runge_kutta import StepControl, Steps, Tableau
+from flowfactor.solve.reads import Readings, Reads
+from flowfactor.solve.runge_kutta import StepControl, Steps
 
 
 class GaveUpError(Exception):
@@ -22,11 +23,15 @@ class GaveUpError(Exception):
 
 @dataclass
 class Step:
-    """One accepted step: its size, the stages it used, and the outputs that lie in it."""
+    """One accepted step: its size, the stages it used, and the outputs that lie in it.
+
+    Outputs are of all samples at once, or ``reads`` of each at times of its own.
+    """
 
     dt: float
     stages: list[int]
     outputs: list[tuple[int, np.ndarray]]
+    reads: Reads | None = None
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Block:
         z: State at its start, ``[K, n, D]``; None where it has to be found by going on from an earlier block.
         t: Time of its start.
         reached: The number of outputs reached at its end.
+        end: The time of its end.
     """
 
     z: Tensor | None
@@ -44,17 +50,41 @@ class Block:
     steps: list[Step] = field(default_factory=list)
     stage_times: list[float] = field(default_factory=list)
     reached: int = 1
+    end: float = 0.0
 
-    def weights(self, table: Tableau, outputs: int) -> np.ndarray:
-        """Weights ``[T, S]`` by which the rates of the stages add to the integrals at the outputs."""
-        result, sofar = np.zeros((outputs, len(self.stage_times))), np.zeros(len(self.stage_times))
+    def weights(self, plan: Plan, like: Tensor) -> tuple[str, Tensor]:
+        """Weights by which the rates of the stages add to the integrals at the outputs: ``ts``, or ``tskn`` of each sample.
+
+        Returns:
+            The names of the dimensions, and the weights, of the kind of ``like``.
+        """
+        if plan.readings is not None:
+            return "tskn", self._weights_of_each(plan, plan.readings, like)
+        b = plan.table.b
+        result, sofar = np.zeros((len(plan.times), len(self.stage_times))), np.zeros(len(self.stage_times))
         for step in self.steps:
             for out, inside in step.outputs:
                 result[out] = sofar
                 np.add.at(result[out], step.stages, step.dt * inside)
-            np.add.at(sofar, step.stages, step.dt * table.b)
+            np.add.at(sofar, step.stages, step.dt * b)
         result[self.reached :] = sofar
-        return result
+        return "ts", torch.tensor(result, dtype=like.dtype, device=like.device)
+
+    def _weights_of_each(self, plan: Plan, readings: Readings, like: Tensor) -> Tensor:
+        at, b = readings.at, like.new_tensor(plan.table.b)
+        result, sofar = (
+            like.new_zeros(len(at), len(self.stage_times), *at.shape[1:]),
+            like.new_zeros(len(self.stage_times)),
+        )
+        for step in self.steps:
+            if step.reads is not None:
+                reads = step.reads
+                more = torch.where(reads.inside.unsqueeze(1), sofar.view(-1, 1, 1), 0)
+                more[:, step.stages] += reads.weights(plan.table, step.dt)
+                result[reads.outputs] += more
+            sofar[step.stages] += step.dt * b
+        later = readings.later(self.end).unsqueeze(1)
+        return torch.where(later, sofar.view(-1, 1, 1), result)
 
 
 class Forward:
@@ -79,9 +109,9 @@ class Forward:
         self.steps = Steps(plan.table, z0, self.steered, plan.solver)
         self.blocks: list[Block] = []
         self.block = Block(z0, plan.times[0])
+        self.reached = 1  # outputs reached
         self.kept = 1  # outputs reached when a state was kept last
-        self.ys = z0.new_empty(len(plan.times), *z0.shape)
-        self.ys[0] = z0
+        self.ys = z0.expand(len(plan.times), *z0.shape).clone()
         self.log_det = z0.new_zeros(len(plan.times), *z0.shape[:-1]) if self.steered else None
 
     def evaluate(self, i: int, z: Tensor, terms: TimeTerms) -> Residuals:
@@ -113,7 +143,7 @@ class Forward:
         """Enters an accepted step that led to ``z`` at ``t``; begins a new block after the last step of one."""
         block = self.block
         block.steps.append(step)
-        block.reached = reached
+        block.reached, block.end = reached, t
         self.plan.stats.accepted += 1
         if self.limit is None or len(block.steps) < self.limit or reached == len(self.plan.times):
             return
@@ -156,13 +186,12 @@ class Forward:
         t, end = times[0], times[-1]
         sign = 1.0 if end > t else -1.0
         control = StepControl(self.solver, table.order)
-        before = plan.start[..., 0] if self.steered else 0
         ell = plan.start[..., 0] if self.steered else None
         self._begin(z, t)
         size = self._first_step(control, z, t, sign)
-        landings = [end] if self.solver.method == "dopri5" and not plan.jumps else times[1:]
-        out, attempts = 1, plan.attempted
-        while out < len(times):
+        landings = times[1:] if plan.jumps or not table.dense else [end]
+        attempts = plan.attempted
+        while t != end:
             landing = next(x for x in landings if (x - t) * sign > 0)
             cut = (t + sign * size - landing) * sign > 0
             dt = landing - t if cut else sign * size
@@ -184,23 +213,52 @@ class Forward:
                 continue
             self._accept(moments, residuals)
             step = Step(dt, list(range(begun - 1, begun + table.size - 1)), [])
-            while out < len(times) and (e - times[out]) * sign >= 0:
-                step.outputs.append((out, table.inside((times[out] - t) / dt if times[out] != e else 1.0)))
-                out += 1
-            if step.outputs or self.steered:
-                rows = steps.weights([*(weights for _, weights in step.outputs), table.b], dt)
-                for (reached, _), row in zip(step.outputs, rows, strict=False):
-                    self.ys[reached] = at if times[reached] == e else steps.at(z, row)
-                if self.log_det is not None and ell is not None:
-                    *inside, over = steps.totals(rows)
-                    for (reached, _), total in zip(step.outputs, inside, strict=True):
-                        torch.add(ell - before, total, out=self.log_det[reached])
-                    ell = ell + over
+            ell = self._read(step, z, at, t, e, ell)
             z, t = at, e
             steps.carry()
-            self._end_step(step, z, t, out)
-            if plan.jumps and step.outputs and out < len(times):
+            self._end_step(step, z, t, self.reached)
+            if plan.jumps and step.outputs and t != end:
                 self._begin(z, t)
+
+    def _read(self, step: Step, z: Tensor, at: Tensor, t: float, e: float, ell: Tensor | None) -> Tensor | None:
+        """Enters the outputs of an accepted step from ``z`` at ``t`` to ``at`` at ``e``; returns the integral at its end."""
+        plan, steps, times = self.plan, self.steps, self.plan.times
+        if plan.readings is not None:
+            return self._read_each(plan.readings, step, z, at, t, e, ell)
+        while self.reached < len(times) and (e - times[self.reached]) * step.dt >= 0:
+            x = (times[self.reached] - t) / step.dt if times[self.reached] != e else 1.0
+            step.outputs.append((self.reached, plan.table.inside(x)))
+            self.reached += 1
+        if not (step.outputs or self.steered):
+            return ell
+        rows = steps.weights([*(weights for _, weights in step.outputs), plan.table.b], step.dt)
+        for (out, _), row in zip(step.outputs, rows, strict=False):
+            self.ys[out] = at if times[out] == e else steps.at(z, row)
+        if self.log_det is None or ell is None:
+            return ell
+        *inside, over = steps.totals(rows)
+        for (out, _), total in zip(step.outputs, inside, strict=True):
+            torch.add(ell - plan.start[..., 0], total, out=self.log_det[out])
+        return ell + over
+
+    def _read_each(
+        self, readings: Readings, step: Step, z: Tensor, at: Tensor, t: float, e: float, ell: Tensor | None
+    ) -> Tensor | None:
+        """The same where each sample is read at times of its own."""
+        plan, steps = self.plan, self.steps
+        step.reads, self.reached = readings.of_step(t, e), readings.reached(e)
+        if step.reads is not None:
+            inside, here = step.reads.inside, step.reads.outputs
+            states, ys = step.reads.states(plan.table, step.dt, z, steps.k), self.ys[here]
+            if e == plan.times[-1]:
+                states = torch.where((step.reads.x == 1).unsqueeze(-1), at, states)
+            torch.where(inside.unsqueeze(-1), states, ys, out=ys)
+            if self.log_det is not None and ell is not None:
+                sums = ell - plan.start[..., 0] + steps.totals_each(step.reads.weights(plan.table, step.dt))
+                self.log_det[here] = torch.where(inside, sums, self.log_det[here])
+        if ell is None:
+            return None
+        return ell + steps.totals(steps.weights([plan.table.b], step.dt))[0]
 
     def _begin(self, z: Tensor, t: float) -> None:
         """Evaluates the stage with which adaptive steps begin; every later step begins with the last stage before it."""

@@ -16,6 +16,7 @@ from flowfactor.solve.checkpoint import Checkpoint
 from flowfactor.solve.clock import Clock
 from flowfactor.solve.compiled import RHS, Program
 from flowfactor.solve.dynamics import Dynamics
+from flowfactor.solve.interpolating import DENSE
 from flowfactor.solve.odeint import call_torchdiffeq, check_fixed_steps
 from flowfactor.solve.problem import Segment
 from flowfactor.solver import SCIPY_METHOD, Solver
@@ -23,7 +24,7 @@ from flowfactor.solver import SCIPY_METHOD, Solver
 
 def integrate(
     solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, stats: SolveStats, program: Program | None = None,
-    parts: Iterable[Any] = (),
+    parts: Iterable[Any] = (), reads: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Solves dy/dt = rhs(t, y) from ``y0`` over the times ``t``.
 
@@ -36,9 +37,10 @@ def integrate(
         stats: Counted into.
         program: What compiles the right-hand side; None where it runs as written.
         parts: What the right-hand side is made of, for the modes that evaluate it again: the field, and costs.
+        reads: When to read each sample between ``t[0]`` and ``t[-1]``, ``[R, *batch]``; without gradients, or direct ones.
 
     Returns:
-        States ``[T, *batch, S]``.
+        States ``[T, *batch, S]``, or ``[R, *batch, S]``.
 
     Raises:
         FlowSolveError: If the solve fails.
@@ -49,14 +51,14 @@ def integrate(
     check_fixed_steps(solver, t)
     dynamics = Dynamics(rhs, solver, stats, t, program)
     if not torch.is_grad_enabled():
-        ys = call_torchdiffeq(dynamics, y0, t, steered)
+        ys = call_torchdiffeq(dynamics, y0, t, steered, reads=reads)
     elif solver.gradient == "direct":
         if solver.method == SCIPY_METHOD and (y0.requires_grad or captured_tensors(rhs, t[0], y0)):
             raise ValueError(
                 'scipy_solver gives no gradients by itself: use Solver("scipy_solver", gradient="adjoint"), '
                 "or solve under torch.no_grad()"
             )
-        ys = call_torchdiffeq(dynamics, y0, t, steered)
+        ys = call_torchdiffeq(dynamics, y0, t, steered, reads=reads)
     elif solver.gradient == "adjoint":
         watch = Watch(rhs, t[0], y0, parts, solver.gradient)
         ys = watch.guard(call_torchdiffeq(dynamics, y0, t, steered, captured=watch.captured))
@@ -76,7 +78,7 @@ def follow(
     solver: Solver, rhs_of: Callable[[Clock | None], RHS], y: Tensor, segment: Segment, steered: int, stats: SolveStats,
     program: Program | None = None, parts: Iterable[Any] = (),
 ) -> Tensor:  # fmt: skip
-    """Solves a stretch from ``y`` on, `integrate` by `integrate` where the rates of samples jump.
+    """Solves a stretch from ``y`` on, `integrate` by `integrate` where the rates of samples jump and outputs cannot be read.
 
     Args:
         solver: How to solve.
@@ -97,11 +99,19 @@ def follow(
         clock = replace(clock, starts=clock.starts.to(y.dtype), rates=clock.rates.to(y.dtype))
     if clock is None or len(clock.knots) == 1:
         return integrate(solver, rhs_of(clock), y, segment.times, **how)
+    if segment.straight is not None and solver.method in DENSE and _once(solver):
+        straight, reads = segment.straight
+        return integrate(solver, rhs_of(straight), y, segment.times[[0, -1]], **how, reads=reads)
     path = [y]
     for piece in range(len(clock.knots)):
         one = clock.one(piece)
         path.append(integrate(solver, rhs_of(one), path[-1], segment.times[piece : piece + 2], **how)[-1])
     return torch.stack(path)
+
+
+def _once(solver: Solver) -> bool:
+    """Whether no gradient evaluates the solve again, from output to output."""
+    return solver.gradient == "direct" or not torch.is_grad_enabled()
 
 
 def _check_transforms(solver: Solver) -> None:

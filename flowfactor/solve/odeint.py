@@ -13,6 +13,7 @@ from torch import Tensor
 from flowfactor.errors import FlowSolveError
 from flowfactor.solve.diagnosis import failure, first_bad
 from flowfactor.solve.dynamics import Dynamics, NotFiniteError, StepLimitError
+from flowfactor.solve.interpolating import DENSE, DENSE_OF_EACH
 from flowfactor.solver import SCIPY_METHOD, Solver
 
 _odeint: Any = torchdiffeq.odeint  # its annotations do not say that tensors come back as tensors
@@ -20,12 +21,16 @@ _odeint: Any = torchdiffeq.odeint  # its annotations do not say that tensors com
 
 def call_torchdiffeq(
     dynamics: Dynamics, y0: Tensor, t: Tensor, steered: int, *,
-    captured: tuple[Tensor, ...] | None = None, first_step: float | None = None,
+    captured: tuple[Tensor, ...] | None = None, first_step: float | None = None, reads: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Calls torchdiffeq once and turns its failures into FlowSolveError."""
+    """Calls torchdiffeq once and turns its failures into FlowSolveError.
+
+    ``reads [T, *batch]`` says when to read each sample, where that is not at ``t`` but in between.
+    """
     solver = dynamics.solver
-    arguments: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol, "method": solver.method}
-    arguments["options"] = _options(solver, t, steered, first_step)
+    arguments: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol}
+    arguments["method"] = (DENSE if reads is None else DENSE_OF_EACH).get(solver.method, solver.method)
+    arguments["options"] = _options(solver, t, steered, first_step) | ({} if reads is None else {"reads": reads})
     solve: Any = _odeint
     if captured is not None:
         solve = torchdiffeq.odeint_adjoint
@@ -49,7 +54,7 @@ def call_torchdiffeq(
         if dynamics.inside:
             raise  # the user's field said so, not the solver
         raise _failure(dynamics, y0, t, begun, limit=None) from None
-    if len(ys) != len(t) or not bool(torch.isfinite(ys.detach()).all()):
+    if len(ys) != len(t if reads is None else reads) or not bool(torch.isfinite(ys.detach()).all()):
         raise _late_failure(dynamics, y0, t)
     return ys
 
@@ -60,9 +65,8 @@ def _options(solver: Solver, t: Tensor, steered: int, first_step: float | None =
         return options
     if not solver.adaptive:
         return _fixed_options(solver)
-    # Land on the end, so that the field is not evaluated beyond it, and on every output. Only dopri5 reads outputs off
-    # between its steps: its interpolation is as accurate as its steps, that of the other methods is not.
-    landings = t[-1:] if solver.method == "dopri5" else t[1:]
+    # Land on the end, so that the field is not evaluated beyond it, and on every output that is not read inside of a step.
+    landings = t[-1:] if solver.method in DENSE else t[1:]
     options = {"norm": solver.error_norm(steered)} | _landing(options, landings)
     if first_step is not None:
         options["first_step"] = first_step

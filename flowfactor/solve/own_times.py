@@ -69,7 +69,17 @@ def _from_knot_to_knot(control: PieceControl, t: Tensor) -> Segment | None:
     for i in range(len(steps)):
         reached += i in moving
         repeats.append(reached)
-    return Segment(control, times, 0, len(t), Clock(tuple(times[:-1].tolist()), t[moving], rates), repeats)
+    clock = Clock(tuple(times[:-1].tolist()), t[moving], rates)
+    straight = None if t.requires_grad else _straight(t[[0, *(i + 1 for i in moving)]], float(times[-1]))
+    return Segment(control, times, 0, len(t), clock, repeats, straight=straight)
+
+
+def _straight(t: Tensor, length: float) -> tuple[Clock, Tensor]:
+    """A clock of one rate for each sample, and what it shows at each of the times."""
+    rates = (t[-1] - t[0]) / length
+    shown = torch.where(t == t[0], 0, ((t - t[0]) / rates).clamp(0, length))
+    shown = torch.where((t == t[-1]) & (rates != 0), length, shown)
+    return Clock((0.0,), t[:1], rates.unsqueeze(0)), shown
 
 
 def _under_schedule(schedule: Schedule, t: Tensor, batch: Sequence[int], num_flows: int, like: Tensor) -> list[Segment]:

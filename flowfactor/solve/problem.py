@@ -17,6 +17,7 @@ from flowfactor.fields.evaluation import BoundField, Evaluation
 from flowfactor.networks.stage_adjoint import StageAdjoint
 from flowfactor.path import FlowPath, SolveStats
 from flowfactor.solve.clock import Clock, ClockAdjoint
+from flowfactor.solve.reads import Readings
 from flowfactor.solve.runge_kutta import Tableau
 from flowfactor.solver import Solver
 
@@ -55,7 +56,8 @@ class Segment:
 
     Where it ends at a time that is wanted, and there a control switches whose time asks for its gradient, ``switch`` is that
     time: the same number, on which later states depend and the one that is wanted does not.
-    Where samples are at times of their own, the times are those of a clock.
+    Where samples are at times of their own, the times are those of a clock, and where that jumps, ``straight`` is one of a
+    single rate for each sample, of the same length, with the reading ``[T, *batch]`` on it at each of the times.
     """
 
     control: PieceControl
@@ -65,6 +67,7 @@ class Segment:
     clock: Clock | None = None
     repeats: list[int] | None = None  # which of the times are wanted, where some are wanted more than once
     switch: Tensor | None = None
+    straight: tuple[Clock, Tensor] | None = None
 
 
 def segments_of(control: Control, t: Tensor) -> list[Segment]:
@@ -166,6 +169,8 @@ class Plan:
     by_autograd: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
     clock: Clock | None = None  # laid out as the samples are, where they have times of their own
     context: Context | None = None  # laid out as the samples are, where a cost asks for it
+    readings: Readings | None = None  # where outputs are read at times of each sample's own
+    back: Plan | None = None  # how the continuous adjoint goes back, where not as the solve went forward
 
     @property
     def steered(self) -> bool:

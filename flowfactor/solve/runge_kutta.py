@@ -17,6 +17,7 @@ from torch import Tensor
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
+from flowfactor.solve.interpolating import DENSE
 from flowfactor.solver import Solver
 
 _SAFETY, _MOST, _LEAST = 0.9, 10.0, 0.2  # torchdiffeq's defaults: share of the next step aimed at, and its bounds
@@ -32,7 +33,8 @@ class Tableau:
         c: ``[q]``.
         order: Its order, for the step-size control.
         error: ``[q]``, weights of the error estimate; None for methods of fixed steps.
-        middle: ``[q]``, weights of the state in the middle of a step, for interpolation.
+        middle: ``[q]``, weights of the state in the middle of a step, for interpolation as accurate as the steps; None where
+            there is none.
     """
 
     a: np.ndarray
@@ -49,10 +51,15 @@ class Tableau:
 
     def inside(self, x: float) -> np.ndarray:
         """Weights of the k for the state at the fraction ``x`` of a step: torchdiffeq's quartic through both ends."""
-        return self.b if x == 1.0 else np.array([x, x**2, x**3, x**4]) @ self._quartic
+        return self.b if x == 1.0 else np.array([x, x**2, x**3, x**4]) @ self.quartic
+
+    @property
+    def dense(self) -> bool:
+        """Whether outputs may be read off inside of a step."""
+        return self.middle is not None
 
     @cached_property
-    def _quartic(self) -> np.ndarray:
+    def quartic(self) -> np.ndarray:
         """Weights by powers of the fraction, ``[4, q]``: values and slopes match at both ends, the value in the middle."""
         assert self.middle is not None
         first, last = np.eye(self.size)[0], np.eye(self.size)[-1]
@@ -83,7 +90,7 @@ def tableau(method: str) -> Tableau | None:
         for i, weights in enumerate(below):
             a[i, : len(weights)] = weights
         return Tableau(a, np.array(b), a.sum(1))
-    kind = SOLVERS.get(method)
+    kind = SOLVERS.get(DENSE.get(method, method))
     if kind is None or not issubclass(kind, RKAdaptiveStepsizeODESolver):
         return None
     own = kind.tableau
@@ -95,7 +102,8 @@ def tableau(method: str) -> Tableau | None:
     if b[-1] != 0 or not np.array_equal(b[:-1], a[-1, :-1]):
         return None
     c = np.concatenate([[0.0], own.alpha.double().numpy()])
-    return Tableau(a, b, c, kind.order, own.c_error.double().numpy(), kind.mid.double().numpy())
+    middle = kind.mid.double().numpy() if method in DENSE else None
+    return Tableau(a, b, c, kind.order, own.c_error.double().numpy(), middle)
 
 
 class StepControl:
@@ -197,6 +205,11 @@ class Steps:
         """The integrals of the second rate over parts of a step, by their weights ``[parts, q]``: ``[parts, K, n]``."""
         assert self.rates is not None
         return (weights @ self.rates).view(-1, *self.shape[:-1])
+
+    def totals_each(self, weights: Tensor) -> Tensor:
+        """The integrals of the second rate up to where each sample is read, by weights ``[O, q, K, n]``: ``[O, K, n]``."""
+        assert self.rates is not None
+        return (weights * self.rates.view(-1, *self.shape[:-1])).sum(1)
 
     def error(self, z: Tensor, end: Tensor, ell: Tensor | None) -> Tensor:
         """Mean square of the error over the tolerance, of every sample ``[K, n]``.
