@@ -44,17 +44,22 @@ BATCH, TEST_POINTS = 512, 10_000
 
 @dataclass(frozen=True)
 class Settings:
-    """How a method is built and trained: Adam's learning rate, and how large the weights of ours are at the start."""
+    """How a method is trained, and how ours are built: inner and outer scale are of the weights at the start."""
 
     rate: float = 5e-3
+    hidden: tuple[int, int] = (32, 32)
     activation: str = "logcosh"
     inner_scale: float = 1.0
     outer_scale: float = 1.0
+    step_size: float = 0.25
 
 
-SETTINGS: dict[str, tuple[Settings, Settings]] = {  # in the plane, and in eight dimensions
-    "potential": (Settings(2e-2, "tanh", 3.0, 1 / 3), Settings(2e-2, "tanh", 1.0, 0.2)),
-    "free": (Settings(2e-2, outer_scale=0.1), Settings(1e-2, outer_scale=0.1)),
+SETTINGS: dict[tuple[str, str], Settings] = {
+    ("potential", "moons"): Settings(2e-2, (64, 64), "tanh", 2.0, 0.5, 0.2),
+    ("potential", "banana"): Settings(2e-2, activation="tanh", outer_scale=0.2),
+    ("free", "moons"): Settings(2e-2, (64, 64), outer_scale=0.1),
+    ("free", "eight"): Settings(5e-3, (64, 64), outer_scale=0.1),
+    ("free", "banana"): Settings(1e-2, (64, 64), outer_scale=0.1),
 }
 
 
@@ -89,29 +94,31 @@ def finished(method: str, data: str, seed: int, seconds: float) -> dict[str, Any
     return json.loads(path.read_text())
 
 
-def settings_of(method: str, dim: int) -> Settings:
+def settings_of(method: str, data: str) -> Settings:
     """The best of a small search, or the defaults."""
-    return SETTINGS.get(method.split(",")[0], (Settings(), Settings()))[dim > 2]
+    return SETTINGS.get((method.split(",")[0], data), Settings())
 
 
-def build(method: str, dim: int) -> nn.Module:
+def build(method: str, data: str, dim: int) -> nn.Module:
     """The untrained model."""
     if method in PEERS:
         flows = importlib.import_module("zuko.flows")
         if method == "nsf":
             return flows.NSF(dim, transforms=3, hidden_features=(64, 64))
         return flows.CNF(dim, hidden_features=(64, 64))
-    made = settings_of(method, dim)
+    made = settings_of(method, data)
     if method == "free":
-        field: ff.potentials.Potential | ff.fields.Field = ff.fields.FreeField(dim, init_scale=made.outer_scale)
+        field: ff.potentials.Potential | ff.fields.Field = ff.fields.FreeField(
+            dim, hidden=made.hidden, init_scale=made.outer_scale
+        )
     elif method == "resnet":
         field = ff.potentials.ResNetPotential(dim, width=32, time_scale=1.0)
     else:
         field = ff.potentials.MLPPotential(
-            dim, hidden=(32, 32), activation=made.activation, init_scale=made.outer_scale
+            dim, hidden=made.hidden, activation=made.activation, init_scale=made.outer_scale
         )
         field.w1.data *= made.inner_scale  # more: finer at the start
-    return ff.LatentFlow(field, ff.Solver("rk4", step_size=0.25))
+    return ff.LatentFlow(field, ff.Solver("rk4", step_size=made.step_size))
 
 
 def loss_of(model: nn.Module, x: Tensor, base: Independent, transport: bool) -> Tensor:
@@ -131,8 +138,8 @@ def run(method: str, data: str, seed: int, seconds: float) -> dict[str, Any]:
     torch.manual_seed(seed)
     known = DATA[data](torch.Generator().manual_seed(seed))
     base = Independent(Normal(torch.zeros(known.dim), torch.ones(known.dim)), 1)
-    model = build(method, known.dim)
-    rate = settings_of(method, known.dim).rate
+    model = build(method, data, known.dim)
+    rate = settings_of(method, data).rate
     optimiser = torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.99))
     start, spent, steps = time.process_time(), 0.0, 0
     while spent < seconds:

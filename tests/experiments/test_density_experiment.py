@@ -19,17 +19,17 @@ def test_every_method_of_ours_trains_and_is_measured(method: str, monkeypatch: p
     assert made["mass"]["value"] == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize(("dim", "factor"), [(2, 3.0), (8, 1.0)])
-def test_a_potential_starts_finer_in_the_plane(dim: int, factor: float) -> None:
+@pytest.mark.parametrize(("data", "dim", "factor"), [("moons", 2, 2.0), ("banana", 8, 1.0)])
+def test_a_potential_starts_finer_on_the_moons(data: str, dim: int, factor: float) -> None:
     torch.manual_seed(0)
-    inner = density.build("potential", dim).get_parameter("field.potential.w1")
+    inner = density.build("potential", data, dim).get_parameter("field.potential.w1")
     largest = inner.abs().max() * (dim / 3) ** 0.5  # 1 at most of a uniform of variance 1 / dim
     assert 0.9 * factor < largest < 1.001 * factor
 
 
 def test_transport_trains_by_the_settings_of_its_potential_and_peers_by_the_defaults() -> None:
-    assert density.settings_of("potential, transport", 8) == density.SETTINGS["potential"][1]
-    assert density.settings_of("nsf", 2) == density.Settings()
+    assert density.settings_of("potential, transport", "banana") == density.SETTINGS["potential", "banana"]
+    assert density.settings_of("nsf", "moons") == density.Settings()
 
 
 def test_a_row_has_mean_spread_and_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
