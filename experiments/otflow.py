@@ -49,10 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.otflow", description=__doc__)
     parser.add_argument("--seconds", type=float, default=40.0, help="time of one thread for each training")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--points", type=int, default=TEST_POINTS, help="to measure on")
     parser.add_argument("--sizes", nargs="+", choices=RECIPES, default=list(RECIPES))
     args = parser.parse_args()
-    if args.seconds <= 0 or args.batch < 2:
-        parser.error("--seconds must be positive and --batch at least 2")
+    if args.seconds <= 0 or args.batch < 2 or args.points < 2:
+        parser.error("--seconds must be positive, --batch and --points at least 2")
     torch.set_num_threads(1)
     print(
         "| size | D | evaluations, training | test | updates | KL before | KL after | inverse error |\n"
@@ -60,7 +61,7 @@ def main() -> None:
         + "|"
     )
     for name in args.sizes:
-        print(row(name, run(RECIPES[name], args.seconds, args.batch)), flush=True)
+        print(row(name, run(RECIPES[name], args.seconds, args.batch, args.points)), flush=True)
 
 
 def mixture(dim: int, parts: int = PARTS) -> MixtureSameFamily:
@@ -86,7 +87,7 @@ def residual(evaluation: Any) -> Tensor:
 residual.needs = RESIDUAL.needs
 
 
-def run(recipe: Recipe, seconds: float, batch: int) -> dict[str, Any]:
+def run(recipe: Recipe, seconds: float, batch: int, points: int = TEST_POINTS) -> dict[str, Any]:
     """Trains for so long and measures."""
     torch.manual_seed(0)
     known = mixture(recipe.dim)
@@ -94,8 +95,8 @@ def run(recipe: Recipe, seconds: float, batch: int) -> dict[str, Any]:
     potential = ff.potentials.ResNetPotential(recipe.dim, width=recipe.width, depth=1, rank=10, time_scale=1.0)
     flow = ff.LatentFlow(potential, ff.Solver("rk4", step_size=1 / recipe.steps))
     test = ff.LatentFlow(potential, ff.Solver("rk4", step_size=1 / recipe.test_steps))
-    points = known.sample((TEST_POINTS,))
-    before = ff.metrics.kl_divergence(known, test.density(base), points)
+    x = known.sample((points,))
+    before = ff.metrics.kl_divergence(known, test.density(base), x)
     optimiser = torch.optim.Adam(flow.parameters(), recipe.learning_rate)
     costs = {"action": ff.regularizers.TransportCost(), "hj": residual}
     transport, likelihood, hj = recipe.weights
@@ -111,10 +112,10 @@ def run(recipe: Recipe, seconds: float, batch: int) -> dict[str, Any]:
         optimiser.step()
         updates, nfe = updates + 1, path.stats.nfe
     with torch.no_grad():
-        test_nfe = test(points[:2], [0.0, 1.0]).stats.nfe
+        test_nfe = test(x[:2], [0.0, 1.0]).stats.nfe
     kl, back = (
-        ff.metrics.kl_divergence(known, test.density(base), points),
-        ff.metrics.inverse_error(test, points, [0.0, 1.0]),
+        ff.metrics.kl_divergence(known, test.density(base), x),
+        ff.metrics.inverse_error(test, x, [0.0, 1.0]),
     )
     return {
         "dim": recipe.dim, "nfe": nfe, "test_nfe": test_nfe, "updates": updates,
