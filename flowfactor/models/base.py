@@ -15,12 +15,12 @@ from flowfactor._checks import check_count, check_optional_count
 from flowfactor.context import Context, ContextSize
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.checks import check_flow_parts, check_force, check_latent_size, check_weight
+from flowfactor.models.checks import check_flow_parts, check_force, check_latent_size, check_same_rest, check_weight
 from flowfactor.models.inputs import Inputs, beside, check_inputs, clock
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.path import FlowPath
-from flowfactor.priors import Prior, StandardNormal
+from flowfactor.priors import Augmented, Prior, StandardNormal
 from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
 
 
@@ -45,8 +45,17 @@ class Autoencoder(PretrainedMixin, nn.Module):
     has_transformation: bool = True
 
     def encode(self, x: Tensor) -> Distribution:
-        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
+        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``.
+
+        The first `code_dim` dimensions are the code of the frame. Those that may follow are room at rest, which says nothing
+        of it: the latent has them since a flow writes them and the decoder reads them.
+        """
         return self.encoder(x)
+
+    @property
+    def code_dim(self) -> int | None:
+        """How many dimensions of a latent, the first, the encoder writes; None where it does not say."""
+        return getattr(self.encoder, "code_dim", getattr(self.encoder, "latent_dim", None))
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
@@ -116,9 +125,13 @@ class FlowModel(Autoencoder):
         self.regularize_every = check_count("regularize_every", regularize_every)
 
     def _set_prior(self, prior: Prior | None) -> None:
-        """Registers the prior of the latents; standard normal where None."""
+        """Registers the prior of the latents; standard normal where None, with the encoder's room at rest."""
+        rest = getattr(self.encoder, "at_rest", None)
+        if prior is None:
+            prior = Augmented(StandardNormal(self.code_dim), *rest) if rest else StandardNormal(self.flow.dim)
         check_latent_size("prior", prior, self.flow.dim)
-        self.prior = StandardNormal(self.flow.dim) if prior is None else prior
+        check_same_rest(self.encoder, prior)
+        self.prior = prior
 
     def _set_force(self, force: nn.Module | str | None) -> None:
         """Registers the regularizers, with the force of the Hamilton-Jacobi equation."""
@@ -132,6 +145,11 @@ class FlowModel(Autoencoder):
     def num_flows(self) -> int:
         """K, the number of flows."""
         return self.flow.num_flows
+
+    @property
+    def code_dim(self) -> int:
+        """How many dimensions of a latent, the first, the encoder writes: all but those of the room at rest."""
+        return getattr(self.encoder, "code_dim", self.flow.dim)
 
     @property
     def context(self) -> ContextSize:

@@ -69,6 +69,18 @@ def check_latent_size(name: str, part: object, dim: int) -> None:
         raise ValueError(f"the {name} has latents of size {size} and the flow of size {dim}")
 
 
+def check_same_rest(encoder: object, prior: object) -> None:
+    """Raises ValueError where encoder and prior differ in what dimensions start at rest, which would cost a divergence."""
+    rests = [getattr(part, "at_rest", None) for part in (encoder, prior)]
+    if rests[0] != rests[1]:
+        wrote, held = ("none" if rest is None else f"{rest[0]} at scale {rest[1]:g}" for rest in rests)
+        raise ValueError(
+            f"of the dimensions of a latent the encoder leaves at rest {wrote}, and the prior {held}: the two must start "
+            "them alike, as encoders.AugmentedEncoder(encoder, augment_dim, scale) and priors.Augmented(prior, augment_dim, "
+            "scale) do with equal settings (build_vae: augment_dim, augment_scale)"
+        )
+
+
 def check_force(force: object) -> None:
     """Raises ValueError for a name that is no force of the Hamilton-Jacobi equation."""
     if isinstance(force, str) and force != "negative_square":

@@ -122,6 +122,11 @@ class SequenceModel(Transforms, Autoencodes, InfersFactor, BoundsLikelihood, Pro
         ...
 
 
+def code_of(model: object, z: Tensor) -> Tensor:
+    """The code ``[*batch, D]`` in latents ``[*batch, D + A]`` of a model: without dimensions at rest, where it has some."""
+    return z[..., : getattr(model, "code_dim", None)]
+
+
 def infers_k(model: object) -> bool:
     """Whether a model infers which transformation acts, so that its flows have to be matched to the true ones."""
     return getattr(model, "supervision", "full") != "full"
