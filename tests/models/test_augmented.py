@@ -82,9 +82,9 @@ class Linear:
     def __init__(self, objective: str) -> None:
         g = torch.Generator().manual_seed(3)
         n, self.times, self.sigma, self.scale = 4, torch.tensor([0.0, 1.0, 2.0]), 0.8, 0.3
-        S = 0.2 * torch.randn(n, n, generator=g, dtype=F64)
+        S = 0.08 * torch.randn(n, n, generator=g, dtype=F64)
         # The flow widens, and the encoder is wide: q is never narrower than p, so that importance weights have a variance.
-        self.S, self.b = (S + S.mT) / 2 + 0.3 * torch.eye(n, dtype=F64), 0.2 * torch.randn(n, generator=g, dtype=F64)
+        self.S, self.b = (S + S.mT) / 2 + 0.15 * torch.eye(n, dtype=F64), 0.2 * torch.randn(n, generator=g, dtype=F64)
         field = ff.potentials.QuadraticPotential(n, 1, self.S, self.b)
         prior: Any = Augmented(StandardNormal(2), 2, self.scale)
         torch.manual_seed(4)
@@ -93,8 +93,8 @@ class Linear:
         self.model = ff.models.FlowFactorizedVAE(
             AugmentedEncoder(encoder, 2, self.scale),
             MLPDecoder(n, (1, 2, 2), (), likelihood=Gaussian(self.sigma, bounded=False)),
-            ff.LatentFlow(field, ff.Solver("rk4", step_size=0.05)),
-            Diffusion(prior, 1, 0.02) if objective == "marginal" else None,
+            ff.LatentFlow(field, ff.Solver("rk4", step_size=0.25)),
+            Diffusion(prior, 1, 0.01) if objective == "marginal" else None,
             objective=objective,
         ).to(F64)
         self.frames = torch.rand(3, 3, 1, 2, 2, generator=g, dtype=F64)
@@ -113,7 +113,7 @@ class Linear:
         x, W, d = self.frames.flatten(2), head.weight.detach(), head.bias.detach()
         noise = self.sigma**2 * torch.eye(4, dtype=F64)
         if objective == "marginal":
-            spread = [torch.diag(self.start + 2 * 0.02 * float(t)) for t in self.times]
+            spread = [torch.diag(self.start + 2 * 0.01 * float(t)) for t in self.times]
             each = [MultivariateNormal(d, W @ P @ W.mT + noise) for P in spread]
             return sum(p.log_prob(x[:, s]) for s, p in enumerate(each))  # type: ignore[return-value]
         maps, shifts = zip(*(self.step(float(t)) for t in self.times), strict=True)
@@ -127,10 +127,10 @@ def test_bounds_stay_below_the_truth_and_reach_it(objective: str) -> None:
     case = Linear(objective)
     truth, model = case.truth(objective), case.model.eval()
     with torch.no_grad():
-        one = torch.stack([model(case.frames, case.times, 0, generator=seeded(i)).bound for i in range(300)])
-        many = model.log_likelihood(case.frames, case.times, 0, 20_000, generator=seeded(), chunk=20_000)
-    assert one.mean() + 4 * one.std() / 300**0.5 < truth.mean()
-    torch.testing.assert_close(many, truth, rtol=0, atol=0.03)
+        one = torch.stack([model(case.frames, case.times, 0, generator=seeded(i)).bound for i in range(150)])
+        many = model.log_likelihood(case.frames, case.times, 0, 100_000, generator=seeded(), chunk=100_000)
+    assert one.mean() + 4 * one.std() / 150**0.5 < truth.mean()
+    torch.testing.assert_close(many, truth, rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize("objective", ["path", "marginal"])
