@@ -126,12 +126,11 @@ class FlowModel(Autoencoder):
 
     def _set_prior(self, prior: Prior | None) -> None:
         """Registers the prior of the latents; standard normal where None, with the encoder's room at rest."""
-        rest = getattr(self.encoder, "at_rest", None)
-        if prior is None:
-            prior = Augmented(StandardNormal(self.code_dim), *rest) if rest else StandardNormal(self.flow.dim)
         check_latent_size("prior", prior, self.flow.dim)
-        check_same_rest(self.encoder, prior)
-        self.prior = prior
+        rest = getattr(self.encoder, "at_rest", None)
+        default = Augmented(StandardNormal(self.code_dim), *rest) if rest else StandardNormal(self.flow.dim)
+        self.prior = default if prior is None else prior
+        check_same_rest(self.encoder, self.prior)
 
     def _set_force(self, force: nn.Module | str | None) -> None:
         """Registers the regularizers, with the force of the Hamilton-Jacobi equation."""
