@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
@@ -15,7 +16,14 @@ from flowfactor._checks import check_count, check_optional_count
 from flowfactor.context import Context, ContextSize
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.checks import check_flow_parts, check_force, check_latent_size, check_same_rest, check_weight
+from flowfactor.models.checks import (
+    check_flow_parts,
+    check_force,
+    check_latent_size,
+    check_relative,
+    check_same_rest,
+    check_weight,
+)
 from flowfactor.models.inputs import Inputs, beside, check_inputs, clock
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.protocols import infers_k, knows_transformations
@@ -112,6 +120,7 @@ class FlowModel(Autoencoder):
         kl_weight: float,
         hj_weight: float,
         start_weight: float,
+        relative_weights: bool = False,
         frames_per_step: int | None,
         regularize_every: int,
     ) -> None:
@@ -121,6 +130,7 @@ class FlowModel(Autoencoder):
         self.kl_weight = check_weight("kl_weight", kl_weight)
         self.hj_weight = check_weight("hj_weight", hj_weight)
         self.start_weight = check_weight("start_weight", start_weight)
+        self.relative_weights = check_relative(relative_weights, self._frame_shape)
         self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         self.regularize_every = check_count("regularize_every", regularize_every)
 
@@ -159,6 +169,14 @@ class FlowModel(Autoencoder):
     def force(self) -> Any:
         """The force of the Hamilton-Jacobi equation, or None."""
         return self.hamilton_jacobi.force
+
+    @property
+    def penalty_unit(self) -> float:
+        """What a penalty of weight 1 counts for in the loss: 1, or C H W, the values of a frame, with ``relative_weights``.
+
+        A log-likelihood is a sum over the values of a frame, and grows with them; latent speeds do not.
+        """
+        return float(math.prod(self._frame_shape or ())) if self.relative_weights else 1.0
 
     @property
     def penalised(self) -> bool:
@@ -220,6 +238,10 @@ class FlowModel(Autoencoder):
     def _costs(self, times: int) -> dict[str, Any]:
         """What a solve integrates for `_regularizers`."""
         return {"hj": self.hamilton_jacobi} if times and self.penalised else {}
+
+    def _penalties(self, hj: Tensor, start: Tensor) -> Tensor:
+        """What the two regularizers add to the loss."""
+        return self.penalty_unit * (self.hj_weight * hj + self.start_weight * start)
 
     def _regularizers(
         self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int, context: Context | None = None

@@ -100,6 +100,18 @@ def check_weight(name: str, value: float) -> float:
     return float(value)
 
 
+def check_relative(relative: bool, event: tuple[int, ...] | None) -> bool:
+    """Checks whether weights are relative to the size of a frame, which the decoder then has to say."""
+    if not isinstance(relative, bool):
+        raise TypeError(f"relative_weights must be True or False, got {relative!r}")
+    if relative and event is None:
+        raise ValueError(
+            "relative_weights=True counts penalties by the values of a frame, and the decoder does not say its event_shape "
+            "(C, H, W): give it one, or leave relative_weights at False"
+        )
+    return relative
+
+
 def check_positive(name: str, value: float) -> float:
     """Checks a setting: a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
