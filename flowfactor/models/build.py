@@ -77,8 +77,9 @@ def build_vae(
             number for each name; 0 for none. The encoder and the decoder do not see them.
         augment_dim: A, the number of dimensions at rest: the encoder does not write them, they start at a narrow normal
             around zero under posterior and prior alike, the flow (of dimension D + A) writes them, and the decoder reads
-            them (`flowfactor.encoders.AugmentedEncoder`). A gradient flow needs such room. 0 for none. Under ``marginal``
-            take a ``diffusion`` prior with it: one that does not spread holds the room at rest in every frame.
+            them (`flowfactor.encoders.AugmentedEncoder`): room in which a gradient flow does what it cannot without curl. 0
+            for none. Under ``marginal`` take a ``diffusion`` prior with it: one that does not spread holds the room at rest
+            in every frame.
         augment_scale: The standard deviation of these dimensions at the start.
         encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's. With a ``name`` among
             them, those of the registered encoder.
