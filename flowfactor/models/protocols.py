@@ -37,7 +37,10 @@ class Encodes(Protocol):
     """A model with codes of frames."""
 
     def encode(self, x: Tensor, /) -> Distribution:
-        """The posterior of frames ``[*batch, C, H, W]``, event ``[D]``."""
+        """The posterior of frames ``[*batch, C, H, W]``, event ``[D]``.
+
+        A model whose latents have more dimensions than the encoder writes has ``code_dim``: the first so many are the code.
+        """
         ...
 
 
