@@ -15,7 +15,8 @@ SHARED_OPTIONS = ("latent_dim", "encoder", "decoder", "likelihood", "frames_per_
 
 _OF_THE_FLOW = (
     *("field", "potential", "hidden", "activation", "skew", "prior", "solver", "divergence"),
-    *("kl_weight", "hj_weight", "start_weight", "force", "regularize_every"),
+    *("augment_dim", "augment_scale"),
+    *("kl_weight", "hj_weight", "start_weight", "relative_weights", "force", "regularize_every"),
 )
 
 

@@ -28,7 +28,16 @@ class UnknownPartError(ValueError):
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "potential": ("mlp", "resnet", "convex", "paper"),
     "field": ("helmholtz", "gradient", "free"),
-    "prior": ("normal", "mixture", "vamp", "diffusion", "diffusion-mixture", "standard_normal", "gaussian_mixture"),
+    "prior": (
+        "normal",
+        "mixture",
+        "vamp",
+        "diffusion",
+        "diffusion-mixture",
+        "standard_normal",
+        "gaussian_mixture",
+        "augmented",
+    ),
     "encoder": (),
     "objective": ("path", "marginal"),
     "estimator": ("balanced", "gumbel", "enumerate"),

@@ -135,6 +135,9 @@ PRIORS: dict[str, Callable[[], Any]] = {
     "vamp": _vamp,
     "diffusion": lambda: Q.Diffusion(Q.StandardNormal(2), K, init=(0.5, 1.0, 2.0)),
     "diffusion-mixture": lambda: Q.Diffusion(Q.GaussianMixture(D, components=3), K),
+    "augmented": lambda: Q.Augmented(Q.StandardNormal(2), 1, 0.5),
+    "augmented-mixture": lambda: Q.Augmented(Q.GaussianMixture(1, components=3), 1, 0.5),
+    "augmented-diffusion": lambda: Q.Diffusion(Q.Augmented(Q.StandardNormal(1), 1, 0.5), K, init=(0.5, 1.0, 2.0)),
     "sparse": lambda: Q.SpikeAndSlab(K, learned=True),
     "sparse-laplace": lambda: Q.SpikeAndSlab(K, slab="laplace", learned=True),
 }
@@ -144,6 +147,7 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: E.ConvEncoder(D, 1, 8, widths=(8,), hidden=(8,)),
     "conv-colour": lambda: E.ConvEncoder(D, 3, (8, 12), widths=(8, 8), strides=(1, 2), kernel_size=3, residual=1),
     "conv-paper": lambda: E.ConvEncoder.paper(D, 1, 8, width=2),
+    "augmented": lambda: E.AugmentedEncoder(E.MLPEncoder(SHAPE, D, hidden=(8,)), 2),
     "factor": lambda: E.FactorEncoder(K, STEPS + 1, 1, 8, widths=(8,), hidden=(8,)),
     "factor-three-frames": lambda: E.FactorEncoder(K, STEPS + 1, 1, 8, widths=(8,), kernel_size=3, frames_seen=3),
     "pair": lambda: E.PairEncoder(K, 1, 8, widths=(8,), hidden=(8,)),
@@ -188,6 +192,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     "ours-weak-gumbel": _method("ours-weak", estimator="gumbel"),
     "ours-weak-enumerate": _method("ours-weak", estimator="enumerate"),
     "ours-steered": _method("ours", context={"pose": 2, "speed": 1}),
+    "ours-augmented": _method("ours", field="gradient", augment_dim=3),
+    "ours-augmented-marginal": _method("ours", objective="marginal", prior="diffusion-mixture", augment_dim=3),
+    "sta-augmented": _method("sta", augment_dim=3),
     "sta-steered": _method("sta", context=2),
 }
 

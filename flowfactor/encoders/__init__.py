@@ -1,5 +1,6 @@
 """Encoders q(z|x), decoders p(x|z) and the likelihoods of frames."""
 
+from flowfactor.encoders.augmented import AugmentedEncoder
 from flowfactor.encoders.base import Decoder, GaussianEncoder
 from flowfactor.encoders.conv import ConvDecoder, ConvEncoder
 from flowfactor.encoders.factor import FactorEncoder
@@ -9,6 +10,7 @@ from flowfactor.encoders.pair import PairEncoder
 from flowfactor.encoders.sparse_weights import SparseSample, SparseWeights
 
 __all__ = [
+    "AugmentedEncoder",
     "Bernoulli",
     "ConvDecoder",
     "ConvEncoder",

@@ -17,7 +17,7 @@ from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 from flowfactor.models.inputs import beside, blanked, shown
-from flowfactor.models.protocols import MovesCodes, Transforms
+from flowfactor.models.protocols import MovesCodes, Transforms, code_of
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def latent_equivariance_error(
 
     The latent counterpart of `equivariance_error`. The denominator is how far the codes of the true frames move, so that
     neither the scale nor the size of the latent space matters: 0 is exact, and leaving the code as it is scores 1. It
-    says nothing about the decoder: read it with the error in pixel space. It asks the encoder for transformed frames:
+    says nothing about the decoder: read it with the error in pixel space. Dimensions at rest, which no encoder writes, are
+    left out of both norms. It asks the encoder for transformed frames:
     one that was trained on first frames alone, as that of `FlowFactorizedVAE` is, may miss them by more than 1 where the
     decoded frames are good. The standard error is that of a ratio of means (the delta method).
 
@@ -157,9 +158,10 @@ def latent_equivariance_error(
     moved: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model):
         for k, batch in every_flow(data, limit, batch_size, seed):
-            codes = model.encode(shown(batch).movedim(1, 0)).mean
+            latents = model.encode(shown(batch).movedim(1, 0)).mean
             t = batch["t"] if batch["t"].ndim == 1 else batch["t"].mT
-            path = latent_path(model, codes[0], t, batch["k"], **beside(batch, "context"))
+            path = latent_path(model, latents[0], t, batch["k"], **beside(batch, "context"))
+            codes, path = code_of(model, latents), code_of(model, path)
             missed[k].append(_observed((codes[1:] - path[1:]).norm(dim=-1).mT, batch).sum(1))
             moved[k].append(_observed((codes[1:] - codes[0]).norm(dim=-1).mT, batch).sum(1))
     each = [(torch.cat(miss), torch.cat(move)) for miss, move in zip(missed, moved, strict=True)]

@@ -186,7 +186,8 @@ def paper_log_likelihood(
 
     Raises:
         TypeError: If the model has no flow with a density.
-        ValueError: If the model has other flows than the data set.
+        ValueError: If the model has other flows than the data set, or room at rest: the ratio that the protocol adds would
+            grow by all that a flow writes there.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -200,6 +201,11 @@ def paper_log_likelihood(
     still = not knows_transformations(model)
     if prior is None or (flow is None and not still):
         raise TypeError(f"a {type(model).__name__} has no flow and prior, whose densities the paper's protocol takes")
+    if getattr(prior, "at_rest", None):
+        raise ValueError(
+            "the paper's protocol adds the density ratio, and in room at rest (augment_dim) that grows without end as a "
+            "flow writes it: take log_likelihood, whose bound holds for such a model"
+        )
     values: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     with evaluating(model), _exact_divergence(model):
         for k, batch in every_flow(data, limit, batch_size, seed):

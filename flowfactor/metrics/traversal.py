@@ -16,7 +16,7 @@ from flowfactor.data import SequenceDataset
 from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, every_flow
 from flowfactor.models.checks import check_frames
 from flowfactor.models.inputs import refuse_beside, refuse_missing
-from flowfactor.models.protocols import Autoencodes
+from flowfactor.models.protocols import Autoencodes, code_of
 
 _RANGES = tuple(half / 2 for half in range(-12, 13))
 _FINALISTS = 4
@@ -176,7 +176,7 @@ def best_traversal(
         unit = z0.std(0, correction=0)
         unit = torch.where(unit > 1e-6, unit, 1.0)
         share = (t - t[0]) / (t[-1] - t[0])
-        candidates = [(d, float(r * unit[d])) for d in range(z0.shape[1]) for r in tried]
+        candidates = [(d, float(r * unit[d])) for d in range(code_of(model, z0).shape[1]) for r in tried]
         coarse = _errors(model, frames[:, -1:], z0, share[-1:], candidates, batch_size).view(-1, len(tried))
         best, where = coarse.min(1)
         finalists = best.argsort()[:_FINALISTS].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
@@ -15,12 +16,19 @@ from flowfactor._checks import check_count, check_optional_count
 from flowfactor.context import Context, ContextSize
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
-from flowfactor.models.checks import check_flow_parts, check_force, check_latent_size, check_weight
+from flowfactor.models.checks import (
+    check_flow_parts,
+    check_force,
+    check_latent_size,
+    check_relative,
+    check_same_rest,
+    check_weight,
+)
 from flowfactor.models.inputs import Inputs, beside, check_inputs, clock
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.path import FlowPath
-from flowfactor.priors import Prior, StandardNormal
+from flowfactor.priors import Augmented, Prior, StandardNormal
 from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
 
 
@@ -45,8 +53,17 @@ class Autoencoder(PretrainedMixin, nn.Module):
     has_transformation: bool = True
 
     def encode(self, x: Tensor) -> Distribution:
-        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``."""
+        """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``.
+
+        The first `code_dim` dimensions are the code of the frame. Those that may follow are room at rest, which says nothing
+        of it: the latent has them since a flow writes them and the decoder reads them.
+        """
         return self.encoder(x)
+
+    @property
+    def code_dim(self) -> int | None:
+        """How many dimensions of a latent, the first, the encoder writes; None where it does not say."""
+        return getattr(self.encoder, "code_dim", getattr(self.encoder, "latent_dim", None))
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean frames of latents ``[*batch, D]``, in [0, 1], ``[*batch, C, H, W]``."""
@@ -103,6 +120,7 @@ class FlowModel(Autoencoder):
         kl_weight: float,
         hj_weight: float,
         start_weight: float,
+        relative_weights: bool = False,
         frames_per_step: int | None,
         regularize_every: int,
     ) -> None:
@@ -112,13 +130,17 @@ class FlowModel(Autoencoder):
         self.kl_weight = check_weight("kl_weight", kl_weight)
         self.hj_weight = check_weight("hj_weight", hj_weight)
         self.start_weight = check_weight("start_weight", start_weight)
+        self.relative_weights = check_relative(relative_weights, self._frame_shape)
         self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         self.regularize_every = check_count("regularize_every", regularize_every)
 
     def _set_prior(self, prior: Prior | None) -> None:
-        """Registers the prior of the latents; standard normal where None."""
+        """Registers the prior of the latents; standard normal where None, with the encoder's room at rest."""
         check_latent_size("prior", prior, self.flow.dim)
-        self.prior = StandardNormal(self.flow.dim) if prior is None else prior
+        rest = getattr(self.encoder, "at_rest", None)
+        default = Augmented(StandardNormal(self.code_dim), *rest) if rest else StandardNormal(self.flow.dim)
+        self.prior = default if prior is None else prior
+        check_same_rest(self.encoder, self.prior)
 
     def _set_force(self, force: nn.Module | str | None) -> None:
         """Registers the regularizers, with the force of the Hamilton-Jacobi equation."""
@@ -134,6 +156,11 @@ class FlowModel(Autoencoder):
         return self.flow.num_flows
 
     @property
+    def code_dim(self) -> int:
+        """How many dimensions of a latent, the first, the encoder writes: all but those of the room at rest."""
+        return getattr(self.encoder, "code_dim", self.flow.dim)
+
+    @property
     def context(self) -> ContextSize:
         """C, the number of features of the context that steers the flow, or a number for each name; 0 for none."""
         return self.flow.field.context_size
@@ -142,6 +169,14 @@ class FlowModel(Autoencoder):
     def force(self) -> Any:
         """The force of the Hamilton-Jacobi equation, or None."""
         return self.hamilton_jacobi.force
+
+    @property
+    def penalty_unit(self) -> float:
+        """What a penalty of weight 1 counts for in the loss: 1, or C H W, the values of a frame, with ``relative_weights``.
+
+        A log-likelihood is a sum over the values of a frame, and grows with them; latent speeds do not.
+        """
+        return float(math.prod(self._frame_shape or ())) if self.relative_weights else 1.0
 
     @property
     def penalised(self) -> bool:
@@ -203,6 +238,10 @@ class FlowModel(Autoencoder):
     def _costs(self, times: int) -> dict[str, Any]:
         """What a solve integrates for `_regularizers`."""
         return {"hj": self.hamilton_jacobi} if times and self.penalised else {}
+
+    def _penalties(self, hj: Tensor, start: Tensor) -> Tensor:
+        """What the two regularizers add to the loss."""
+        return self.penalty_unit * (self.hj_weight * hj + self.start_weight * start)
 
     def _regularizers(
         self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int, context: Context | None = None

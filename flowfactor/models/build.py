@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from flowfactor._checks import check_count
 from flowfactor._config import named
 from flowfactor.context import ContextSize, context_size
-from flowfactor.encoders import ConvDecoder, ConvEncoder, FactorEncoder, PairEncoder
+from flowfactor.encoders import AugmentedEncoder, ConvDecoder, ConvEncoder, FactorEncoder, PairEncoder
 from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField, SolenoidalField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.estimators import FactorEstimator
@@ -17,7 +18,7 @@ from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.models.sparse import SparseTransformationVAE
 from flowfactor.objectives import Objective
 from flowfactor.potentials import ConvexPotential, MLPPotential, PaperPotential, Potential, ResNetPotential
-from flowfactor.priors import Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
+from flowfactor.priors import Augmented, Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
 from flowfactor.registry import BUILT_IN, declare, make, split
 from flowfactor.solver import Solver
 
@@ -37,6 +38,8 @@ def build_vae(
     activation: str = "logcosh",
     skew: str | None = None,
     context: int | Mapping[str, int] = 0,
+    augment_dim: int = 0,
+    augment_scale: float = 0.05,
     encoder: Mapping[str, Any] | None = None,
     decoder: Mapping[str, Any] | None = None,
     likelihood: str | Mapping[str, Any] = "bernoulli",
@@ -62,7 +65,7 @@ def build_vae(
     Args:
         image_shape: ``(C, H, W)``, H and W divisible by 4.
         num_flows: K.
-        latent_dim: D.
+        latent_dim: D, the dimensions that the encoder writes.
         field: ``"helmholtz"``, ``"gradient"`` or ``"free"`` (a velocity network without potential).
         potential: ``"mlp"``, ``"resnet"``, ``"convex"`` or ``"paper"``.
         hidden: The two hidden sizes of the networks (the residual network takes the first).
@@ -72,6 +75,12 @@ def build_vae(
             potential h, with such a J.
         context: C, the number of features of each sequence that steer its flow (a class, a speed, an embedding), or such a
             number for each name; 0 for none. The encoder and the decoder do not see them.
+        augment_dim: A, the number of dimensions at rest: the encoder does not write them, they start at a narrow normal
+            around zero under posterior and prior alike, the flow (of dimension D + A) writes them, and the decoder reads
+            them (`flowfactor.encoders.AugmentedEncoder`): room in which a gradient flow does what it cannot without curl. 0
+            for none. Under ``marginal`` take a ``diffusion`` prior with it: one that does not spread holds the room at rest
+            in every frame.
+        augment_scale: The standard deviation of these dimensions at the start.
         encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's. With a ``name`` among
             them, those of the registered encoder.
         decoder: Keyword arguments of `ConvDecoder`, likewise.
@@ -104,9 +113,11 @@ def build_vae(
         >>> type(model.flow.field).__name__
         'GradientField'
     """
-    made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
+    made_encoder, made_decoder = make_autoencoder(
+        image_shape, latent_dim, encoder, decoder, likelihood, augment_dim, augment_scale
+    )
     made_field = make_field(
-        field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator, context
+        field, potential, latent_dim + augment_dim, num_flows, tuple(hidden), activation, skew, generator, context
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     bound = named(Objective, objective)
@@ -143,6 +154,8 @@ def build_sparse_vae(
     activation: str = "logcosh",
     skew: str | None = None,
     context: int | Mapping[str, int] = 0,
+    augment_dim: int = 0,
+    augment_scale: float = 0.05,
     control: str = "single",
     slab: str = "half_normal",
     encoder: Mapping[str, Any] | None = None,
@@ -168,6 +181,8 @@ def build_sparse_vae(
         activation: As in `build_vae`.
         skew: As in `build_vae`.
         context: As in `build_vae`.
+        augment_dim: As in `build_vae`.
+        augment_scale: As in `build_vae`.
         control: ``"single"`` for one weight a flow, ``"double"`` for one each for the gradient part and the
             divergence-free part of a Helmholtz field.
         slab: ``"half_normal"`` for weights of one sign, ``"laplace"`` for both.
@@ -196,11 +211,13 @@ def build_sparse_vae(
     """
     if control not in ("single", "double"):
         raise ValueError(f'control must be "single" or "double", got {control!r}')
-    made_encoder, made_decoder = make_autoencoder(image_shape, latent_dim, encoder, decoder, likelihood)
+    made_encoder, made_decoder = make_autoencoder(
+        image_shape, latent_dim, encoder, decoder, likelihood, augment_dim, augment_scale
+    )
     chosen: dict[str, Any] = {"controls": 1 if control == "single" else 2, "slab": slab, **(pair_encoder or {})}
     pairs = make_coder(PairEncoder, chosen, num_flows=num_flows, **frame_shape(image_shape))
     made_field = make_field(
-        field, potential, latent_dim, num_flows, tuple(hidden), activation, skew, generator, context
+        field, potential, latent_dim + augment_dim, num_flows, tuple(hidden), activation, skew, generator, context
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     made_solver = Solver(**(solver or {"method": "euler", "step_size": 1.0}))
@@ -253,10 +270,16 @@ def make_autoencoder(
     encoder: Mapping[str, Any] | None,
     decoder: Mapping[str, Any] | None,
     likelihood: str | Mapping[str, Any],
+    augment_dim: int = 0,
+    augment_scale: float = 0.05,
 ) -> tuple[Any, Any]:
-    """Makes an encoder and a decoder of the same sizes, convolutional unless others are named."""
-    sizes = {"latent_dim": latent_dim, **frame_shape(image_shape)}
-    return make_coder(ConvEncoder, encoder, **sizes), make_coder(ConvDecoder, decoder, **sizes, likelihood=likelihood)
+    """Makes an encoder and a decoder of the same sizes, convolutional unless others are named; with room at rest if any."""
+    shape = frame_shape(image_shape)
+    made = make_coder(ConvEncoder, encoder, latent_dim=latent_dim, **shape)
+    if check_count("augment_dim", augment_dim, 0):
+        made = AugmentedEncoder(made, augment_dim, augment_scale)
+    dim = latent_dim + augment_dim
+    return made, make_coder(ConvDecoder, decoder, latent_dim=dim, **shape, likelihood=likelihood)
 
 
 def make_potential(
@@ -327,16 +350,22 @@ def make_prior(
 ) -> Prior:
     """Makes the prior of a name; raises ValueError where it is unknown."""
     name = _without_options("prior", prior)
-    base = StandardNormal(latent_dim)
+    has_room = isinstance(encoder, AugmentedEncoder)
+    codes = encoder.encoder if has_room else encoder
+    base: Any = StandardNormal(latent_dim)
     if name in ("mixture", "diffusion-mixture"):
         base = GaussianMixture(latent_dim, generator=generator)
-    if name in ("normal", "mixture"):
-        return base
-    if name in ("diffusion", "diffusion-mixture"):
-        return Diffusion(base, num_flows)
-    if name == "vamp":
-        return VampPrior(encoder, count=_PSEUDO_INPUTS, shape=image_shape, generator=generator)
-    return make("prior", prior, dim=latent_dim, num_flows=num_flows, encoder=encoder, generator=generator)
+    elif name == "vamp":
+        base = VampPrior(codes, count=_PSEUDO_INPUTS, shape=image_shape, generator=generator)
+    elif name == "augmented":
+        raise ValueError(
+            "room at rest is asked for beside the prior's name: augment_dim=A with prior='normal', or another"
+        )
+    elif name not in ("normal", "diffusion"):
+        base = make("prior", prior, dim=latent_dim, num_flows=num_flows, encoder=codes, generator=generator)
+    if has_room:
+        base = Augmented(base, *encoder.at_rest)
+    return Diffusion(base, num_flows) if name in ("diffusion", "diffusion-mixture") else base
 
 
 def _without_options(kind: str, given: str | Mapping[str, Any]) -> Any:

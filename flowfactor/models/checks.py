@@ -69,6 +69,18 @@ def check_latent_size(name: str, part: object, dim: int) -> None:
         raise ValueError(f"the {name} has latents of size {size} and the flow of size {dim}")
 
 
+def check_same_rest(encoder: object, prior: object) -> None:
+    """Raises ValueError where encoder and prior differ in what dimensions start at rest, which would cost a divergence."""
+    rests = [getattr(part, "at_rest", None) for part in (encoder, prior)]
+    if rests[0] != rests[1]:
+        wrote, held = ("none" if rest is None else f"{rest[0]} at scale {rest[1]:g}" for rest in rests)
+        raise ValueError(
+            f"of the dimensions of a latent the encoder leaves at rest {wrote}, and the prior {held}: the two must start "
+            "them alike, as encoders.AugmentedEncoder(encoder, augment_dim, scale) and priors.Augmented(prior, augment_dim, "
+            "scale) do with equal settings (build_vae: augment_dim, augment_scale)"
+        )
+
+
 def check_force(force: object) -> None:
     """Raises ValueError for a name that is no force of the Hamilton-Jacobi equation."""
     if isinstance(force, str) and force != "negative_square":
@@ -86,6 +98,18 @@ def check_weight(name: str, value: float) -> float:
     if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
     return float(value)
+
+
+def check_relative(relative: bool, event: tuple[int, ...] | None) -> bool:
+    """Checks whether weights are relative to the size of a frame, which the decoder then has to say."""
+    if not isinstance(relative, bool):
+        raise TypeError(f"relative_weights must be True or False, got {relative!r}")
+    if relative and event is None:
+        raise ValueError(
+            "relative_weights=True counts penalties by the values of a frame, and the decoder does not say its event_shape "
+            "(C, H, W): give it one, or leave relative_weights at False"
+        )
+    return relative
 
 
 def check_positive(name: str, value: float) -> float:

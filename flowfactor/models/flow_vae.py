@@ -48,6 +48,9 @@ class FlowFactorizedVAE(FlowModel):
         kl_weight: Weight of the divergence; 1 for a true bound.
         hj_weight: Weight of the Hamilton-Jacobi residual; 0 leaves it out. Fields without potential have none.
         start_weight: Weight of the squared speed at the start; 0 leaves it out.
+        relative_weights: Whether these two weights are relative to the size of the likelihood: they then count C H W times,
+            the values of a frame, so that one weight serves frames of any size (0.1 is 235 for 28 x 28 in colour, and 1,229
+            for 64 x 64).
         force: The force f of the Hamilton-Jacobi equation: ``"negative_square"`` for a learned one, None for f = 0, or
             a module f(z, t).
         frames_per_step: How many frames of a sequence to decode in a training step, drawn anew each time and weighted
@@ -76,7 +79,7 @@ class FlowFactorizedVAE(FlowModel):
     """
 
     _parts = (*FlowModel._parts, "objective")
-    _settings = ("kl_weight", "hj_weight", "start_weight", "frames_per_step", "regularize_every")
+    _settings = ("kl_weight", "hj_weight", "start_weight", "relative_weights", "frames_per_step", "regularize_every")
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class FlowFactorizedVAE(FlowModel):
         kl_weight: float = 1.0,
         hj_weight: float = 1.0,
         start_weight: float = 1.0,
+        relative_weights: bool = False,
         force: nn.Module | Literal["negative_square"] | None = "negative_square",
         frames_per_step: int | None = None,
         regularize_every: int = 1,
@@ -104,6 +108,7 @@ class FlowFactorizedVAE(FlowModel):
             kl_weight=kl_weight,
             hj_weight=hj_weight,
             start_weight=start_weight,
+            relative_weights=relative_weights,
             frames_per_step=frames_per_step,
             regularize_every=regularize_every,
         )
@@ -270,7 +275,7 @@ class FlowFactorizedVAE(FlowModel):
         reconstruction = self._reconstruction(given, path.z, generator, row)
         t, context = given.rows(row)
         hj, start = self._regularizers(path, path.z[0], k, t, times, context)
-        loss = -reconstruction + self.kl_weight * kl + self.hj_weight * hj + self.start_weight * start
+        loss = -reconstruction + self.kl_weight * kl + self._penalties(hj, start)
         return SequenceTerms(loss, reconstruction, kl, hj, start, torch.zeros_like(kl))
 
     def _path(

@@ -37,7 +37,10 @@ class Encodes(Protocol):
     """A model with codes of frames."""
 
     def encode(self, x: Tensor, /) -> Distribution:
-        """The posterior of frames ``[*batch, C, H, W]``, event ``[D]``."""
+        """The posterior of frames ``[*batch, C, H, W]``, event ``[D]``.
+
+        A model whose latents have more dimensions than the encoder writes has ``code_dim``: the first so many are the code.
+        """
         ...
 
 
@@ -120,6 +123,11 @@ class SequenceModel(Transforms, Autoencodes, InfersFactor, BoundsLikelihood, Pro
     def eval(self) -> Any:
         """Puts the model into evaluation mode, and gives it, as any module does."""
         ...
+
+
+def code_of(model: object, z: Tensor) -> Tensor:
+    """The code ``[*batch, D]`` in latents ``[*batch, D + A]`` of a model: without dimensions at rest, where it has some."""
+    return z[..., : getattr(model, "code_dim", None)]
 
 
 def infers_k(model: object) -> bool:

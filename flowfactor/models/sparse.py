@@ -71,6 +71,7 @@ class SparseTransformationVAE(FlowModel):
         factor_weight: Weight of the divergence of the weights g; 1 for a true bound.
         hj_weight: Weight of the Hamilton-Jacobi residual; 0 leaves it out.
         start_weight: Weight of the squared speed at the start; 0 leaves it out.
+        relative_weights: Whether these two are relative to the size of a frame, as in `FlowFactorizedVAE`.
         force: As in `FlowFactorizedVAE`.
         frames_per_step: How many frames to decode in a training step, as in `FlowFactorizedVAE`.
         regularize_every: In one of how many training steps to take the regularizers, as in `FlowFactorizedVAE`.
@@ -103,8 +104,8 @@ class SparseTransformationVAE(FlowModel):
     supervision = "none"
     _parts = (*FlowModel._parts, "pair_encoder", "weights_prior")
     _settings = (
-        "kl_weight", "factor_weight", "hj_weight", "start_weight", "frames_per_step", "regularize_every",
-        "temperature", "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
+        "kl_weight", "factor_weight", "hj_weight", "start_weight", "relative_weights", "frames_per_step",
+        "regularize_every", "temperature", "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
     )  # fmt: skip
     step: Tensor
     unit: Tensor
@@ -122,6 +123,7 @@ class SparseTransformationVAE(FlowModel):
         factor_weight: float = 1.0,
         hj_weight: float = 1.0,
         start_weight: float = 1.0,
+        relative_weights: bool = False,
         force: nn.Module | str | None = "negative_square",
         frames_per_step: int | None = None,
         regularize_every: int = 1,
@@ -140,6 +142,7 @@ class SparseTransformationVAE(FlowModel):
             kl_weight=kl_weight,
             hj_weight=hj_weight,
             start_weight=start_weight,
+            relative_weights=relative_weights,
             frames_per_step=frames_per_step,
             regularize_every=regularize_every,
         )
@@ -257,8 +260,9 @@ class SparseTransformationVAE(FlowModel):
         reconstruction = reconstruction / share
         if self.training and torch.is_grad_enabled():
             self.step += 1
-        loss = self.kl_weight * kl + self.factor_weight * kl_factor - reconstruction + lesson
-        loss = loss + self.hj_weight * hj + self.start_weight * start
+        loss = (
+            self.kl_weight * kl + self.factor_weight * kl_factor - reconstruction + lesson + self._penalties(hj, start)
+        )
         return Terms(loss, reconstruction, kl, hj, start, reconstruction - kl - kl_factor, kl_factor)
 
     def _inferred(self, given: Inputs, z0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:

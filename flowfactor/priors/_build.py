@@ -7,12 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
+from flowfactor.encoders import AugmentedEncoder
+from flowfactor.priors.augmented import Augmented
 from flowfactor.priors.base import Prior
 from flowfactor.priors.diffusion import Diffusion
 from flowfactor.priors.static import GaussianMixture, StandardNormal, VampPrior
 from flowfactor.registry import declare, make, split
 
-declare("prior", standard_normal=StandardNormal, gaussian_mixture=GaussianMixture, vamp=VampPrior, diffusion=Diffusion)
+declare(
+    "prior",
+    standard_normal=StandardNormal,
+    gaussian_mixture=GaussianMixture,
+    vamp=VampPrior,
+    diffusion=Diffusion,
+    augmented=Augmented,
+)
 
 
 def build(config: Mapping[str, Any], encoder: Callable[[Tensor], Any] | None = None) -> Prior:
@@ -33,6 +42,8 @@ def build(config: Mapping[str, Any], encoder: Callable[[Tensor], Any] | None = N
         4
     """
     name, options = split("prior", config)
+    if name == "augmented" and isinstance(encoder, AugmentedEncoder):
+        encoder = encoder.encoder  # the base is of codes alone
     if isinstance(options.get("base"), Mapping):
         options["base"] = build(options["base"], encoder)
     if name == "vamp" and encoder is None:

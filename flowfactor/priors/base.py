@@ -38,6 +38,11 @@ class Prior(Named, nn.Module):
         super().__init__()
         self.dim = check_count("dim", dim)
 
+    @property
+    def at_rest(self) -> tuple[int, float] | None:
+        """How many dimensions, the last, start at N(0, s^2) as room at rest, and s (see `Augmented`); None for none."""
+        return None
+
     def at(self, t: float | Tensor, control: Control = 0) -> Distribution:
         """Distribution of the latents at time t.
 

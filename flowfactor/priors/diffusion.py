@@ -68,6 +68,11 @@ class Diffusion(Prior):
         self.raw_diffusivity = nn.Parameter(raw)
 
     @property
+    def at_rest(self) -> tuple[int, float] | None:
+        """The room at rest of the base, which diffuses as all dimensions do."""
+        return self.base.at_rest
+
+    @property
     def diffusivity(self) -> Tensor:
         """D_k [K], in squared latent units per frame."""
         return F.softplus(self.raw_diffusivity)

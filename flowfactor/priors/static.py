@@ -164,6 +164,11 @@ class VampPrior(GaussianPrior):
         return self._borrowed[0]
 
     @property
+    def at_rest(self) -> tuple[int, float] | None:
+        """The room at rest of the encoder's posteriors, where they have some."""
+        return getattr(self.encoder, "at_rest", None)
+
+    @property
     def pseudo_inputs(self) -> Tensor:
         """Pseudo-inputs [M, *event] in [0, 1]."""
         return torch.sigmoid(self.raw_pseudo_inputs)

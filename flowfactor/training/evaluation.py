@@ -32,7 +32,7 @@ from flowfactor.metrics.equivariance import every_unlabelled
 from flowfactor.metrics.estimates import standard_error as error_of_mean
 from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
 from flowfactor.models.inputs import shown
-from flowfactor.models.protocols import InfersWeights, SequenceModel, infers_k, knows_transformations
+from flowfactor.models.protocols import InfersWeights, SequenceModel, code_of, infers_k, knows_transformations
 from flowfactor.objectives import NoImportanceWeightsError
 
 _NO_LABELS = {"missing": "the test sequences have no labels of what acts in them"}
@@ -330,7 +330,7 @@ def _codes(model: SequenceModel, test: FactorSequences, count: int, seed: int) -
     codes, labels = [], []
     for size in [500] * (count // 500) + ([count % 500] if count % 500 else []):
         images, states = test.factor_samples(size, generator)
-        codes.append(model.encode(images).mean)
+        codes.append(code_of(model, model.encode(images).mean))
         labels.append(states)
     label = torch.cat(labels)
     moving = [f for f in range(label.shape[1]) if len(label[:, f].unique()) > 1]

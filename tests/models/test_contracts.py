@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,40 @@ def test_lazy_regularizers_come_in_a_share_of_steps_and_keep_their_mean(make) ->
         assert abs(taken - 80) < 5 * (240 * 2 / 9) ** 0.5
         evaluated = (model.eval()(frames, t, k, generator=torch.Generator().manual_seed(0)) for model in (lazy, always))
         torch.testing.assert_close(*(terms.hj for terms in evaluated))
+
+
+@pytest.mark.parametrize(
+    ("build", "more"), [(ff.models.build_vae, {}), (ff.models.build_sparse_vae, {"warmup_steps": 0})]
+)
+@pytest.mark.parametrize("shape", [SHAPE, (3, 8, 12)])
+def test_relative_weights_count_by_the_values_of_a_frame(build, more, shape: tuple[int, ...]) -> None:
+    given = {"hidden": (8, 8), "hj_weight": 0.02, "start_weight": 0.5, **more}
+    model, plain = (build(shape, K, D, relative_weights=relative, **given) for relative in (True, False))
+    size = math.prod(shape)
+    plain.load_state_dict(model.state_dict())
+    frames, t, k = torch.rand(4, 5, *shape), torch.arange(5.0), torch.tensor([0, 0, 1, 1])
+    terms, absolute = (m.train()(frames, t, k, generator=torch.Generator().manual_seed(0)) for m in (model, plain))
+    torch.testing.assert_close(terms.bound, absolute.bound)
+    torch.testing.assert_close(absolute.loss, 0.02 * absolute.hj + 0.5 * absolute.start - absolute.bound)
+    torch.testing.assert_close(terms.loss, size * (0.02 * terms.hj + 0.5 * terms.start) - terms.bound)
+    assert model.penalty_unit == size and plain.penalty_unit == 1 and bool(terms.start > 0)
+
+
+def test_relative_weights_are_kept_and_need_the_size_of_a_frame(tmp_path: Path) -> None:
+    for make in (vae, sparse):
+        folder = make(relative_weights=True).save_pretrained(tmp_path / make.__name__)
+        assert ff.models.load_pretrained(folder).relative_weights is True
+
+    class Silent(torch.nn.Module):
+        def forward(self, z):
+            return z
+
+    flow = vae().flow
+    with pytest.raises(ValueError, match=r"relative_weights=True counts .* does not say its event_shape"):
+        ff.models.FlowFactorizedVAE(torch.nn.Flatten(), Silent(), flow, relative_weights=True)
+    assert ff.models.FlowFactorizedVAE(torch.nn.Flatten(), Silent(), flow).penalty_unit == 1
+    with pytest.raises(TypeError, match=r"relative_weights must be True or False, got 0\.1"):
+        vae(relative_weights=0.1)
 
 
 @pytest.mark.parametrize("make", [vae, sparse])
