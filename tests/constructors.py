@@ -103,6 +103,7 @@ POTENTIALS: dict[str, Callable[[], P.Potential]] = {
     "paper": lambda: P.PaperPotential(D, K),
     "resnet": lambda: P.ResNetPotential(D, K, width=6, depth=2),
     "quadratic": lambda: P.QuadraticPotential(D, K),
+    "displacement": lambda: P.DisplacementPotential(D, K, rest=1, hidden=6, scale=0.5),
     "user": UserPotential,
     "module": lambda: P.from_module([LayeredPotential() for _ in range(K)], D),
 }

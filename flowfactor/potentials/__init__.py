@@ -2,6 +2,7 @@
 
 from flowfactor.potentials.base import Derivatives, Potential
 from flowfactor.potentials.convex import ConvexPotential
+from flowfactor.potentials.displacement import DisplacementPotential
 from flowfactor.potentials.mlp import MLPPotential
 from flowfactor.potentials.module import from_module
 from flowfactor.potentials.paper import PaperPotential
@@ -11,6 +12,7 @@ from flowfactor.potentials.resnet import ResNetPotential
 __all__ = [
     "ConvexPotential",
     "Derivatives",
+    "DisplacementPotential",
     "MLPPotential",
     "PaperPotential",
     "Potential",
