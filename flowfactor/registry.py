@@ -26,7 +26,7 @@ class UnknownPartError(ValueError):
 
 
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
-    "potential": ("mlp", "resnet", "convex", "paper"),
+    "potential": ("mlp", "resnet", "convex", "paper", "displacement"),
     "field": ("helmholtz", "gradient", "free"),
     "prior": (
         "normal",

@@ -17,7 +17,14 @@ from flowfactor.models.estimators import FactorEstimator
 from flowfactor.models.flow_vae import FlowFactorizedVAE
 from flowfactor.models.sparse import SparseTransformationVAE
 from flowfactor.objectives import Objective
-from flowfactor.potentials import ConvexPotential, MLPPotential, PaperPotential, Potential, ResNetPotential
+from flowfactor.potentials import (
+    ConvexPotential,
+    DisplacementPotential,
+    MLPPotential,
+    PaperPotential,
+    Potential,
+    ResNetPotential,
+)
 from flowfactor.priors import Augmented, Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
 from flowfactor.registry import BUILT_IN, declare, make, split
 from flowfactor.solver import Solver
@@ -67,7 +74,7 @@ def build_vae(
         num_flows: K.
         latent_dim: D, the dimensions that the encoder writes.
         field: ``"helmholtz"``, ``"gradient"`` or ``"free"`` (a velocity network without potential).
-        potential: ``"mlp"``, ``"resnet"``, ``"convex"`` or ``"paper"``.
+        potential: ``"mlp"``, ``"resnet"``, ``"convex"``, ``"paper"`` or ``"displacement"`` (into dimensions at rest).
         hidden: The two hidden sizes of the networks (the residual network takes the first).
         activation: Activation of the ``mlp`` potential.
         skew: What the divergence-free part of a Helmholtz field is made of: None for a `SolenoidalField` of as many ridge
@@ -117,7 +124,16 @@ def build_vae(
         image_shape, latent_dim, encoder, decoder, likelihood, augment_dim, augment_scale
     )
     made_field = make_field(
-        field, potential, latent_dim + augment_dim, num_flows, tuple(hidden), activation, skew, generator, context
+        field,
+        potential,
+        latent_dim + augment_dim,
+        num_flows,
+        tuple(hidden),
+        activation,
+        skew,
+        generator,
+        context,
+        augment_dim,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     bound = named(Objective, objective)
@@ -217,7 +233,16 @@ def build_sparse_vae(
     chosen: dict[str, Any] = {"controls": 1 if control == "single" else 2, "slab": slab, **(pair_encoder or {})}
     pairs = make_coder(PairEncoder, chosen, num_flows=num_flows, **frame_shape(image_shape))
     made_field = make_field(
-        field, potential, latent_dim + augment_dim, num_flows, tuple(hidden), activation, skew, generator, context
+        field,
+        potential,
+        latent_dim + augment_dim,
+        num_flows,
+        tuple(hidden),
+        activation,
+        skew,
+        generator,
+        context,
+        augment_dim,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     made_solver = Solver(**(solver or {"method": "euler", "step_size": 1.0}))
@@ -290,13 +315,17 @@ def make_potential(
     activation: str = "logcosh",
     generator: torch.Generator | None = None,
     context: ContextSize = 0,
+    rest: int = 0,
 ) -> Potential:
     """Makes the potential of a name, with its options where a mapping has them; raises ValueError for unknown ones."""
     name, options = split("potential", given)
+    if name == "displacement" and not options.get("rest", rest):
+        raise ValueError("the potential 'displacement' moves dimensions at rest, and there are none: give augment_dim")
     sizes = {
         "mlp": {"hidden": hidden, "activation": activation},
         "convex": {"hidden": hidden},
         "resnet": {"width": hidden[0]},
+        "displacement": {"hidden": hidden[0], "rest": rest},
     }
     known = {"dim": dim, "num_flows": num_flows, "generator": generator, "context": context}
     return make("potential", {"name": name, **sizes.get(name, {}), **options}, **known)
@@ -312,11 +341,12 @@ def make_field(
     skew: str | None,
     generator: torch.Generator | None,
     context: ContextSize = 0,
+    rest: int = 0,
 ) -> Field:
     """Makes the field of a name; raises ValueError where a name is unknown, or the parts take no context and it has one."""
 
     def potential_of_its_own() -> Potential:
-        return make_potential(potential, dim, num_flows, hidden, activation, generator, context)
+        return make_potential(potential, dim, num_flows, hidden, activation, generator, context, rest)
 
     name = _without_options("field", field)
     if name == "helmholtz":
@@ -387,4 +417,7 @@ def _estimator(estimator: Any, tau: float | None, anneal_steps: int | None) -> A
     return {"name": name, **options}
 
 
-declare("potential", mlp=MLPPotential, resnet=ResNetPotential, convex=ConvexPotential, paper=PaperPotential)
+declare(
+    "potential", mlp=MLPPotential, resnet=ResNetPotential, convex=ConvexPotential, paper=PaperPotential,
+    displacement=DisplacementPotential,
+)  # fmt: skip

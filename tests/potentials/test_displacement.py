@@ -21,7 +21,9 @@ CONTROLS = {
 
 def potential(context: int = 0) -> ff.potentials.DisplacementPotential:
     generator = torch.Generator().manual_seed(1)
-    u = ff.potentials.DisplacementPotential(D, K, A, 5, scale=0.6, context=context, generator=generator).double()
+    u = ff.potentials.DisplacementPotential(
+        D, K, rest=A, hidden=5, scale=0.6, context=context, generator=generator
+    ).double()
     with torch.no_grad():
         u.b1.normal_(generator=generator)
         u.b2.normal_(generator=generator)
@@ -120,3 +122,14 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         ff.potentials.DisplacementPotential(4, rest=0)
     with pytest.raises(ValueError, match="scale must be positive"):
         ff.potentials.DisplacementPotential(4, rest=2, scale=0.0)
+
+
+def test_a_model_of_displacements_into_its_room_at_rest() -> None:
+    how: dict[str, Any] = {"field": "gradient", "potential": "displacement", "hidden": (6, 6)}
+    model = ff.models.build_vae((1, 8, 8), num_flows=2, latent_dim=4, augment_dim=3, **how)
+    u = model.flow.field.potential
+    assert isinstance(u, ff.potentials.DisplacementPotential) and (u.rest, u.dim) == (3, 7)
+    model(torch.rand(6, 4, 1, 8, 8), torch.arange(4), torch.arange(6) % 2).loss.backward()
+    assert u.w1.grad is not None and float(u.w1.grad.abs().max()) > 0
+    with pytest.raises(ValueError, match="give augment_dim"):
+        ff.models.build_vae((1, 8, 8), num_flows=2, latent_dim=4, **how)
