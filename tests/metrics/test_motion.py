@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import flowfactor as ff
+from flowfactor.cli.train import table
+from flowfactor.training import evaluate
 
 FIGURES = (ff.metrics.gradient_share, ff.metrics.arc_over_chord, ff.metrics.translation_share, ff.metrics.solver_gap)
 PIXELS = 16
@@ -237,3 +239,36 @@ def test_times_and_contexts_of_each_sequence_reach_the_flow(pixel_model, measure
     apart = {"t": torch.tensor([[0.0, 0.5, 1.5, 2.0], [0.0, 1.0, 2.0, 5.0]]), "context": torch.tensor([[3.0], [-3.0]])}
     both = measure(model, ff.data.Sequences(frames.expand(2, -1, -1, -1, -1), [0, 0], **apart))
     assert both.count == 2 and float(both.standard_error) > 1e-4
+
+
+def test_an_evaluation_tells_how_flows_move_and_what_has_no_such_figure(pixel_model, capsys) -> None:
+    model, data = with_field(pixel_model(), mixed((0.3, 0.2), (0.1, -0.4)), method="euler"), data_of()
+    found = evaluate(model, data, likelihood_limit=0, path_limit=4, seed=3)
+    assert found["gradient_share"]["mean"] == pytest.approx([0.9, 0.2])
+    for name, measure in zip(("arc_over_chord", "translation_share", "solver_gap"), FIGURES[1:], strict=True):
+        assert found[name] == measure(model, data, limit=4, seed=3).as_dict() and found[name]["count"] == 4
+    assert evaluate(model, data, likelihood_limit=0, limit=2)["solver_gap"]["count"] == 2
+    assert evaluate(model, data, likelihood_limit=0, path_limit=0)["solver_gap"] == {"missing": "not asked for"}
+    lines = table(found).splitlines()
+    assert " ".join(lines[4].split()) == "how it moves grad u's share arc/chord same for all E_k if accurate"
+    assert lines[5].split()[:2] == ["flow_0", "0.90"] and lines[5].endswith(f"{found['solver_gap']['mean'][0]:+.1%}")
+    model = with_field(model, ff.fields.FreeField(PIXELS, 2))
+    bare = evaluate(model, data, likelihood_limit=0)
+    assert "FreeField, which has no potential" in bare["gradient_share"]["missing"]
+    assert "grad u's share" not in table(bare) and "arc/chord" in table(bare)
+    vae = ff.models.build_baseline("vae", (1, 8, 8), 2, 4)
+    sequences = ff.data.Sequences(torch.rand(4, 3, 1, 8, 8), [0, 1] * 2)
+    without = evaluate(vae, sequences, likelihood_limit=0)
+    assert "a VAE has no latent flow" in without["translation_share"]["missing"] and "moves" not in table(without)
+
+
+def test_flows_that_cannot_be_solved_accurately_are_told(pixel_model) -> None:
+    """A field that jumps everywhere: no step is small enough, and the accurate solve gives up soon."""
+
+    def rough(z, t):
+        return 1e3 * torch.sign(torch.sin(1e4 * z))
+
+    model = with_field(pixel_model(1), ff.fields.from_module(rough, PIXELS), method="euler")
+    model.scale = torch.nn.Parameter(torch.ones(()))  # an evaluation asks a parameter where the model is
+    found = evaluate(model, data_of(count=2, flows=1), likelihood_limit=0)
+    assert "missing" in found["solver_gap"] and "mean" in found["arc_over_chord"]
