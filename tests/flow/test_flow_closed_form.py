@@ -112,7 +112,12 @@ def same_steps_values_and_gradients(
 ) -> None:
     flow = ff.LatentFlow(field, solver, divergence=divergence)
     hj = ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())
-    costs = {"hj": hj, "action": ff.regularizers.TransportCost(), "value": Value()}
+    costs = {
+        "hj": hj,
+        "action": ff.regularizers.TransportCost(),
+        "value": Value(),
+        "rest": ff.regularizers.Solenoidal(),
+    }
     if control is None:
         control = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
     z0 = torch.randn(5, D).double().requires_grad_()
