@@ -26,6 +26,7 @@ NEEDS = (
     "value",
     "time",
     "divergence",
+    "acceleration",
     "probe",
     "context",
 )  # what a cost may ask for by its attribute `needs`
@@ -166,6 +167,7 @@ class Plan:
     by_autograd: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
     clock: Clock | None = None  # laid out as the samples are, where they have times of their own
     context: Context | None = None  # laid out as the samples are, where a cost asks for it
+    contextual: bool = False  # whether a context steers the field
 
     @property
     def steered(self) -> bool:
