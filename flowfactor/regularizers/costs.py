@@ -189,7 +189,8 @@ class Acceleration(Recorded, nn.Module):
     `HamiltonJacobi`: it vanishes with that, and does not see a residual that depends on time alone, which bends nothing. It
     takes fields without potential too; straight paths of a field that is no gradient need not be optimal.
 
-    It costs about three evaluations more a stage, of all stages at once where the field has closed forms.
+    It costs about three evaluations more a stage, of all stages at once where the field has closed forms. A solve
+    with ``compile=True`` refuses it.
 
     Example:
         >>> import torch, flowfactor as ff

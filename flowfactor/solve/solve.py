@@ -49,9 +49,16 @@ def solve(
         The path, time first.
 
     Raises:
-        ValueError: If the control does not fit, or the closed form is demanded of a solve that has none.
+        ValueError: If the control does not fit, the closed form is demanded of a solve that has none, or a compiled one is to
+            give accelerations.
         FlowSolveError: If the solve fails.
     """
+    if solver.compile and "acceleration" in needs:
+        asking = [name for name, cost in costs.items() if "acceleration" in getattr(cost, "needs", ())]
+        raise ValueError(
+            f"cost {asking[0]!r} needs the acceleration, by a forward derivative that torch.compile cannot follow for batches of "
+            "any size: take a Solver without compile=True"
+        )
     batch, how = z0.shape[:-1], {"dtype": z0.dtype, "device": z0.device}
     stretches = segments_of(control, t) if t.ndim == 1 else own_segments(control, t, batch, field.num_flows, z0)
     if isinstance(control, Schedule):

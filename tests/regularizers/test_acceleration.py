@@ -165,6 +165,12 @@ def test_what_has_no_acceleration_is_named() -> None:
         R.Acceleration()(ff.fields.Evaluation(torch.zeros(1, 2), torch.zeros(()), torch.zeros(1, 2)))
 
 
+def test_compiled_solves_refuse_it_by_name() -> None:
+    flow = ff.LatentFlow(FIELDS["module"](), ff.Solver("euler", compile=True))
+    with pytest.raises(ValueError, match="cost 'bend' needs the acceleration.*without compile=True"):
+        flow(torch.zeros(1, D), [0.0, 1.0], costs={"action": R.TransportCost(), "bend": R.Acceleration()})
+
+
 def test_an_acceleration_of_ones_own_takes_a_stage_at_a_time() -> None:
     class Halved(R.Acceleration):
         def forward(self, evaluation: ff.fields.Evaluation) -> Tensor:
