@@ -49,16 +49,11 @@ def solve(
         The path, time first.
 
     Raises:
-        ValueError: If the control does not fit, the closed form is demanded of a solve that has none, or a compiled one is to
-            give accelerations.
+        ValueError: If the control does not fit, the closed form is demanded of a solve that has none, or accelerations of a
+            compiled one.
         FlowSolveError: If the solve fails.
     """
-    if solver.compile and "acceleration" in needs:
-        asking = [name for name, cost in costs.items() if "acceleration" in getattr(cost, "needs", ())]
-        raise ValueError(
-            f"cost {asking[0]!r} needs the acceleration, by a forward derivative that torch.compile cannot follow for batches of "
-            "any size: take a Solver without compile=True"
-        )
+    _check_compiled(solver, costs)
     batch, how = z0.shape[:-1], {"dtype": z0.dtype, "device": z0.device}
     stretches = segments_of(control, t) if t.ndim == 1 else own_segments(control, t, batch, field.num_flows, z0)
     if isinstance(control, Schedule):
@@ -75,6 +70,16 @@ def solve(
     want = needs & {"value", "time", "divergence", "acceleration", "context"}
     task = _Task(field, solver, divergence, packing, want, probe, stats)
     return packing.path(task.states(stretches, acting, packing.start(z0)), t.to(z0.dtype), stats)
+
+
+def _check_compiled(solver: Solver, costs: Mapping[str, Cost]) -> None:
+    """Raises ValueError where a compiled solve is to give accelerations."""
+    asking = [name for name, cost in costs.items() if "acceleration" in getattr(cost, "needs", ())]
+    if solver.compile and asking:
+        raise ValueError(
+            f"cost {asking[0]!r} needs the acceleration, by a forward derivative that torch.compile cannot follow for batches "
+            "of any size: take a Solver without compile=True"
+        )
 
 
 _ASKED_FOR = NoClosedForm('Solver(engine="general") asks for it')

@@ -167,7 +167,7 @@ def test_what_has_no_acceleration_is_named() -> None:
 
 def test_compiled_solves_refuse_it_by_name() -> None:
     flow = ff.LatentFlow(FIELDS["module"](), ff.Solver("euler", compile=True))
-    with pytest.raises(ValueError, match="cost 'bend' needs the acceleration.*without compile=True"):
+    with pytest.raises(ValueError, match=r"cost 'bend' needs the acceleration.*without compile=True"):
         flow(torch.zeros(1, D), [0.0, 1.0], costs={"action": R.TransportCost(), "bend": R.Acceleration()})
 
 
