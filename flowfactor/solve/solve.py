@@ -77,8 +77,8 @@ def _check_compiled(solver: Solver, costs: Mapping[str, Cost]) -> None:
     asking = [name for name, cost in costs.items() if "acceleration" in getattr(cost, "needs", ())]
     if solver.compile and asking:
         raise ValueError(
-            f"cost {asking[0]!r} needs the acceleration, by a forward derivative that torch.compile cannot follow for batches "
-            "of any size: take a Solver without compile=True"
+            f"cost {asking[0]!r} needs the acceleration, by a forward derivative that torch.compile cannot follow for "
+            "batches of any size: take a Solver without compile=True"
         )
 
 
