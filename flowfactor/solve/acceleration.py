@@ -50,18 +50,28 @@ class StageAccelerations:
 
     value: Tensor
     z: Tensor
+    velocity: Tensor
     inputs: Sequence[Tensor]
 
-    def pull(self, bar: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
-        """The cotangents of the states ``[G, S, n, D]`` and of the adjoint's inputs, of one of the accelerations."""
+    def pull(self, bar: Tensor) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+        """The cotangents of states, of velocities (``[G, S, n, D]``) and of the adjoint's inputs, of one of the value."""
         if not self.value.requires_grad:
-            return None, [None] * len(self.inputs)
-        found = torch.autograd.grad(self.value, [self.z, *self.inputs], bar, allow_unused=True, retain_graph=True)
-        return found[0], list(found[1:])
+            return None, None, [None] * len(self.inputs)
+        leaves = [self.z, self.velocity, *self.inputs]
+        found = torch.autograd.grad(self.value, leaves, bar, allow_unused=True, retain_graph=True)
+        return found[0], found[1], list(found[2:])
 
 
-def stage_accelerations(plan: Plan, z: Tensor, t: Tensor, *, graph: bool) -> StageAccelerations:
-    """The accelerations at stages of states ``z [G, S, n, D]`` and times ``t [G, S, n]``; ``graph`` as for rates."""
+def stage_accelerations(plan: Plan, z: Tensor, t: Tensor, velocity: Tensor, *, graph: bool) -> StageAccelerations:
+    """The accelerations at stages.
+
+    Args:
+        plan: The solve.
+        z: States ``[G, S, n, D]``.
+        t: Times ``[G, S, n]``.
+        velocity: The velocities there, ``[G, S, n, D]``.
+        graph: Whether to keep how they depend on these and on the adjoint's inputs.
+    """
     inputs = [x.detach().requires_grad_(graph) for x in plan.adjoint.inputs]
     with torch.set_grad_enabled(graph):
         bound = plan.adjoint.by_autograd(inputs)
@@ -69,15 +79,14 @@ def stage_accelerations(plan: Plan, z: Tensor, t: Tensor, *, graph: bool) -> Sta
         def move(z: Tensor, t: Tensor) -> Tensor:
             return bound(z, t)["velocity"]
 
-        def at(z: Tensor, t: Tensor) -> Tensor:
-            return acceleration(move, z, t, move(z, t))
-
         if _as_samples(plan):
-            value = at(z.flatten(1, 2), t.flatten(1, 2).contiguous()).unflatten(1, z.shape[1:3])
+            flat = acceleration(move, z.flatten(1, 2), t.flatten(1, 2).contiguous(), velocity.flatten(1, 2))
+            value = flat.unflatten(1, z.shape[1:3])
         else:
-            own = plan.clock is not None
-            value = torch.stack([at(z[:, s], t[:, s] if own else t[0, s, 0]) for s in range(z.shape[1])], 1)
-    return StageAccelerations(value, z, inputs)
+            times = t.unbind(1) if plan.clock is not None else t[0, :, 0].unbind(0)
+            stages = zip(z.unbind(1), times, velocity.unbind(1), strict=True)
+            value = torch.stack([acceleration(move, *stage) for stage in stages], 1)
+    return StageAccelerations(value, z, velocity, inputs)
 
 
 def _as_samples(plan: Plan) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowfactor.context import Context
 from flowfactor.fields.evaluation import Evaluation
+from flowfactor.networks.batched import sum_into
 from flowfactor.networks.probes import first_probe
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
 from flowfactor.solve.acceleration import StageAccelerations, stage_accelerations
@@ -56,8 +57,9 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
     z = stages.z.detach().requires_grad_(graph)
     leaves["z"] = z
     t = plan.times_at(ts, z)
-    bent = stage_accelerations(plan, z, t, graph=graph) if "acceleration" in plan.want else None
-    if bent is not None:
+    bent = None
+    if "acceleration" in plan.want:
+        bent = stage_accelerations(plan, z, t, leaves["velocity"], graph=graph)
         leaves["acceleration"] = bent.value.detach().requires_grad_(graph)
     first = first_probe(plan.probe, z.shape[-1])
     probe = None if first is None else first.unsqueeze(1).expand(z.shape)
@@ -110,12 +112,14 @@ def cotangents_of(
         if value is None:
             continue
         if name == "acceleration" and rates.accelerations is not None:
-            more, own = rates.accelerations.pull(value)
+            more, velocity, own = rates.accelerations.pull(value)
             z_bar = more if z_bar is None else z_bar if more is None else z_bar + more
+            if velocity is not None:
+                sum_into(cotangents, "velocity", velocity)
         elif name == "z":
             z_bar = value if z_bar is None else z_bar + value
         else:
-            cotangents[name] = cotangents[name] + value if name in cotangents else value
+            sum_into(cotangents, name, value)
     rest = iter(found[len(rates.leaves) :])
     return cotangents, [next(rest) if x.requires_grad else None for x in others], z_bar, own
 
