@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import flowfactor as ff
+from flowfactor.cli.runs import draw
 from flowfactor.cli.train import table
 from flowfactor.training import evaluate
 
@@ -260,6 +261,19 @@ def test_an_evaluation_tells_how_flows_move_and_what_has_no_such_figure(pixel_mo
     sequences = ff.data.Sequences(torch.rand(4, 3, 1, 8, 8), [0, 1] * 2)
     without = evaluate(vae, sequences, likelihood_limit=0)
     assert "a VAE has no latent flow" in without["translation_share"]["missing"] and "moves" not in table(without)
+
+
+def test_a_traversal_tells_what_the_potential_carries_of_each_flow(pixel_model, monkeypatch, tmp_path) -> None:
+    titles = []
+    monkeypatch.setattr("flowfactor.plot.save", lambda figure, path: titles.append(figure.axes[0].get_title()))
+    model, data = with_field(pixel_model(), mixed((0.3, 0.2), (0.1, -0.4)), method="rk4"), data_of()
+    model.decode = lambda z: model.decoder.mean(z).clamp(0, 1)
+    draw(model, data, tmp_path / "picture.png", images=1)
+    monkeypatch.setattr("flowfactor.metrics.matched.flow_names", lambda *_: ("flow_1", "flow_0"))
+    draw(model, data, tmp_path / "picture.png", images=1)  # as if the flows had been found, the second first
+    draw(with_field(model, ff.fields.FreeField(PIXELS, 2)), data, tmp_path / "picture.png", images=1)
+    told = ["carried by grad u: flow_0 90%, flow_1 20%", "carried by grad u: flow_1 90%, flow_0 20%", ""]
+    assert titles == told
 
 
 def test_flows_that_cannot_be_solved_accurately_are_told(pixel_model, monkeypatch) -> None:
