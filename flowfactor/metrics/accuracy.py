@@ -128,4 +128,5 @@ def solver_gap(
         rows.append(torch.stack([own.mean(), accurate.mean(), path, changed - 1, error]))
     count = min(sum(len(part[0]) for part in parts) for parts in found)
     names = tuple(getattr(data, "flow_names", ()))
-    return SolverGap(*torch.stack(rows, 1).float(), count, float(tolerance), names, limit, seed)
+    own, accurate, path, gap, error = torch.stack(rows, 1).float().unbind(0)
+    return SolverGap(own, accurate, path, gap, error, count, float(tolerance), names, limit, seed)

@@ -143,7 +143,7 @@ def test_the_share_of_a_translation_sums_over_frames_and_may_look_at_codes_alone
     assert float(ff.metrics.translation_share(model, data, coded=True).mean) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("measure", [ff.metrics.translation_share, ff.metrics.arc_over_chord])
+@pytest.mark.parametrize("measure", [ff.metrics.translation_share, ff.metrics.arc_over_chord, ff.metrics.solver_gap])
 def test_standard_errors_of_ratios_are_their_spread(pixel_model, measure) -> None:
     """Against the spread over many data sets."""
     model = with_field(pixel_model(1), ff.fields.SkewGradientField(quadratic(0.3), skew="canonical"), method="rk4")
@@ -153,6 +153,8 @@ def test_standard_errors_of_ratios_are_their_spread(pixel_model, measure) -> Non
             return torch.stack([z[:, 0], t, *[torch.zeros_like(t)] * (PIXELS - 2)], -1)
 
         model = with_field(pixel_model(1), ff.fields.from_module(bent, PIXELS), method="rk4")
+    elif measure is ff.metrics.solver_gap:
+        model = with_field(pixel_model(1), ff.fields.GradientField(quadratic(0.4)), method="euler")
     found = [measure(model, ff.data.Sequences(torch.rand(40, 3, 1, 4, 4), [0] * 40)) for _ in range(100)]
     spread = float(torch.cat([one.mean for one in found]).std())
     claimed = float(torch.cat([one.standard_error for one in found]).mean())
