@@ -152,7 +152,7 @@ def solve_segment(
     plan = Plan(
         adjoint, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs, want, along,
         layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
-        by_autograd, clock, context, acting.context is not None,
+        by_autograd, clock, context, contextual=acting.context is not None,
     )  # fmt: skip
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *adjoint.inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -150,6 +150,7 @@ class Packing:
 class Plan:
     """What a solve in closed form needs to know."""
 
+    contextual: bool = field(kw_only=True)  # whether a context steers the field
     adjoint: StageAdjoint
     table: Tableau
     solver: Solver
@@ -167,7 +168,6 @@ class Plan:
     by_autograd: Callable[..., Sequence[Tensor]]  # the same solve by autograd, for gradients of gradients
     clock: Clock | None = None  # laid out as the samples are, where they have times of their own
     context: Context | None = None  # laid out as the samples are, where a cost asks for it
-    contextual: bool = False  # whether a context steers the field
 
     @property
     def steered(self) -> bool:
