@@ -143,7 +143,8 @@ class LatentFlow(Accuracy, Events, nn.Module):
                 evaluations of several stages at once (``[K, S, n, D]`` in place of ``[*batch, D]``), and what it
                 captures are parameters of its own (it is a module) or nothing. By its attribute ``needs``, a tuple, a cost
                 asks for what is not computed otherwise: ``"value"`` and ``"time"`` of the potential, a ``"potential"`` at
-                all, the ``"probe"`` of the solve, its ``"context"``.
+                all, the ``"divergence"``, the ``"acceleration"`` along the path, the ``"probe"`` of the solve, its
+                ``"context"``.
             generator: Source of Hutchinson's probes.
 
         Returns:

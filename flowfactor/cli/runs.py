@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +194,28 @@ def draw(
     whole = list(range(-back, reach + 1))
     halves = [half / 2 for half in range(-2 * back, 2 * reach + 1)]
     names = flow_names(model, test)
-    plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=names, context=context), picture)
+    title = _carried(model, test, names)
+    plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=names, context=context, title=title), picture)
     if animation is not None:
         plot.to_gif(plot.traversal_frames(model, x0, t=halves, scale=2, context=context), animation)
+
+
+def _carried(model: Any, test: Any, names: Sequence[str]) -> str | None:
+    """What the potential carries of every flow, for a title; None where there is none, or nobody can tell."""
+    import torch
+
+    from flowfactor.errors import FlowSolveError
+    from flowfactor.metrics import MatchedModel, NoLatentFlowError, gradient_share
+
+    if not test.num_flows or getattr(model, "num_flows", 0) != test.num_flows:
+        return None
+    order = torch.tensor([list(names).index(name) for name in test.flow_names])  # the model's flow of each
+    try:
+        shares = gradient_share(MatchedModel(model, order), test, limit=64).mean[order.argsort()]
+    except (FlowSolveError, NoLatentFlowError, ValueError):
+        return None
+    told = ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares.tolist(), strict=True))
+    return f"carried by grad u: {told}"
 
 
 def check_target(path: Path, overwrite: bool) -> None:

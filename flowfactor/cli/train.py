@@ -80,7 +80,8 @@ def table(result: dict[str, Any]) -> str:
     """Writes measurements as a small table.
 
     Args:
-        result: With ``equivariance_error`` and ``doing_nothing`` by transformation, and perhaps ``log_likelihood``.
+        result: With ``equivariance_error`` and ``doing_nothing`` by transformation, and perhaps ``log_likelihood`` and how
+            flows move.
 
     Returns:
         The table.
@@ -98,6 +99,7 @@ def table(result: dict[str, Any]) -> str:
     drawn = result.get("equivariance", {})
     if drawn.get("limit") is not None:
         lines.append(f"(of {drawn['limit']:,} test sequences each, drawn at random, seed {drawn['seed']})")
+    lines += _motion(result)
     rebuilt = result.get("reconstruction")
     if rebuilt is not None:
         lines.append(
@@ -116,3 +118,23 @@ def table(result: dict[str, Any]) -> str:
             f"({bound['likelihood']}, {bound['objective']} bound, {bound['samples']} samples)"
         )
     return "\n".join(lines)
+
+
+_MOTION = {
+    "gradient_share": ("grad u's share", "{:.2f}"),
+    "arc_over_chord": ("arc/chord", "{:.2f}"),
+    "translation_share": ("same for all", "{:.2f}"),
+    "solver_gap": ("E_k if accurate", "{:+.1%}"),
+}
+
+
+def _motion(result: dict[str, Any]) -> list[str]:
+    """How the flows move, a row a transformation: lines of the table."""
+    found = {name: made for name in _MOTION if "mean" in (made := result.get(name, {}))}
+    if not found:
+        return []
+    lines = ["", f"{'how it moves':<16}" + "".join(f"{_MOTION[name][0]:>17}" for name in found)]
+    for k, flow in enumerate(result["equivariance_error"]):
+        figures = [_MOTION[name][1].format(made["mean"][k]) for name, made in found.items()]
+        lines.append(f"{flow:<16}" + "".join(f"{figure:>17}" for figure in figures))
+    return lines

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from flowfactor._files import read_json
+from flowfactor.comparison.motion import motion_explained, motion_tables
 from flowfactor.comparison.tables import Column, Record, by_variant, spread, table
 from flowfactor.errors import require
 from flowfactor.training.datasets import data_identity
@@ -153,6 +154,7 @@ def markdown(runs: Sequence[Record], others: dict[str, str] | None = None, pictu
             parts.append(_lowest(group))
         parts.append("### Other figures")
         parts.append(table(group, _figures()))
+        parts.append(motion_tables(group))
         parts.append(_disentanglement(group))
     if picture:
         parts.append(picture)
@@ -311,6 +313,7 @@ def _explained(runs: Sequence[Record]) -> str:
             "latent as it is.",
             "- VP score: accuracy of a small classifier that is trained on a tenth of the pairs [x_0, x_T] to tell k.",
         ]
+    lines += motion_explained(runs)
     if any("spikes" in run["figures"] for run in runs):
         lines.append(
             "- Spikes: whether each flow acts between each two frames, inferred with a probability above a half, against "

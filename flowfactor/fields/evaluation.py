@@ -24,6 +24,8 @@ class Evaluation:
         value: u ``[*batch]`` of a field with a potential, where asked for.
         gradient: grad u ``[*batch, D]`` of a field with a potential.
         time: du/dt ``[*batch]`` of a field with a potential, where asked for.
+        acceleration: Dv/Dt = dv/dt + (v . grad) v along the path, ``[*batch, D]``, per frame squared, where a cost asked
+            for it (``needs = ("acceleration",)``).
         probe: The Rademacher probe ``[*batch, D]`` that is fixed for the solve, where one was drawn; the first of several.
         context: The context of the samples ``[*batch, C]``, or such a tensor for each name, where the solve has one. A cost
             with ``many_stages = True`` is given it where it asks for it by ``needs = ("context",)``.
@@ -40,6 +42,7 @@ class Evaluation:
     probe: Tensor | None = None
     velocity_at: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     context: Context | None = None
+    acceleration: Tensor | None = None
 
 
 BoundField: TypeAlias = Callable[[Tensor, Tensor], Evaluation]

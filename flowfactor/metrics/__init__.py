@@ -1,5 +1,6 @@
 """What is measured: equivariance, composition, likelihood, disentanglement, factors found, transport."""
 
+from flowfactor.metrics.accuracy import SolverGap, solver_gap
 from flowfactor.metrics.composition import CompositionError, ErrorCurve, composition_error, extrapolation_error
 from flowfactor.metrics.dci import DCI, dci
 from flowfactor.metrics.density import GridMass, inverse_error, kl_divergence, mass_on_grid
@@ -14,6 +15,7 @@ from flowfactor.metrics.gaps import GapScore, mig, sap
 from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood, paper_log_likelihood
 from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
+from flowfactor.metrics.motion import PathFigure, arc_over_chord, gradient_share, translation_share
 from flowfactor.metrics.predictability import VPScore, vp_score, vp_score_from_pairs
 from flowfactor.metrics.transport import transport_gap
 from flowfactor.metrics.traversal import (
@@ -36,17 +38,21 @@ __all__ = [
     "LogLikelihood",
     "MatchedModel",
     "NoLatentFlowError",
+    "PathFigure",
+    "SolverGap",
     "SpikeMetrics",
     "Traversal",
     "TraversalError",
     "TraversalModel",
     "VPScore",
+    "arc_over_chord",
     "best_traversal",
     "composition_error",
     "dci",
     "equivariance_error",
     "extrapolation_error",
     "factor_accuracy",
+    "gradient_share",
     "inverse_error",
     "kl_divergence",
     "latent_equivariance_error",
@@ -58,7 +64,9 @@ __all__ = [
     "mig",
     "paper_log_likelihood",
     "sap",
+    "solver_gap",
     "spike_metrics",
+    "translation_share",
     "transport_gap",
     "vp_score",
     "vp_score_from_pairs",

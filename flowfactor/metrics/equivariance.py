@@ -101,8 +101,8 @@ def equivariance_error(
         for k, batch in every_flow(data, limit, batch_size, seed):
             frames = batch["frames"]
             made = model.transform(frames[:, 0], batch["t"], batch["k"], **beside(batch, "context"))
-            errors[k].append(_summed(frames[:, 1:] - made[:, 1:], batch))
-            resting[k].append(_summed(frames[:, 1:] - frames[:, :1], batch))
+            errors[k].append(summed(frames[:, 1:] - made[:, 1:], batch))
+            resting[k].append(summed(frames[:, 1:] - frames[:, :1], batch))
     per_image = [torch.cat(e) for e in errors]
     return EquivarianceError(
         torch.stack([error.mean() for error in per_image]),
@@ -188,7 +188,7 @@ class NoLatentFlowError(TypeError):
     """
 
 
-def _summed(difference: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def summed(difference: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """L1 norms ``[B]`` of differences of frames after the first ``[B, T, C, H, W]``, of those that were observed."""
     return _observed(difference.abs(), batch).flatten(1).sum(1)
 

@@ -136,7 +136,8 @@ def flow_names(model: InfersFactor, data: SequenceDataset, limit: int | None = 2
 class MatchedModel:
     """A model seen with its flows in another order: flow k is the one that `FactorAccuracy.order` gives for k.
 
-    Everything but `transform`, `path` and `log_likelihood` is the model's own.
+    Everything but `transform`, `path` and `log_likelihood` is the model's own. Its ``flow`` takes the control
+    that `own_control` gives.
 
     Args:
         model: The model.
@@ -166,11 +167,11 @@ class MatchedModel:
             raise AttributeError(name)
         return getattr(self.model, name)
 
-    def _own(self, control: Control) -> Control:
+    def own_control(self, control: Control) -> Control:
         """The model's control for one of this order."""
         if isinstance(control, Schedule):
             pieces = zip(control.moments, control.controls, strict=True)
-            return Schedule([(start, self._own(piece)) for start, piece in pieces])  # type: ignore[misc]
+            return Schedule([(start, self.own_control(piece)) for start, piece in pieces])  # type: ignore[misc]
         if not isinstance(control, Tensor):
             return int(self.order[control])
         if control.is_floating_point():
@@ -183,12 +184,12 @@ class MatchedModel:
 
     def path(self, z0: Tensor, t: Any, control: Control = 0, **named: Any) -> Tensor:
         """Carries latents ``[B, D]`` along the flows in this order: ``[T, B, D]``."""
-        return latent_path(self.model, z0, t, self._own(control), **named)
+        return latent_path(self.model, z0, t, self.own_control(control), **named)
 
     def transform(self, x0: Tensor, t: Any, control: Control = 0, **named: Any) -> Tensor:
         """Transforms images by the flows in this order, as the model's own ``transform`` does."""
-        return self.model.transform(x0, t, self._own(control), **named)
+        return self.model.transform(x0, t, self.own_control(control), **named)
 
     def log_likelihood(self, frames: Tensor, t: Tensor, k: Control | None, *arguments: Any, **named: Any) -> Tensor:
         """Bounds the likelihood under the flows in this order, as the model's own ``log_likelihood`` does."""
-        return self.model.log_likelihood(frames, t, None if k is None else self._own(k), *arguments, **named)
+        return self.model.log_likelihood(frames, t, None if k is None else self.own_control(k), *arguments, **named)

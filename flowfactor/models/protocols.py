@@ -56,6 +56,10 @@ class MovesCodes(HasFlows, Encodes, Protocol):
     """A model that moves codes by its transformations: it has ``path(z0, t, control)``, or a `LatentFlow` ``flow``."""
 
 
+class MovesImages(MovesCodes, Autoencodes, Protocol):
+    """A model that moves codes and makes frames of them."""
+
+
 class InfersFactor(HasFlows, Protocol):
     """A model that infers which transformation acts in a sequence."""
 

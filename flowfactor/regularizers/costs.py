@@ -145,6 +145,81 @@ class TransportCost(Recorded, nn.Module):
         return 0.5 * evaluation.velocity.square().sum(-1)
 
 
+class Solenoidal(Recorded, nn.Module):
+    r"""The squared speed $|v - \nabla u|^2$ of the part of a field that its potential does not carry, per sample.
+
+    For a `HelmholtzField` that part is the one without divergence, and its integral is what the field would save in action,
+    at most, as the gradient of its potential alone. Without it a Helmholtz field is free to leave everything to that part:
+    what a Hamilton-Jacobi residual asks of u then says nothing about the flow (`flowfactor.metrics.gradient_share` measures
+    how much it says). It is zero for a `GradientField`; a field without potential is refused.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> u, h = (ff.potentials.QuadraticPotential(2, S=torch.eye(2)) for _ in range(2))
+        >>> flow = ff.LatentFlow(ff.fields.HelmholtzField(u, h, skew="canonical"))      # v = z + J z, |z| = e^t
+        >>> path = flow(torch.tensor([[1.0, 0.0]]), [0.0, 1.0], costs={"rest": ff.regularizers.Solenoidal()})
+        >>> round(path.costs["rest"][-1].item(), 2)                                     # (e^2 - 1) / 2
+        3.19
+    """
+
+    needs = ("potential",)
+
+    @property
+    def one_stage_reason(self) -> str | None:
+        """Why it takes one stage of a solve at a time; None where `many_stages` holds."""
+        return _changed(self, Solenoidal, "forward")
+
+    @property
+    def many_stages(self) -> bool:
+        """Whether several stages of a solve can be evaluated at once, and nothing is captured."""
+        return self.one_stage_reason is None
+
+    def forward(self, evaluation: Evaluation) -> Tensor:
+        """The squared speed, ``[*batch]``; raises TypeError for a field without potential."""
+        if evaluation.gradient is None:
+            raise TypeError("Solenoidal needs a field with a potential, whose gradient it compares the velocity with")
+        return (evaluation.velocity - evaluation.gradient).square().sum(-1)
+
+
+class Acceleration(Recorded, nn.Module):
+    r"""The squared acceleration $|Dv/Dt|^2$ along the path, $Dv/Dt = \partial_t v + (\partial v/\partial z)\,v$, per sample.
+
+    It is zero where paths are straight and of constant speed, as those of dynamic optimal transport are (Benamou and Brenier
+    2000). For a gradient field $Dv/Dt = \nabla(\partial_t u + \tfrac12|\nabla u|^2)$, the gradient of the residual of
+    `HamiltonJacobi`: it vanishes with that, and does not see a residual that depends on time alone, which bends nothing. It
+    takes fields without potential too; straight paths of a field that is no gradient need not be optimal.
+
+    It costs about three evaluations more a stage, of all stages at once where the field has closed forms. A solve
+    with ``compile=True`` refuses it.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> turn = ff.fields.from_module(lambda z, t: torch.stack([-z[:, 1], z[:, 0]], -1), dim=2)
+        >>> bend = {"bend": ff.regularizers.Acceleration()}
+        >>> path = ff.LatentFlow(turn)(torch.tensor([[2.0, 0.0]]), [0.0, 3.0], costs=bend)
+        >>> round(path.costs["bend"][-1].item(), 2)        # 3 frames on a circle of radius 2, at speed 2
+        12.0
+    """
+
+    needs = ("acceleration",)
+
+    @property
+    def one_stage_reason(self) -> str | None:
+        """Why it takes one stage of a solve at a time; None where `many_stages` holds."""
+        return _changed(self, Acceleration, "forward")
+
+    @property
+    def many_stages(self) -> bool:
+        """Whether several stages of a solve can be evaluated at once, and nothing is captured."""
+        return self.one_stage_reason is None
+
+    def forward(self, evaluation: Evaluation) -> Tensor:
+        """The squared acceleration, ``[*batch]``; raises TypeError where the evaluation carries none."""
+        if evaluation.acceleration is None:
+            raise TypeError("Acceleration needs that of a solve; hand it to LatentFlow as one of its costs")
+        return evaluation.acceleration.square().sum(-1)
+
+
 class JacobianNorm(Recorded, nn.Module):
     r"""The squared Frobenius norm $|\partial v/\partial z|_F^2$, which keeps a flow easy to solve.
 

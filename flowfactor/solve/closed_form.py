@@ -32,6 +32,7 @@ from flowfactor.networks.probes import first_probe
 from flowfactor.networks.stage_adjoint import NoClosedForm, Residuals, StageAdjoint
 from flowfactor.networks.weighted_adjoint import WeightedAdjoint
 from flowfactor.path import SolveStats
+from flowfactor.solve.acceleration import accelerated
 from flowfactor.solve.clock import ClockAdjoint
 from flowfactor.solve.continuous_adjoint import continuous_adjoint
 from flowfactor.solve.discrete_adjoint import Rates, discrete_adjoint, rates_of
@@ -125,7 +126,7 @@ def solve_segment(
         return NoClosedForm("the flows have too different numbers of samples to be solved as one block")
     along = None if probe is None else layout.scatter(probe)[0]
     kind = divergence if packing.log_det or "divergence" in want else None
-    adjoint = _adjoint_of(field, layout, pieces, want - {"divergence"}, kind, along)
+    adjoint = _adjoint_of(field, layout, pieces, want - {"divergence", "acceleration"}, kind, along)
     if isinstance(adjoint, NoClosedForm):
         return adjoint
     clock, context = None, layout.contexts()[0] if "context" in want else None
@@ -150,6 +151,7 @@ def solve_segment(
 
     def by_autograd(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         bound, how = _as_field(adjoint, tensors[len(others) :], along), replace(solver, gradient=gradient)
+        bound = accelerated(bound, bound) if "acceleration" in want else bound
         both = torch.cat([z, start], -1)
         laid = replace(segment, clock=clock, straight=straight)
         ys = follow(how, lambda piece: packing.rhs(bound, piece, context), both, laid, packing.steered, SolveStats())
@@ -158,7 +160,7 @@ def solve_segment(
     plan = Plan(
         adjoint, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs, want, along,
         layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
-        by_autograd, clock, context,
+        by_autograd, clock, context, contextual=acting.context is not None,
     )  # fmt: skip
     if straight is not None:
         readings = Readings(straight[1], y.dtype)

@@ -82,7 +82,7 @@ class _AdjointSolve:
         velocity, residuals = self.adjoint.velocity(z, self.adjoint.time_terms([t])[0])
         self.plan.caller_stats.nfe_backward += 1
         stage = _Stage(t, residuals, lam, mu)
-        pullback, _, z_bar = self._pullback([stage], parameters=False)
+        pullback, _, z_bar, _ = self._pullback([stage], parameters=False)
         back = pullback.pull(0, lam)
         for more in (pullback.direct, z_bar):
             if more is not None:
@@ -92,16 +92,17 @@ class _AdjointSolve:
 
     def _pullback(
         self, stages: Sequence[_Stage], *, parameters: bool
-    ) -> tuple[Pullback, list[Tensor | None], Tensor | None]:
-        """The adjoint of some stages, and the cotangents of ``others`` and, beside it, of z."""
+    ) -> tuple[Pullback, list[Tensor | None], Tensor | None, list[Tensor | None]]:
+        """The adjoint of some stages, and the cotangents of ``others`` and, beside it, of z and of the adjoint's inputs."""
         ts = [stage.t for stage in stages]
         joined = self.adjoint.stack([stage.residuals for stage in stages], ts)
         if not self.plan.quadratures:
-            return joined.pullback(Outputs(), parameters=parameters), [None] * len(self.others), None
+            nothing: list[Tensor | None] = [None] * len(self.adjoint.inputs)
+            return joined.pullback(Outputs(), parameters=parameters), [None] * len(self.others), None, nothing
         rates = rates_of(self.plan, joined, ts, log_det=False, graph=True)
         mu = torch.stack([stage.mu for stage in stages], 2)
-        cotangents, others, z_bar = cotangents_of(self.plan, rates, ts, mu, self.others)
-        return joined.pullback(cotangents, parameters=parameters), others, z_bar
+        cotangents, others, z_bar, own = cotangents_of(self.plan, rates, ts, mu, self.others)
+        return joined.pullback(cotangents, parameters=parameters), others, z_bar, own
 
     def interval(self, z: Tensor, lam: Tensor, mu: Tensor, t: float, end: float) -> Tensor:
         """Goes back from ``z`` and ``lam`` at ``t``; returns lambda at ``end``."""
@@ -191,7 +192,8 @@ class _AdjointSolve:
         if not self.accepted:
             return
         stages, self.accepted = self.accepted, []
-        pullback, more, _ = self._pullback(stages, parameters=True)
+        pullback, more, _, own = self._pullback(stages, parameters=True)
         self.other_bars.add(more)
+        self.own.add(own)
         pullback.pull(slice(None), torch.stack([stage.lam for stage in stages], 1))
         self.own.add(pullback.gradients())

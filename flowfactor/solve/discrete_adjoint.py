@@ -15,8 +15,10 @@ from torch import Tensor
 
 from flowfactor.context import Context
 from flowfactor.fields.evaluation import Evaluation
+from flowfactor.networks.batched import sum_into
 from flowfactor.networks.probes import first_probe
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals, Stages
+from flowfactor.solve.acceleration import StageAccelerations, stage_accelerations
 from flowfactor.solve.forward import Block, Step
 from flowfactor.solve.problem import Plan, checked_rate
 from flowfactor.solve.runge_kutta import Steps
@@ -31,12 +33,14 @@ class Rates:
         leaves: The field's outputs, from which the graph of the costs begins.
         log_det: Rates of the log-determinant ``[K, S, n]``, where they were asked for.
         costs: Rates of every cost ``[K, S, n]``.
+        accelerations: Where a cost asked for them.
     """
 
     stages: Stages
     leaves: dict[str, Tensor]
     log_det: list[Tensor]
     costs: list[Tensor]
+    accelerations: StageAccelerations | None = None
 
 
 def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, graph: bool) -> Rates:
@@ -53,17 +57,21 @@ def rates_of(plan: Plan, stages: Stages, ts: Sequence[float], *, log_det: bool, 
     z = stages.z.detach().requires_grad_(graph)
     leaves["z"] = z
     t = plan.times_at(ts, z)
+    bent = None
+    if "acceleration" in plan.want:
+        bent = stage_accelerations(plan, z, t, leaves["velocity"], graph=graph)
+        leaves["acceleration"] = bent.value.detach().requires_grad_(graph)
     first = first_probe(plan.probe, z.shape[-1])
     probe = None if first is None else first.unsqueeze(1).expand(z.shape)
     evaluation = Evaluation(
         z, t, leaves["velocity"], leaves.get("divergence"), leaves.get("value"), leaves.get("gradient"), leaves.get("time"),
-        probe, context=_of_stages(plan.context, z),
+        probe, context=_of_stages(plan.context, z), acceleration=leaves.get("acceleration"),
     )  # fmt: skip
     rate = plan.rates_at(ts)
     scale = rate.abs() if isinstance(rate, Tensor) else rate
     with torch.set_grad_enabled(graph):
         costs = [checked_rate(name, cost(evaluation), z.shape[:-1], z.dtype) for name, cost in plan.costs.items()]
-        return Rates(stages, leaves, found, [scale * cost for cost in costs])
+        return Rates(stages, leaves, found, [scale * cost for cost in costs], bent)
 
 
 def _per_unit(plan: Plan, ts: Sequence[float], divergence: Tensor) -> Tensor:
@@ -81,17 +89,19 @@ def _of_stages(context: Context | None, z: Tensor) -> Context | None:
 
 def cotangents_of(
     plan: Plan, rates: Rates, ts: Sequence[float], bars: Tensor, others: Sequence[Tensor]
-) -> tuple[Outputs, list[Tensor | None], Tensor | None]:
+) -> tuple[Outputs, list[Tensor | None], Tensor | None, list[Tensor | None]]:
     """What cotangents ``bars [Q, K, S, n]`` of the rates ask of the field.
 
     Returns:
-        Cotangents of the field's outputs at all stages, of ``others``, and of z itself.
+        Cotangents of the field's outputs at all stages, of ``others``, of z itself, and of the adjoint's inputs, as far as
+        accelerations depend on these.
     """
     nothing: list[Tensor | None] = [None] * len(others)
+    own: list[Tensor | None] = [None] * len(plan.adjoint.inputs)
     cotangents = {"divergence": _per_unit(plan, ts, bars[0])} if plan.log_det else {}
     pairs = [(r, g) for r, g in zip(rates.costs, bars[plan.log_det :], strict=True) if r.requires_grad]
     if not pairs:
-        return cotangents, nothing, None
+        return cotangents, nothing, None, own
     live = [x for x in others if x.requires_grad]
     found = torch.autograd.grad(
         [r for r, _ in pairs], [*rates.leaves.values(), *live], [g for _, g in pairs],
@@ -101,12 +111,17 @@ def cotangents_of(
     for name, value in zip(rates.leaves, found, strict=False):
         if value is None:
             continue
-        if name == "z":
-            z_bar = value
+        if name == "acceleration" and rates.accelerations is not None:
+            more, velocity, own = rates.accelerations.pull(value)
+            z_bar = more if z_bar is None else z_bar if more is None else z_bar + more
+            if velocity is not None:
+                sum_into(cotangents, "velocity", velocity)
+        elif name == "z":
+            z_bar = value if z_bar is None else z_bar + value
         else:
-            cotangents[name] = cotangents[name] + value if name in cotangents else value
+            sum_into(cotangents, name, value)
     rest = iter(found[len(rates.leaves) :])
-    return cotangents, [next(rest) if x.requires_grad else None for x in others], z_bar
+    return cotangents, [next(rest) if x.requires_grad else None for x in others], z_bar, own
 
 
 class Totals:
@@ -148,8 +163,9 @@ def discrete_adjoint(
         if plan.quadratures:
             names, weights = block.weights(plan, ys_bar)
             stage_bars = torch.einsum(f"{names},qtkn->qksn", weights, integrals_bar)
-            cotangents, found, z_bar = cotangents_of(plan, rates, block.stage_times, stage_bars, others)
+            cotangents, found, z_bar, bent = cotangents_of(plan, rates, block.stage_times, stage_bars, others)
             other_bars.add(found)
+            own.add(bent)
         pullback = rates.stages.pullback(cotangents)
         direct = pullback.direct
         injected = direct if z_bar is None else z_bar if direct is None else direct + z_bar

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ NEEDS = (
     "value",
     "time",
     "divergence",
+    "acceleration",
     "probe",
     "context",
 )  # what a cost may ask for by its attribute `needs`
@@ -152,6 +153,7 @@ class Packing:
 class Plan:
     """What a solve in closed form needs to know."""
 
+    contextual: bool = field(kw_only=True)  # whether a context steers the field
     adjoint: StageAdjoint
     table: Tableau
     solver: Solver

@@ -15,6 +15,7 @@ from flowfactor.fields.evaluation import BoundField
 from flowfactor.networks.probes import rademacher_like
 from flowfactor.networks.stage_adjoint import NoClosedForm
 from flowfactor.path import FlowPath, SolveStats
+from flowfactor.solve.acceleration import accelerated
 from flowfactor.solve.closed_form import FAILED, solve_segment, solve_segments
 from flowfactor.solve.compiled import program_of
 from flowfactor.solve.general import follow
@@ -48,9 +49,11 @@ def solve(
         The path, time first.
 
     Raises:
-        ValueError: If the control does not fit, or the closed form is demanded of a solve that has none.
+        ValueError: If the control does not fit, the closed form is demanded of a solve that has none, or accelerations of a
+            compiled one.
         FlowSolveError: If the solve fails.
     """
+    _check_compiled(solver, costs)
     batch, how = z0.shape[:-1], {"dtype": z0.dtype, "device": z0.device}
     stretches = segments_of(control, t) if t.ndim == 1 else own_segments(control, t, batch, field.num_flows, z0)
     if isinstance(control, Schedule):
@@ -64,9 +67,19 @@ def solve(
     probe = rademacher_like(z0, generator, probes if estimated else 1) if estimated or "probe" in needs else None
     ascending = t.ndim > 1 or bool(t[-1] > t[0])  # a clock always runs forward
     packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if ascending else -1.0)
-    want = needs & {"value", "time", "divergence", "context"}
+    want = needs & {"value", "time", "divergence", "acceleration", "context"}
     task = _Task(field, solver, divergence, packing, want, probe, stats)
     return packing.path(task.states(stretches, acting, packing.start(z0)), t.to(z0.dtype), stats)
+
+
+def _check_compiled(solver: Solver, costs: Mapping[str, Cost]) -> None:
+    """Raises ValueError where a compiled solve is to give accelerations."""
+    asking = [name for name, cost in costs.items() if "acceleration" in getattr(cost, "needs", ())]
+    if solver.compile and asking:
+        raise ValueError(
+            f"cost {asking[0]!r} needs the acceleration, by a forward derivative that torch.compile cannot follow for "
+            "batches of any size: take a Solver without compile=True"
+        )
 
 
 _ASKED_FOR = NoClosedForm('Solver(engine="general") asks for it')
@@ -119,8 +132,9 @@ class _Task:
 
     def _bound(self, control: ResolvedControl, batch: torch.Size) -> BoundField:
         kind = self.divergence if self.packing.log_det or "divergence" in self.want else None
-        want = self.want - {"divergence", "context"}
-        return self.field.bind(control, batch, want=want, divergence=kind, probe=self.probe)
+        want = self.want - {"divergence", "acceleration", "context"}
+        bound = self.field.bind(control, batch, want=want, divergence=kind, probe=self.probe)
+        return accelerated(bound, self.field.bind(control, batch)) if "acceleration" in self.want else bound
 
     def _general(self, segment: Segment, control: ResolvedControl, y: Tensor, why: NoClosedForm) -> Tensor:
         """A stretch by the general engine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,17 @@ from flowfactor.metrics import (
     NoLatentFlowError,
     Traversal,
     TraversalModel,
+    arc_over_chord,
     dci,
     equivariance_error,
+    gradient_share,
     latent_equivariance_error,
     latent_traversal_error,
     log_likelihood,
     mig,
     sap,
+    solver_gap,
+    translation_share,
     vp_score,
 )
 from flowfactor.metrics.draw import draw_elements
@@ -37,6 +41,13 @@ from flowfactor.objectives import NoImportanceWeightsError
 
 _NO_LABELS = {"missing": "the test sequences have no labels of what acts in them"}
 _VP_REPEATS, _VP_STEPS = 2, 100
+_MOTION: Mapping[str, Callable[..., Any]] = {
+    "gradient_share": gradient_share,
+    "arc_over_chord": arc_over_chord,
+    "translation_share": translation_share,
+    "solver_gap": solver_gap,
+}
+"""Figures of how flows move, which are taken of every model that has them."""
 
 
 def evaluate(
@@ -48,6 +59,7 @@ def evaluate(
     likelihood_limit: int | None = None,
     samples: int = 64,
     search_images: int = 32,
+    path_limit: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures a model on test sequences.
@@ -66,12 +78,16 @@ def evaluate(
         likelihood_limit: Sequences for the likelihood, drawn at random; None for all, 0 to leave it out.
         samples: Samples of its importance-weighted bound.
         search_images: Training images of each transformation for the search.
+        path_limit: The most sequences of each transformation for the figures of the flows' paths, drawn at random; 0 leaves
+            these out.
         seed: Seed of all draws.
 
     Returns:
         ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
         `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`);
         for a model that infers k also ``factor_accuracy`` (the figures of `flowfactor.metrics.factor_accuracy`).
+        How the flows move: ``gradient_share``, ``arc_over_chord``, ``translation_share`` and ``solver_gap``, all figures of
+        the metric of that name, or ``{"missing": reason}`` where a model or its field has none.
         Where the sequences have no labels, there are no errors by transformation, but ``reconstruction``: the L1 norm
         between a frame and its reconstruction from the mean of the posterior, mean over the frames.
     """
@@ -80,6 +96,7 @@ def evaluate(
     generator = torch.Generator(device).manual_seed(seed)
     if not test.num_flows:
         result = {"equivariance_error": {}, "doing_nothing": {}, "equivariance": _NO_LABELS}
+        result |= dict.fromkeys(_MOTION, _NO_LABELS)
         result["reconstruction"] = _reconstruction(model, test, limit, seed)
         if likelihood_limit != 0:
             result["log_likelihood"] = _bound(model, test, samples, likelihood_limit, seed, generator)
@@ -99,6 +116,7 @@ def evaluate(
         "doing_nothing": dict(zip(test.flow_names, error.doing_nothing.tolist(), strict=True)),
         "equivariance": error.as_dict(),
     }
+    result |= _motion(measured, test, path_limit if limit is None else min(limit, path_limit), seed)
     if likelihood_limit != 0:
         per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
         result["log_likelihood"] = _bound(measured, test, samples, per_flow, seed, generator)
@@ -123,7 +141,8 @@ class EvaluationConfig:
         images: Test images for the equivariance errors and the factor accuracy, under every transformation.
         likelihood_images: Test images for the likelihood, under every transformation; 0 leaves it out.
         likelihood_samples: Samples of its importance-weighted bound.
-        latent_images: Test images for the latent equivariance error, under every transformation; 0 leaves it out.
+        latent_images: Test images for the latent equivariance error and for how flows move, under every transformation; 0
+            leaves these out.
         search_images: Training images of each transformation: to search the best latent dimension of models without
             transformations on, and to match the flows of models that infer k on (ten times as many).
         factor_samples: Test pictures for the disentanglement metrics, where the data have factor labels; 0 leaves them
@@ -184,8 +203,9 @@ def measure(
             they are those of the test split.
 
     Returns:
-        The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``factor_accuracy``, ``spikes``, ``mig``,
-        ``dci``, ``sap`` and ``vp``, and of ``reconstruction`` where the sequences have no labels. What a model or data set
+        The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``gradient_share``, ``arc_over_chord``,
+        ``translation_share``, ``solver_gap``, ``factor_accuracy``, ``spikes``, ``mig``, ``dci``, ``sap`` and ``vp``, and of
+        ``reconstruction`` where the sequences have no labels. What a model or data set
         does not have holds ``{"missing": reason}`` instead.
     """
     device = next(model.parameters()).device
@@ -195,7 +215,8 @@ def measure(
     figures: dict[str, Any] = {}
     measured: Any = model
     if not test.num_flows:
-        figures = dict.fromkeys(("factor_accuracy", "equivariance", "latent_equivariance", "vp"), _NO_LABELS)
+        names = ("factor_accuracy", "equivariance", "latent_equivariance", *_MOTION, "vp")
+        figures = dict.fromkeys(names, _NO_LABELS)
         figures["reconstruction"] = _reconstruction(model, test, settings.images, seed)
         figures["likelihood"] = _likelihood(model, model, test, settings, seed)
         return figures | _disentanglement(model, test, settings, seed)
@@ -221,6 +242,7 @@ def measure(
         settings.latent_images,
         lambda: latent_equivariance_error(measured, test, limit=settings.latent_images, seed=seed).as_dict(),
     )
+    figures |= _motion(measured, test, settings.latent_images, seed)
     figures["vp"] = _vp(measured, test, settings, seed)
     figures |= _disentanglement(model, test, settings, seed)
     return figures
@@ -248,6 +270,14 @@ def _single(train: SequenceDataset, test: SequenceDataset) -> SequenceDataset:
 
 def _span(data: SequenceDataset) -> float:
     return float((data.t[-1] - data.t[0]).abs())
+
+
+def _motion(measured: Any, test: SequenceDataset, limit: int, seed: int) -> dict[str, Any]:
+    """How the flows of a model move, as far as it has flows and its field a potential."""
+    return {
+        name: _tried(limit, lambda measure=measure: measure(measured, test, limit=limit, seed=seed).as_dict())
+        for name, measure in _MOTION.items()
+    }
 
 
 def _tried(wanted: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -72,6 +72,22 @@ def test_means_and_spreads_are_right() -> None:
     assert Spread((1.0,)).deviation != Spread((1.0,)).deviation
 
 
+def test_how_flows_move_is_told_by_flow() -> None:
+    assert "How flows move" not in markdown(RUNS)  # of an earlier release
+    runs = copy.deepcopy(RUNS)
+    for number, made in enumerate(runs[:3]):
+        made["figures"] |= {
+            "gradient_share": {"mean": [0.5 + 0.1 * number, None]},  # what is not finite is None
+            "solver_gap": {"mean": [0.1, -0.2], "path": [0.01, 0.02], "tolerance": 1.2e-6},
+        }
+    runs[-1]["figures"]["gradient_share"] = {"missing": "a VAE has no latent flow"}
+    text = markdown(runs)
+    assert "| method | seeds | turn |\n|---|---|---|\n| `ours` | 3 | 0.60 ± 0.10 |\n| `free` | 2 | - |" in text
+    assert "| `ours` | 3 | +10.0% ± +0.0% | -20.0% ± +0.0% |" in text and "| 1.00% ± 0.00% | 2.00% ± 0.00% |" in text
+    assert "- Solved accurately: E_k and paths of the same field by dopri5 at 1e-06" in text
+    assert "Arc over chord" not in text and "- No gradient share of `vae`: a VAE has no latent flow." in text
+
+
 def test_it_says_who_is_best_who_lacks_what_and_how_it_was_made() -> None:
     text = markdown(RUNS, {"vae-seed1": "ValueError: too small"}, "a picture")
     assert "- turn: the lowest E_k is that of `ours` (110.0), followed by `free` (115.0)." in text

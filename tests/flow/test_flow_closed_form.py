@@ -90,6 +90,19 @@ def test_schedules_of_weights(method: str, gradient: str, kind: str) -> None:
     same_steps_values_and_gradients(field(kind, "logcosh"), solver, "hutchinson", control, pieces)
 
 
+@product(
+    gradient=["direct", "checkpoint", "adjoint"],
+    kind=["gradient", "learned", "ridge", "paper"],
+    control=["index", "weights"],
+    divergence=["exact", "hutchinson"],
+)
+def test_accelerations(gradient: str, kind: str, control: str, divergence: str) -> None:
+    weights = [(0.5 * torch.randn(5, K).double()).requires_grad_()] if control == "weights" else []
+    solver = ff.Solver("bosh3" if gradient == "direct" else "midpoint", 1e-2, 1e-2, gradient=gradient)
+    acting = weights[0] if weights else None
+    same_steps_values_and_gradients(field(kind, "logcosh"), solver, divergence, acting, weights, bend=True)
+
+
 def test_a_schedule_of_weights_is_one_solve() -> None:
     flow = ff.LatentFlow(field("ridge", "logcosh"), ff.Solver("euler", step_size=1.0))
     z, weights = torch.randn(2, 5, D).double(), torch.randn(8, 2, 5, K).double()
@@ -109,10 +122,18 @@ def same_steps_values_and_gradients(
     divergence: str,
     control: Tensor | ff.Schedule | None = None,
     weights: Sequence[Tensor] = (),
+    bend: bool = False,
 ) -> None:
     flow = ff.LatentFlow(field, solver, divergence=divergence)
     hj = ff.regularizers.HamiltonJacobi(ff.regularizers.NegativeSquare(D).double())
-    costs = {"hj": hj, "action": ff.regularizers.TransportCost(), "value": Value()}
+    costs = {
+        "hj": hj,
+        "action": ff.regularizers.TransportCost(),
+        "value": Value(),
+        "rest": ff.regularizers.Solenoidal(),
+    }
+    if bend:
+        costs["bend"] = ff.regularizers.Acceleration()
     if control is None:
         control = torch.tensor([1, 0, 2, 2, 0])  # groups of unequal size
     z0 = torch.randn(5, D).double().requires_grad_()

@@ -157,7 +157,11 @@ def test_fixed_steps_land_on_outputs() -> None:
     ("needs", "error", "match"),
     [
         (("value", "tiem"), ValueError, r"cost 'own' needs 'tiem', which no solve provides: did you mean time\?"),
-        (("gradient",), ValueError, "'gradient'.* choose among potential, value, time, divergence, probe"),
+        (
+            ("gradient",),
+            ValueError,
+            "'gradient'.* choose among potential, value, time, divergence, acceleration, probe",
+        ),
         ("value", TypeError, r"needs must be a tuple of names such as \('value', 'time'\), got 'value'"),
         ((1,), TypeError, r"must be a tuple of names"),
         (True, TypeError, r"must be a tuple of names.*got True"),

@@ -41,6 +41,54 @@ def test_the_residual_is_summed_over_dimensions_per_sample() -> None:
     torch.testing.assert_close(forced, torch.tensor([3.5**2, 1.0]))
 
 
+@pytest.mark.parametrize("gradient", ["direct", "adjoint", "checkpoint"])
+@pytest.mark.parametrize("engine", ["general", "closed form"])
+def test_what_the_potential_does_not_carry(engine: str, gradient: str) -> None:
+    """v = a z + b J z: along a path, |b J z|^2 = b^2 |z_0|^2 exp(2 a t), with its gradients."""
+    S = torch.eye(2, dtype=torch.float64)
+    u, h = (ff.potentials.QuadraticPotential(2, S=scale * S).double() for scale in (0.5, 3.0))
+    solver = ff.Solver(rtol=1e-9, atol=1e-9, engine=engine, gradient=gradient)
+    if engine == "closed form":
+        u, h = (ff.potentials.MLPPotential(2, hidden=(2, 2), rank=2).double() for _ in range(2))
+        with torch.no_grad():
+            for part, scale in ((u, 0.5), (h, 3.0)):
+                part.w3.zero_()
+                part.quad.copy_(S)
+                part.scale.fill_(scale)
+                part.linear.zero_()
+    flow = ff.LatentFlow(ff.fields.HelmholtzField(u, h, skew="canonical"), solver)
+    z0 = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    path = flow(z0, [0.0, 1.0], costs={"rest": R.Solenoidal(), "action": R.TransportCost()})
+    assert path.stats.engine == engine
+    known = 9 * z0.square().sum(-1) * (torch.e - 1)
+    torch.testing.assert_close(path.costs["rest"][-1], known, rtol=1e-7, atol=1e-7)
+    (slope,) = torch.autograd.grad(path.costs["rest"][-1].sum(), z0)
+    torch.testing.assert_close(slope, 18 * (torch.e - 1) * z0.detach(), rtol=1e-6, atol=1e-6)
+    alone = ff.LatentFlow(u, solver)(z0, [0.0, 1.0], costs={"rest": R.Solenoidal()})
+    assert float(alone.costs["rest"].detach().abs().max()) == 0
+
+
+def test_fields_without_potential_have_nothing_to_carry_them() -> None:
+    u = ff.potentials.MLPPotential(2)
+    for field in (ff.fields.FreeField(2), ff.fields.SkewGradientField(u), ff.fields.SolenoidalField(2)):
+        with pytest.raises(TypeError, match=f"cost 'rest' needs a potential, and {type(field).__name__} has none"):
+            ff.LatentFlow(field)(torch.zeros(1, 2), [0.0, 1.0], costs={"rest": R.Solenoidal()})
+    with pytest.raises(TypeError, match="field with a potential"):
+        R.Solenoidal()(ff.fields.Evaluation(torch.zeros(1, 2), torch.zeros(()), torch.zeros(1, 2)))
+
+
+def test_a_solenoidal_cost_of_ones_own_takes_a_stage_at_a_time() -> None:
+    class Halved(R.Solenoidal):
+        def forward(self, evaluation: ff.fields.Evaluation) -> torch.Tensor:
+            return 0.5 * super().forward(evaluation)
+
+    u, h = ff.potentials.MLPPotential(2, init_scale=2.0), ff.potentials.MLPPotential(2, init_scale=2.0)
+    flow = ff.LatentFlow(ff.fields.HelmholtzField(u, h), ff.Solver("rk4"))
+    path = flow(torch.randn(3, 2), [0.0, 1.0], costs={"half": Halved(), "whole": R.Solenoidal()})
+    torch.testing.assert_close(2 * path.costs["half"], path.costs["whole"])
+    assert R.Solenoidal().many_stages and path.stats.engine == "general" and "Halved" in path.stats.reason
+
+
 def test_jacobian_norm_is_unbiased() -> None:
     S = torch.randn(3, 3, dtype=torch.float64)
     field = ff.fields.GradientField(ff.potentials.QuadraticPotential(3, S=S))

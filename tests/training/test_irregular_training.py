@@ -134,9 +134,13 @@ def test_all_figures_of_irregular_films(supervision: str) -> None:
     figures = measure(model, data, data, few)
     assert "missing" not in figures["likelihood"] and "missing" not in figures["latent_equivariance"], figures
     assert "missing" not in figures["vp"], figures["vp"]
+    for name in ("gradient_share", "arc_over_chord", "translation_share", "solver_gap"):
+        assert len(figures[name]["mean"]) == len(found[name]["mean"]) == 2, figures[name]
+        assert figures[name]["count"] == found[name]["count"] == 3
     bare = ff.data.Sequences([film[:n] for film, n in zip(data.frames, (3, 4) * 3, strict=True)], pad=True)
     plain = ff.models.build_vae((1, 8, 8), 2, 4, supervision="weak", num_frames=4, **sizes)
     unlabelled = evaluate(plain, bare, samples=2)
+    assert "no labels" in unlabelled["gradient_share"]["missing"] and "no labels" in unlabelled["solver_gap"]["missing"]
     observed = bare.batch(range(6))
     made = plain.eval().decode(plain.encode(observed["frames"].flatten(0, 1)).mean).view_as(observed["frames"])
     each = (observed["frames"] - made).abs().flatten(2).sum(2)
