@@ -41,6 +41,7 @@ from flowfactor.solve.odeint import check_fixed_steps
 from flowfactor.solve.problem import Packing, Plan, Segment
 from flowfactor.solve.reads import Readings
 from flowfactor.solve.runge_kutta import Tableau, tableau
+from flowfactor.solve.step_memory import StepMemory
 from flowfactor.solver import Solver
 
 
@@ -89,7 +90,7 @@ def solve_segments(
 def solve_segment(
     field: Field, solver: Solver, divergence: Divergence, segment: Segment, acting: ResolvedControl, y: Tensor,
     packing: Packing, want: frozenset[str], probe: Tensor | None, stats: SolveStats,
-    pieces: tuple[list[float], Tensor] | None = None,
+    pieces: tuple[list[float], Tensor] | None = None, memory: StepMemory | None = None,
 ) -> Tensor | NoClosedForm:  # fmt: skip
     """Solves a stretch in closed form.
 
@@ -105,6 +106,7 @@ def solve_segment(
         probe: Hutchinson's probes ``[*batch, P D]``.
         stats: Counted into.
         pieces: Times from which weights act, and the weights ``[P, *batch, K]``, in place of ``acting``.
+        memory: What the solve before found of first steps.
 
     Returns:
         Packed states ``[T, *batch, S]``; or why the general engine has to do it (or explain why it cannot be done).
@@ -155,7 +157,7 @@ def solve_segment(
     plan = Plan(
         adjoint, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs, want, along,
         layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
-        by_autograd, clock, context,
+        by_autograd, clock, context, memory=memory,
     )  # fmt: skip
     if straight is not None:
         readings = Readings(straight[1], y.dtype)
@@ -163,7 +165,10 @@ def solve_segment(
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *adjoint.inputs)
     except GaveUpError:
-        return FAILED
+        if memory is None or not memory.misled(plan.times):
+            return FAILED
+        how = field, solver, divergence, segment, acting, y, packing, want, probe, stats, pieces
+        return solve_segment(*how, memory)
     stats.add(plan.stats)
     zs = layout.gather([zs], 1)
     if not plan.quadratures:

@@ -188,7 +188,8 @@ class Forward:
         control = StepControl(self.solver, table.order)
         ell = plan.start[..., 0] if self.steered else None
         self._begin(z, t)
-        size = self._first_step(control, z, t, sign)
+        memory = plan.memory
+        size = (memory and memory.recall(sign)) or self._first_step(control, z, t, sign)
         landings = times[1:] if plan.jumps or not table.dense else [end]
         attempts = plan.attempted
         while t != end:
@@ -211,6 +212,8 @@ class Forward:
             if ratio > 1:
                 plan.stats.rejected += 1
                 continue
+            if memory is not None and t == times[0]:
+                memory.note(sign, size)
             self._accept(moments, residuals)
             step = Step(dt, list(range(begun - 1, begun + table.size - 1)), [])
             ell = self._read(step, z, at, t, e, ell)
