@@ -78,7 +78,9 @@ class ClockAdjoint(StageAdjoint):
 
     def times(self, ts: Sequence[float]) -> Tensor:
         """The times of all samples at S stages, ``[S, G, n]``."""
-        return torch.stack([self.clock.at(s, self.clock.piece(s)) for s in ts])
+        clock, pieces = self.clock, [self.clock.piece(s) for s in ts]
+        since = clock.starts.new_tensor([s - clock.knots[piece] for s, piece in zip(ts, pieces, strict=True)])
+        return clock.starts[pieces] + clock.rates[pieces] * since.view(-1, 1, 1)
 
     def rates(self, ts: Sequence[float]) -> Tensor:
         """Their rates, ``[S, G, n]``."""
