@@ -111,7 +111,8 @@ class Forward:
         self.block = Block(z0, plan.times[0])
         self.reached = 1  # outputs reached
         self.kept = 1  # outputs reached when a state was kept last
-        self.ys = z0.expand(len(plan.times), *z0.shape).clone()
+        self.ys = z0.new_empty(len(plan.times), *z0.shape)
+        self.ys[: 1 if plan.readings is None else None] = z0
         self.log_det = z0.new_zeros(len(plan.times), *z0.shape[:-1]) if self.steered else None
 
     def evaluate(self, i: int, z: Tensor, terms: TimeTerms) -> Residuals:
