@@ -130,16 +130,11 @@ def solve_segment(
     adjoint = _adjoint_of(field, layout, pieces, want - {"divergence"}, kind, along)
     if isinstance(adjoint, NoClosedForm):
         return adjoint
-    clock, context = None, layout.contexts()[0] if "context" in want else None
-    single, straight = adjoint, None
-    if segment.clock is not None:
-        if not adjoint.own_times:
-            return NoClosedForm(f"the closed form of {type(field).__name__} takes one time for all samples")
-        clock = segment.clock.laid_out(layout, y.dtype)
-        adjoint = ClockAdjoint(single, clock)
-        if segment.straight is not None and solver.adaptive and table.dense:
-            rates, reads = segment.straight
-            straight = rates.laid_out(layout, y.dtype), torch.stack([layout.scatter(x, 0)[0] for x in reads])
+    context = layout.contexts()[0] if "context" in want else None
+    if segment.clock is not None and not adjoint.own_times:
+        return NoClosedForm(f"the closed form of {type(field).__name__} takes one time for all samples")
+    single, laid = adjoint, _laid_out(segment, layout, y.dtype, solver.adaptive and table.dense)
+    adjoint = single if laid.clock is None else ClockAdjoint(single, laid.clock)
     check_fixed_steps(solver, segment.times)
     modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
     # Costs may share a force, whose gradient must count once.
@@ -150,18 +145,18 @@ def solve_segment(
     def by_autograd(gradient: Any, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         bound, how = _as_field(adjoint, tensors[len(others) :], along), replace(solver, gradient=gradient)
         both = torch.cat([z, start], -1)
-        laid = replace(segment, clock=clock, straight=straight)
         ys = follow(how, lambda piece: packing.rhs(bound, piece, context), both, laid, packing.steered, SolveStats())
         return ys[..., : field.dim], (ys[..., field.dim :] - start).movedim(-1, 0)
 
     plan = Plan(
         adjoint, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs, want, along,
         layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
-        by_autograd, clock, context, memory=memory,
+        by_autograd, laid.clock, context, memory=memory,
     )  # fmt: skip
-    if straight is not None:
-        readings = Readings(straight[1], y.dtype)
-        plan = replace(plan, adjoint=ClockAdjoint(single, straight[0]), clock=straight[0], readings=readings, back=plan)
+    if laid.straight is not None:
+        clock, reads = laid.straight
+        more: dict[str, Any] = {"clock": clock, "readings": Readings(reads, y.dtype), "back": plan}
+        plan = replace(plan, adjoint=ClockAdjoint(single, clock), **more)
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *adjoint.inputs)
     except GaveUpError:
@@ -174,6 +169,17 @@ def solve_segment(
     if not plan.quadratures:
         return zs
     return torch.cat([zs, layout.gather([integrals.movedim(0, -1)], 1) + y[..., field.dim :]], -1)
+
+
+def _laid_out(segment: Segment, layout: Layout, dtype: torch.dtype, dense: bool) -> Segment:
+    """A stretch whose clocks are laid out as its samples; the straight one only where outputs can be read."""
+    if segment.clock is None:
+        return segment
+    straight = None
+    if dense and segment.straight is not None:
+        clock, reads = segment.straight
+        straight = clock.laid_out(layout, dtype), torch.stack([layout.scatter(x, 0)[0] for x in reads])
+    return replace(segment, clock=segment.clock.laid_out(layout, dtype), straight=straight)
 
 
 def _adjoint_of(
