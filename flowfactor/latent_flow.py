@@ -22,6 +22,7 @@ from flowfactor.solve.accuracy import Accuracy
 from flowfactor.solve.events import Events
 from flowfactor.solve.problem import Cost, needs_of
 from flowfactor.solve.solve import solve
+from flowfactor.solve.step_memory import StepMemory
 from flowfactor.solve.times import checked_times
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform, PushedDistribution
@@ -83,6 +84,7 @@ class LatentFlow(Accuracy, Events, nn.Module):
         self.solver = Solver() if solver is None else solver
         self.divergence: Divergence = divergence
         self.probes = check_probes(probes, divergence)
+        self.step_memory = StepMemory() if self.solver.remember_steps else None
 
     @property
     def dim(self) -> int:
@@ -168,7 +170,10 @@ class LatentFlow(Accuracy, Events, nn.Module):
         needs = needs_of(named, self.field)
         prepare_for_solve(self.field, named)
         how = self.field, self.solver, self.divergence
-        more = {"needs": needs, "generator": generator, "probes": self.probes}
+        if self.solver.remember_steps and self.step_memory is None:  # a solver that came later
+            self.step_memory = StepMemory().to(z0.device)
+        memory = self.step_memory if self.solver.remember_steps and self.training else None
+        more = {"needs": needs, "generator": generator, "probes": self.probes, "memory": memory}
         return solve(*how, z0, t, control, context=context, log_det=log_det, costs=named, **more)
 
     def inverse(

@@ -72,6 +72,7 @@ class StageTerms:
 
     def __init__(self, features: TimeFeatures, layers: Sequence[tuple[Tensor, Tensor, int]]) -> None:
         self.features, self.widths = features, [width for _, _, width in layers]
+        self.known: tuple[Tensor, Tensor] | None = None
         weights = [F.pad(v, (0, 0, 0, width - v.shape[-2])) for v, _, width in layers]
         self.weights = torch.cat(weights, -2).mT
         biases = [F.pad(b, (0, width - b.shape[-1])) for _, b, width in layers]
@@ -89,7 +90,9 @@ class StageTerms:
     def features_at(self, ts: Times) -> Tensor:
         """The features of the stages, ``[S, size]``, or ``[G, S, n, size]`` of samples at times of their own."""
         if isinstance(ts, Tensor):
-            return self.features(ts.to(self.bias.dtype).transpose(0, 1), derivative=False)[0]
+            if self.known is None or self.known[0] is not ts:  # each layer asks for those of all stages
+                self.known = ts, self.features(ts.to(self.bias.dtype).transpose(0, 1), derivative=False)[0]
+            return self.known[1]
         return self.features(self.bias.new_tensor(ts), derivative=False)[0]
 
     @cached_property

@@ -3,8 +3,8 @@ r"""Samples at times of their own, followed by one solve: a clock that all of th
 When the clock shows s, sample b is at $t_b(s) = a_b + r_b s$, so that $dz_b/ds = r_b\,v(z_b, t_b(s))$; the rates of
 log-determinants scale likewise, and costs, which add up in either direction, by $|r_b|$. Where the times of all samples are
 the same grid, stretched and shifted, one rate holds for the whole solve, and outputs are at one time of the clock. Else one
-rate does where outputs can be read inside of steps, of each sample at a time of its own (`flowfactor.solve.reads`); where
-they cannot, rates change at every output, where steps have to land.
+rate does where outputs can be read inside of steps, each sample's at its own times (`flowfactor.solve.reads`); where they
+cannot, rates change at every output, where steps have to land.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class ClockAdjoint(StageAdjoint):
 
     def times(self, ts: Sequence[float]) -> Tensor:
         """The times of all samples at S stages, ``[S, G, n]``."""
-        return torch.stack([self.clock.at(s, self.clock.piece(s)) for s in ts])
+        clock, pieces = self.clock, [self.clock.piece(s) for s in ts]
+        since = clock.starts.new_tensor([s - clock.knots[piece] for s, piece in zip(ts, pieces, strict=True)])
+        return clock.starts[pieces] + clock.rates[pieces] * since.view(-1, 1, 1)
 
     def rates(self, ts: Sequence[float]) -> Tensor:
         """Their rates, ``[S, G, n]``."""

@@ -42,6 +42,7 @@ from flowfactor.solve.odeint import check_fixed_steps
 from flowfactor.solve.problem import Packing, Plan, Segment
 from flowfactor.solve.reads import Readings
 from flowfactor.solve.runge_kutta import Tableau, tableau
+from flowfactor.solve.step_memory import StepMemory
 from flowfactor.solver import Solver
 
 
@@ -90,7 +91,7 @@ def solve_segments(
 def solve_segment(
     field: Field, solver: Solver, divergence: Divergence, segment: Segment, acting: ResolvedControl, y: Tensor,
     packing: Packing, want: frozenset[str], probe: Tensor | None, stats: SolveStats,
-    pieces: tuple[list[float], Tensor] | None = None,
+    pieces: tuple[list[float], Tensor] | None = None, memory: StepMemory | None = None,
 ) -> Tensor | NoClosedForm:  # fmt: skip
     """Solves a stretch in closed form.
 
@@ -106,6 +107,7 @@ def solve_segment(
         probe: Hutchinson's probes ``[*batch, P D]``.
         stats: Counted into.
         pieces: Times from which weights act, and the weights ``[P, *batch, K]``, in place of ``acting``.
+        memory: What the solve before found of first steps.
 
     Returns:
         Packed states ``[T, *batch, S]``; or why the general engine has to do it (or explain why it cannot be done).
@@ -129,16 +131,11 @@ def solve_segment(
     adjoint = _adjoint_of(field, layout, pieces, want - {"divergence", "acceleration"}, kind, along)
     if isinstance(adjoint, NoClosedForm):
         return adjoint
-    clock, context = None, layout.contexts()[0] if "context" in want else None
-    single, straight = adjoint, None
-    if segment.clock is not None:
-        if not adjoint.own_times:
-            return NoClosedForm(f"the closed form of {type(field).__name__} takes one time for all samples")
-        clock = segment.clock.laid_out(layout, y.dtype)
-        adjoint = ClockAdjoint(single, clock)
-        if segment.straight is not None and solver.adaptive and table.dense:
-            rates, reads = segment.straight
-            straight = rates.laid_out(layout, y.dtype), torch.stack([layout.scatter(x, 0)[0] for x in reads])
+    context = layout.contexts()[0] if "context" in want else None
+    if segment.clock is not None and not adjoint.own_times:
+        return NoClosedForm(f"the closed form of {type(field).__name__} takes one time for all samples")
+    single, laid = adjoint, _laid_out(segment, layout, y.dtype, solver.adaptive and table.dense)
+    adjoint = single if laid.clock is None else ClockAdjoint(single, laid.clock)
     check_fixed_steps(solver, segment.times)
     modules = [cost for cost in packing.costs.values() if isinstance(cost, nn.Module)]
     # Costs may share a force, whose gradient must count once.
@@ -153,27 +150,41 @@ def solve_segment(
         bound, how = _as_field(adjoint, tensors[len(others) :], along), replace(solver, gradient=gradient)
         bound = accelerated(bound, bound) if "acceleration" in want else bound
         both = torch.cat([z, start], -1)
-        laid = replace(segment, clock=clock, straight=straight)
         ys = follow(how, lambda piece: packing.rhs(bound, piece, context), both, laid, packing.steered, SolveStats())
         return ys[..., :dim], (ys[..., dim:] - start).movedim(-1, 0)
 
     plan = Plan(
         adjoint, table, solver, segment.times.tolist(), packing.log_det, start, packing.costs, want, along,
         layout.shares(), SolveStats(method=stats.method), stats, stats.accepted + stats.rejected, torch.is_grad_enabled(),
-        by_autograd, clock, context, contextual=acting.context is not None,
+        by_autograd, laid.clock, context, contextual=acting.context is not None, memory=memory,
     )  # fmt: skip
-    if straight is not None:
-        readings = Readings(straight[1], y.dtype)
-        plan = replace(plan, adjoint=ClockAdjoint(single, straight[0]), clock=straight[0], readings=readings, back=plan)
+    if laid.straight is not None:
+        clock, reads = laid.straight
+        more: dict[str, Any] = {"clock": clock, "readings": Readings(reads, y.dtype), "back": plan}
+        plan = replace(plan, adjoint=ClockAdjoint(single, clock), **more)
     try:
         zs, integrals = _Solve.apply(plan, len(others), z0, *others, *adjoint.inputs)
     except GaveUpError:
-        return FAILED
+        if memory is None or not memory.misled(plan.times):
+            return FAILED
+        how = field, solver, divergence, segment, acting, y, packing, want, probe, stats, pieces
+        return solve_segment(*how, memory)
     stats.add(plan.stats)
     zs = layout.gather([zs], 1)
     if not plan.quadratures:
         return zs
     return torch.cat([zs, layout.gather([integrals.movedim(0, -1)], 1) + y[..., dim:]], -1)
+
+
+def _laid_out(segment: Segment, layout: Layout, dtype: torch.dtype, dense: bool) -> Segment:
+    """A stretch whose clocks are laid out as its samples; the straight one only where outputs can be read."""
+    if segment.clock is None:
+        return segment
+    straight = None
+    if dense and segment.straight is not None:
+        clock, reads = segment.straight
+        straight = clock.laid_out(layout, dtype), torch.stack([layout.scatter(x, 0)[0] for x in reads])
+    return replace(segment, clock=segment.clock.laid_out(layout, dtype), straight=straight)
 
 
 def _adjoint_of(

@@ -251,7 +251,9 @@ def _through_steps(
     lines = ys_bar.new_empty(q + max(len(step.outputs) for step in taken), end_bar.numel())
     for step in reversed(taken):
         size = q + len(step.outputs)
-        read, read_bar = _of_reads(plan, step, ys_bar)
+        read = read_bar = None
+        if step.reads is not None:
+            read, read_bar = step.reads.pull(table, step.dt, ys_bar[step.reads.outputs])
         lines[q - 1] = end_bar.reshape(-1)
         for line, (output, _) in enumerate(step.outputs, q):
             lines[line] = ys_bar[output].reshape(-1)
@@ -266,20 +268,15 @@ def _through_steps(
                 carried = None
             if i == 0 and plan.solver.adaptive and (step.stages[0] in lasts or step is taken[0]):
                 carried, carried_to = k_bar, step.stages[0]
-                end_bar = lines[:size].sum(0).view(shape) + read_bar
+                end_bar = lines[:size].sum(0).view(shape)
                 break
             back = pulled(step.stages[i], k_bar)
             if i:
                 lines[i - 1] = back.reshape(-1)
             else:
-                end_bar = lines[:size].sum(0).view(shape) + back + read_bar
+                end_bar = lines[:size].sum(0).view(shape) + back
+        if read_bar is not None:
+            end_bar = end_bar + read_bar
     if carried is not None:
         end_bar = end_bar + pulled(carried_to, carried)
     return end_bar
-
-
-def _of_reads(plan: Plan, step: Step, ys_bar: Tensor) -> tuple[Tensor | None, Tensor | float]:
-    """What cotangents of outputs that each sample has in a step of its own give its k ``[q, K, n, D]``, and its start."""
-    if step.reads is None:
-        return None, 0.0
-    return step.reads.pull(plan.table, step.dt, ys_bar[step.reads.outputs])

@@ -13,6 +13,7 @@ from flowfactor.path import SolveStats
 from flowfactor.solve.compiled import RHS, Program
 from flowfactor.solve.diagnosis import stiffness
 from flowfactor.solve.runge_kutta import tableau
+from flowfactor.solve.step_memory import StepMemory
 from flowfactor.solver import SCIPY_METHOD, Solver
 
 CHECK_EVERY = 1_000  # attempted steps between two checks that a solve can still end within its limit
@@ -43,6 +44,9 @@ class Dynamics:
         self.last: tuple[Tensor, Tensor, float] | None = None
         self.ends: list[float] = []
         self.asked = 0
+        self.first_step: float | None = None  # the one to begin with, where it is known
+        self.taken: float | None = None  # the first one accepted
+        self.then: float | None = None  # what it found best
         if solver.method != SCIPY_METHOD:
             self.callback_step = self._on_step
         if solver.adaptive and solver.method != SCIPY_METHOD:
@@ -63,6 +67,12 @@ class Dynamics:
         if self.solver.method == SCIPY_METHOD:
             self._watch_scipy(t, y, out)
         return out
+
+    def remember(self, memory: StepMemory) -> None:
+        """Notes what the first step found best; if it was the only one, that it could be taken."""
+        best = self.then or self.taken
+        if best is not None and (self.then or best > (self.first_step or 0)):
+            memory.note(self.sign, best)
 
     def roll(self, program: Program, y: Tensor, t: Tensor) -> Tensor:
         """Takes the solver's fixed steps by a compiled program."""
@@ -91,6 +101,8 @@ class Dynamics:
         if not self.solver.adaptive:
             self.stats.accepted += 1
             return
+        if self.taken is not None and self.then is None:
+            self.then = abs(self.last[2])
         attempts, limit = self.stats.accepted + self.stats.rejected, self.solver.max_steps
         if attempts >= limit:
             raise StepLimitError
@@ -103,6 +115,8 @@ class Dynamics:
         self.ends.append(float(t.detach()) + self.sign * abs(float(dt.detach())))
         if not self.forward_done:
             self.stats.accepted += 1
+            if self.taken is None:
+                self.taken = abs(float(dt.detach()))
 
     def _on_reject(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
         if not self.forward_done:

@@ -111,7 +111,8 @@ class Forward:
         self.block = Block(z0, plan.times[0])
         self.reached = 1  # outputs reached
         self.kept = 1  # outputs reached when a state was kept last
-        self.ys = z0.expand(len(plan.times), *z0.shape).clone()
+        self.ys = z0.new_empty(len(plan.times), *z0.shape)
+        self.ys[: 1 if plan.readings is None else None] = z0
         self.log_det = z0.new_zeros(len(plan.times), *z0.shape[:-1]) if self.steered else None
 
     def evaluate(self, i: int, z: Tensor, terms: TimeTerms) -> Residuals:
@@ -188,7 +189,8 @@ class Forward:
         control = StepControl(self.solver, table.order)
         ell = plan.start[..., 0] if self.steered else None
         self._begin(z, t)
-        size = self._first_step(control, z, t, sign)
+        memory = plan.memory
+        size = (memory and memory.recall(sign)) or self._first_step(control, z, t, sign)
         landings = times[1:] if plan.jumps or not table.dense else [end]
         attempts = plan.attempted
         while t != end:
@@ -211,6 +213,8 @@ class Forward:
             if ratio > 1:
                 plan.stats.rejected += 1
                 continue
+            if memory is not None and t == times[0]:
+                memory.note(sign, size)
             self._accept(moments, residuals)
             step = Step(dt, list(range(begun - 1, begun + table.size - 1)), [])
             ell = self._read(step, z, at, t, e, ell)

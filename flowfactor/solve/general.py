@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowfactor._functorch import is_transforming
+from flowfactor.errors import FlowSolveError
 from flowfactor.path import SolveStats
 from flowfactor.solve.captured import Watch, captured_tensors
 from flowfactor.solve.checkpoint import Checkpoint
@@ -19,12 +20,13 @@ from flowfactor.solve.dynamics import Dynamics
 from flowfactor.solve.interpolating import DENSE
 from flowfactor.solve.odeint import call_torchdiffeq, check_fixed_steps
 from flowfactor.solve.problem import Segment
+from flowfactor.solve.step_memory import StepMemory
 from flowfactor.solver import SCIPY_METHOD, Solver
 
 
 def integrate(
     solver: Solver, rhs: RHS, y0: Tensor, t: Tensor, *, steered: int, stats: SolveStats, program: Program | None = None,
-    parts: Iterable[Any] = (), reads: Tensor | None = None,
+    parts: Iterable[Any] = (), reads: Tensor | None = None, memory: StepMemory | None = None,
 ) -> Tensor:  # fmt: skip
     """Solves dy/dt = rhs(t, y) from ``y0`` over the times ``t``.
 
@@ -38,6 +40,7 @@ def integrate(
         program: What compiles the right-hand side; None where it runs as written.
         parts: What the right-hand side is made of, for the modes that evaluate it again: the field, and costs.
         reads: When to read each sample between ``t[0]`` and ``t[-1]``, ``[R, *batch]``; without gradients, or direct ones.
+        memory: What the solve before found of first steps.
 
     Returns:
         States ``[T, *batch, S]``, or ``[R, *batch, S]``.
@@ -50,33 +53,50 @@ def integrate(
     stats.method = solver.method
     check_fixed_steps(solver, t)
     dynamics = Dynamics(rhs, solver, stats, t, program)
-    if not torch.is_grad_enabled():
-        ys = call_torchdiffeq(dynamics, y0, t, steered, reads=reads)
-    elif solver.gradient == "direct":
-        if solver.method == SCIPY_METHOD and (y0.requires_grad or captured_tensors(rhs, t[0], y0)):
-            raise ValueError(
-                'scipy_solver gives no gradients by itself: use Solver("scipy_solver", gradient="adjoint"), '
-                "or solve under torch.no_grad()"
-            )
-        ys = call_torchdiffeq(dynamics, y0, t, steered, reads=reads)
-    elif solver.gradient == "adjoint":
-        watch = Watch(rhs, t[0], y0, parts, solver.gradient)
-        ys = watch.guard(call_torchdiffeq(dynamics, y0, t, steered, captured=watch.captured))
-    else:
-        if solver.method == SCIPY_METHOD:
-            raise ValueError('scipy_solver cannot be replayed by gradient="checkpoint"; use gradient="adjoint"')
-        if t.requires_grad:
-            raise ValueError('gradient="checkpoint" gives times no gradient; use gradient="direct" or "adjoint"')
-        watch = Watch(rhs, t[0], y0, parts, solver.gradient)
-        ys = watch.guard(Checkpoint.apply(dynamics, steered, t.detach(), y0, *watch.captured))
+    if memory is not None:
+        dynamics.first_step = memory.recall(dynamics.sign)
+    try:
+        ys = _solved(dynamics, rhs, y0, t, steered, parts, reads)
+    except FlowSolveError:
+        if memory is None or not memory.misled([float(t[0]), float(t[-1])]):
+            raise
+        how: dict[str, Any] = {"steered": steered, "stats": stats, "program": program, "parts": parts, "reads": reads}
+        return integrate(solver, rhs, y0, t, **how, memory=memory)
+    if memory is not None:
+        dynamics.remember(memory)
     dynamics.forward_done, dynamics.asked = True, 0
     dynamics.last = None  # holds a part of the graph
     return ys
 
 
+def _solved(
+    dynamics: Dynamics, rhs: RHS, y0: Tensor, t: Tensor, steered: int, parts: Iterable[Any], reads: Tensor | None
+) -> Tensor:
+    """The solve in the solver's gradient mode."""
+    solver = dynamics.solver
+    if not torch.is_grad_enabled():
+        return call_torchdiffeq(dynamics, y0, t, steered, reads=reads)
+    if solver.gradient == "direct":
+        if solver.method == SCIPY_METHOD and (y0.requires_grad or captured_tensors(rhs, t[0], y0)):
+            raise ValueError(
+                'scipy_solver gives no gradients by itself: use Solver("scipy_solver", gradient="adjoint"), '
+                "or solve under torch.no_grad()"
+            )
+        return call_torchdiffeq(dynamics, y0, t, steered, reads=reads)
+    if solver.gradient == "adjoint":
+        watch = Watch(rhs, t[0], y0, parts, solver.gradient)
+        return watch.guard(call_torchdiffeq(dynamics, y0, t, steered, captured=watch.captured))
+    if solver.method == SCIPY_METHOD:
+        raise ValueError('scipy_solver cannot be replayed by gradient="checkpoint"; use gradient="adjoint"')
+    if t.requires_grad:
+        raise ValueError('gradient="checkpoint" gives times no gradient; use gradient="direct" or "adjoint"')
+    watch = Watch(rhs, t[0], y0, parts, solver.gradient)
+    return watch.guard(Checkpoint.apply(dynamics, steered, t.detach(), y0, *watch.captured))
+
+
 def follow(
     solver: Solver, rhs_of: Callable[[Clock | None], RHS], y: Tensor, segment: Segment, steered: int, stats: SolveStats,
-    program: Program | None = None, parts: Iterable[Any] = (),
+    program: Program | None = None, parts: Iterable[Any] = (), memory: StepMemory | None = None,
 ) -> Tensor:  # fmt: skip
     """Solves a stretch from ``y`` on, `integrate` by `integrate` where the rates of samples jump and outputs cannot be read.
 
@@ -89,11 +109,15 @@ def follow(
         stats: Counted into.
         program: What is compiled.
         parts: The modules in the right-hand side.
+        memory: What the solve before found of first steps.
 
     Returns:
         The packed states at its times, ``[T, *batch, S]``.
     """
-    clock, how = segment.clock, {"steered": steered, "stats": stats, "program": program, "parts": parts}
+    clock, how = (
+        segment.clock,
+        {"steered": steered, "stats": stats, "program": program, "parts": parts, "memory": memory},
+    )
     if clock is not None and clock.asks_gradient:
         # The continuous adjoint packs the gradients of states and clock in one tensor, of one precision.
         clock = replace(clock, starts=clock.starts.to(y.dtype), rates=clock.rates.to(y.dtype))

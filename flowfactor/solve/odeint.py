@@ -30,7 +30,9 @@ def call_torchdiffeq(
     solver = dynamics.solver
     arguments: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol}
     arguments["method"] = (DENSE if reads is None else DENSE_OF_EACH).get(solver.method, solver.method)
-    arguments["options"] = _options(solver, t, steered, first_step) | ({} if reads is None else {"reads": reads})
+    arguments["options"] = _options(solver, t, steered, first_step or dynamics.first_step) | (
+        {} if reads is None else {"reads": reads}
+    )
     solve: Any = _odeint
     if captured is not None:
         solve = torchdiffeq.odeint_adjoint

@@ -19,6 +19,7 @@ from flowfactor.path import FlowPath, SolveStats
 from flowfactor.solve.clock import Clock, ClockAdjoint
 from flowfactor.solve.reads import Readings
 from flowfactor.solve.runge_kutta import Tableau
+from flowfactor.solve.step_memory import StepMemory
 from flowfactor.solver import Solver
 
 Cost = Callable[[Evaluation], Tensor]
@@ -172,6 +173,7 @@ class Plan:
     clock: Clock | None = None  # laid out as the samples are, where they have times of their own
     context: Context | None = None  # laid out as the samples are, where a cost asks for it
     readings: Readings | None = None  # where outputs are read at times of each sample's own
+    memory: StepMemory | None = None  # of first steps
     back: Plan | None = None  # how the continuous adjoint goes back, where not as the solve went forward
 
     @property

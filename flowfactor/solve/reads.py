@@ -52,7 +52,7 @@ class Reads:
             more = more * x
             sums.append(more.sum(0))
         k_bars = self._quartic(table, dt).mT @ torch.stack(sums).view(4, -1)
-        return k_bars.view(-1, *bars.shape[1:]), torch.where(self.inside.unsqueeze(-1), bars, 0).sum(0)
+        return k_bars.view(-1, *bars.shape[1:]), (bars * self.inside.unsqueeze(-1).to(bars)).sum(0)
 
     def _quartic(self, table: Tableau, dt: float) -> Tensor:
         return torch.tensor(table.quartic * dt, dtype=self.x.dtype, device=self.x.device)

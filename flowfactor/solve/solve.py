@@ -21,13 +21,14 @@ from flowfactor.solve.compiled import program_of
 from flowfactor.solve.general import follow
 from flowfactor.solve.own_times import own_segments
 from flowfactor.solve.problem import Cost, Packing, Segment, resting, segments_of
+from flowfactor.solve.step_memory import StepMemory
 from flowfactor.solver import Solver
 
 
 def solve(
     field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *,
     context: Context | None = None, log_det: bool, costs: Mapping[str, Cost], needs: frozenset[str],
-    generator: torch.Generator | None, probes: int = 1,
+    generator: torch.Generator | None, probes: int = 1, memory: StepMemory | None = None,
 ) -> FlowPath:  # fmt: skip
     """Follows a field from ``z0`` at ``t[0]`` through all times; its arguments are those of `LatentFlow`, checked.
 
@@ -44,6 +45,7 @@ def solve(
         needs: What they ask for, from `flowfactor.solve.problem.needs_of`.
         generator: Source of Hutchinson's probes.
         probes: How many of them an estimate takes.
+        memory: What the solve before found of first steps, where that is to be used.
 
     Returns:
         The path, time first.
@@ -68,7 +70,7 @@ def solve(
     ascending = t.ndim > 1 or bool(t[-1] > t[0])  # a clock always runs forward
     packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if ascending else -1.0)
     want = needs & {"value", "time", "divergence", "acceleration", "context"}
-    task = _Task(field, solver, divergence, packing, want, probe, stats)
+    task = _Task(field, solver, divergence, packing, want, probe, stats, memory)
     return packing.path(task.states(stretches, acting, packing.start(z0)), t.to(z0.dtype), stats)
 
 
@@ -96,6 +98,7 @@ class _Task:
     want: frozenset[str]
     probe: Tensor | None
     stats: SolveStats
+    memory: StepMemory | None
 
     def states(self, segments: Sequence[Segment], acting: Sequence[ResolvedControl], y: Tensor) -> Tensor:
         """The packed states ``[T, *batch, S]``, from ``y [*batch, S]`` on."""
@@ -108,7 +111,7 @@ class _Task:
             return whole
         outputs = []
         for segment, control in zip(segments, acting, strict=True):
-            ys = _ASKED_FOR if general else solve_segment(*how, segment, control, y, *rest)
+            ys = _ASKED_FOR if general else solve_segment(*how, segment, control, y, *rest, memory=self.memory)
             if isinstance(ys, NoClosedForm):
                 ys = self._general(segment, control, y, ys)
             else:
@@ -147,7 +150,7 @@ class _Task:
         parts = (self.field, *packing.costs.values())
         ys = follow(
             self.solver, lambda clock: packing.rhs(bound, clock, control.context), y, segment, packing.steered, self.stats,
-            program, parts,
+            program, parts, self.memory,
         )  # fmt: skip
         if demanded:  # it was to say why the closed form failed, and has not failed itself
             raise _not_closed(why)

@@ -229,7 +229,7 @@ def test_what_fails_in_closed_form_is_explained_by_the_general_engine() -> None:
 def test_what_fails_in_closed_form_alone_is_solved_by_the_general_engine_unless_that_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine, "solve_segment", lambda *_: FAILED)
+    monkeypatch.setattr(engine, "solve_segment", lambda *_, **_more: FAILED)
     stats = follow().stats
     assert (stats.engine, stats.reason) == ("general", FAILED.reason)
     with pytest.raises(ValueError, match=FAILED.reason):

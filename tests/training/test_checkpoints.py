@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small_runs import small_run
+from small_runs import SIZES, small_run
 
 from flowfactor.training import FlowModule, load_run, prepare, train
 from flowfactor.training._logs import LateLoggers
@@ -147,6 +148,19 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_used(
     assert weights(crashed) == weights(tmp_path / "whole")
     assert table(crashed) == table(tmp_path / "whole")
     assert [step_of(crashed / name) for name in NAMES] == [step_of(tmp_path / "whole" / name) for name in NAMES]
+
+
+def test_a_run_goes_on_with_the_steps_it_remembered(tmp_path: Path, crash: Callable[[int], None]) -> None:
+    solver = {"method": "bosh3", "rtol": 1e-3, "atol": 1e-3, "remember_steps": True}
+    how: dict[str, Any] = {"model": SIZES | {"solver": solver}, "checkpoint_steps": 2, "log_every": 1, **QUICK}
+    train(small_run(tmp_path / "whole", **how))
+    crash(7)
+    with pytest.raises(OSError, match="power"):
+        train(small_run(tmp_path / "parts", **how))
+    train(small_run(tmp_path / "parts", **how), resume=True)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    state = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["state_dict"]
+    assert next(x for name, x in state.items() if "step_memory" in name)[0] > 0
 
 
 def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(
