@@ -55,10 +55,12 @@ class Clock:
 
     def laid_out(self, layout: Layout, dtype: torch.dtype) -> Clock:
         """The clock of samples that lie as one block: ``[P, G, n]``, with rates in the precision of the states."""
-        starts, rates = (
-            torch.stack([layout.scatter(x.detach(), 0)[0] for x in each]) for each in (self.starts, self.rates)
-        )
-        return Clock(self.knots, starts, rates.to(dtype))
+        return Clock(self.knots, spread(self.starts, layout), spread(self.rates, layout).to(dtype))
+
+
+def spread(x: Tensor, layout: Layout) -> Tensor:
+    """Numbers of each sample ``[P, *batch]`` where samples lie as one block, ``[P, G, n]``."""
+    return layout.scatter(x.detach().movedim(0, -1))[0].movedim(-1, 0).contiguous()
 
 
 class ClockAdjoint(StageAdjoint):

@@ -33,7 +33,7 @@ from flowfactor.networks.stage_adjoint import NoClosedForm, Residuals, StageAdjo
 from flowfactor.networks.weighted_adjoint import WeightedAdjoint
 from flowfactor.path import SolveStats
 from flowfactor.solve.acceleration import accelerated
-from flowfactor.solve.clock import ClockAdjoint
+from flowfactor.solve.clock import ClockAdjoint, spread
 from flowfactor.solve.continuous_adjoint import continuous_adjoint
 from flowfactor.solve.discrete_adjoint import Rates, discrete_adjoint, rates_of
 from flowfactor.solve.forward import Block, Forward, GaveUpError
@@ -183,7 +183,7 @@ def _laid_out(segment: Segment, layout: Layout, dtype: torch.dtype, dense: bool)
     straight = None
     if dense and segment.straight is not None:
         clock, reads = segment.straight
-        straight = clock.laid_out(layout, dtype), torch.stack([layout.scatter(x, 0)[0] for x in reads])
+        straight = clock.laid_out(layout, dtype), spread(reads, layout)
     return replace(segment, clock=segment.clock.laid_out(layout, dtype), straight=straight)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,12 +66,10 @@ def _from_knot_to_knot(control: PieceControl, t: Tensor) -> Segment | None:
         return None
     times = torch.cat([lengths.new_zeros(1), lengths[moving].cumsum(0)])
     rates = steps[moving] / lengths[moving].reshape(-1, *[1] * (t.ndim - 1))
-    repeats, reached = [0], 0
-    for i in range(len(steps)):
-        reached += i in moving
-        repeats.append(reached)
+    reached = np.cumsum([0, *(lengths > 0).tolist()]).tolist()  # of the clock's times, by each output
     clock = Clock(tuple(times[:-1].tolist()), t[moving], rates)
     straight = None if t.requires_grad else _straight(t[[0, *(i + 1 for i in moving)]], float(times[-1]))
+    repeats = None if len(moving) == len(steps) else reached
     return Segment(control, times, 0, len(t), clock, repeats, straight=straight)
 
 
