@@ -44,8 +44,9 @@ class _OfEach:
             inside = (self.reads > begin) & (self.reads <= end)
             for i in inside.flatten(1).any(1).nonzero().flatten().tolist():
                 x = ((self.reads[i] - begin) / (end - begin)).to(self.y0.dtype)
-                state = parts[0] + x * (parts[1] + x * (parts[2] + x * (parts[3] + x * parts[4])))
-                state = torch.where(self.reads[i] == end, self.rk_state.y1, state)
+                state = (
+                    parts[0] + x * parts[1] + x**2 * parts[2] + x**3 * parts[3] + x**4 * parts[4]
+                )  # as torchdiffeq adds
                 states[i] = torch.where(inside[i], state, states[i])
         return torch.stack(states)
 

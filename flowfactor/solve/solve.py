@@ -111,7 +111,7 @@ class _Task:
             return whole
         outputs = []
         for segment, control in zip(segments, acting, strict=True):
-            ys = _ASKED_FOR if general else solve_segment(*how, segment, control, y, *rest, memory=self.memory)
+            ys = _ASKED_FOR if general else solve_segment(*how, segment, control, y, *rest, None, self.memory)
             if isinstance(ys, NoClosedForm):
                 ys = self._general(segment, control, y, ys)
             else:

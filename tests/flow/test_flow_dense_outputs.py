@@ -144,6 +144,16 @@ def test_own_times_are_exact_at_both_ends(engine: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ["closed form", "general"])
+def test_the_last_own_times_are_the_end_of_the_last_step(engine: Any) -> None:
+    """Bit for bit: the times of the fastest sample make the clock, and the ends alone are one grid, stretched."""
+    flow, z = ff.LatentFlow(network(), ff.Solver(rtol=1e-3, atol=1e-3, engine=engine)), torch.randn(B, D, dtype=F64)
+    t = torch.tensor([[0, 0, 0, 0], [0.5, 0.1, 0.2, -0.4], [1.1, 0.6, 0.8, -0.9], [2.0, 1.5, 1.4, -1.7]], dtype=F64)
+    many, ends = flow(z, t, log_det=True), flow(z, t[[0, -1]], log_det=True)
+    assert many.stats == ends.stats
+    assert torch.equal(many.z[-1], ends.z[-1])
+
+
+@pytest.mark.parametrize("engine", ["closed form", "general"])
 def test_more_own_times_cost_no_more_evaluations(engine: Any) -> None:
     field = network()
     flow = ff.LatentFlow(field, ff.Solver("dopri5", rtol=1e-8, atol=1e-8, engine=engine))
