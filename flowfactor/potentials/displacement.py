@@ -22,11 +22,15 @@ class DisplacementPotential(StackedPotential):
     r"""K potentials that move dimensions at rest along straight lines, at constant speed.
 
     The state is z = (x, y), and y, the last ``rest`` dimensions, starts at (or very near) 0 at time 0:
+
     $$u_k(z, t) = f_k(x) \cdot y - \tfrac{t}{2}\,|f_k(x)|^2, \qquad
       f_k(x) = \varepsilon\,(W_2 \tanh(W_1 x + b_1) + b_2) .$$
+
     Its gradient is $(J^\top (y - t f_k),\, f_k)$, J the Jacobian of $f_k$, so that a state (x, 0) moves to (x, t f_k(x)):
     displacement interpolation (McCann, 1997) between the ends of its path. Along such paths
+
     $$\partial_t u + \tfrac12 |\nabla u|^2 = \tfrac12 |J^\top (y - t f_k)|^2 = 0 :$$
+
     the Hamilton-Jacobi equation of dynamic optimal transport (Benamou and Brenier, 2000) holds by construction, without a
     penalty. States near them are drawn towards them, $\dot e = -t J J^\top e$ for $e = y - t f_k$, which no solver should
     find stiff: the small scale $\varepsilon$ keeps J so. The dimensions at rest come from augmented neural ODEs (Dupont et
