@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,10 @@ def test_ctrl_c_before_the_first_step_and_a_second_one(
 
     def twice(self: FlowModule, batch: dict, batch_idx: int) -> torch.Tensor:
         if self.global_step == 1:
+            first = signal.getsignal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
+            while signal.getsignal(signal.SIGINT) == first:  # two that come before Python looks are one
+                time.sleep(0.001)
             signal.raise_signal(signal.SIGINT)
         return step(self, batch, batch_idx)
 
