@@ -41,6 +41,7 @@ def build_vae(
     likelihood: str | Mapping[str, Any] = "bernoulli",
     prior: str | Mapping[str, Any] = "normal",
     solver: Mapping[str, Any] | None = None,
+    evaluation_solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
     probes: int = 1,
     supervision: str = "full",
@@ -84,6 +85,8 @@ def build_vae(
         prior: ``"normal"``, ``"mixture"``, ``"vamp"`` (of 50 pseudo-inputs), ``"diffusion"`` or ``"diffusion-mixture"``.
         solver: Keyword arguments of `Solver`. Where None: unit Euler steps under ``path``, where any map gives a true
             bound, and unit rk4 steps under ``marginal``, whose bound needs the log-determinant of the map itself.
+        evaluation_solver: Keyword arguments of the `Solver` of ``eval()`` mode: of validation, measurements, transformations
+            and loaded models. As in training where None.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: The number of probes of such an estimate.
         supervision: ``"full"`` where k is given with every sequence, ``"weak"`` where it is inferred, by a `FactorEncoder`.
@@ -129,6 +132,7 @@ def build_vae(
     if solver is None:
         # A step size, so that the map does not depend on the times that are asked for.
         solver = {"method": "rk4" if bound.log_det else "euler", "step_size": 1.0}
+    other = None if evaluation_solver is None else Solver(**evaluation_solver)
     if supervision not in SUPERVISIONS:
         raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
     if supervision == "weak" and num_frames is None:
@@ -139,7 +143,7 @@ def build_vae(
     return FlowFactorizedVAE(
         made_encoder,
         made_decoder,
-        LatentFlow(made_field, Solver(**solver), divergence, probes=probes),
+        LatentFlow(made_field, Solver(**solver), divergence, probes=probes, evaluation_solver=other),
         make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator),
         objective=bound,
         factor_encoder=make_coder(FactorEncoder, factor_encoder, **sizes) if supervision == "weak" else None,
@@ -169,6 +173,7 @@ def build_sparse_vae(
     likelihood: str | Mapping[str, Any] = "bernoulli",
     prior: str | Mapping[str, Any] = "normal",
     solver: Mapping[str, Any] | None = None,
+    evaluation_solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
     probes: int = 1,
     generator: torch.Generator | None = None,
@@ -197,6 +202,7 @@ def build_sparse_vae(
         likelihood: As in `build_vae`.
         prior: As in `build_vae`.
         solver: Keyword arguments of `Solver`; unit Euler steps where None.
+        evaluation_solver: As in `build_vae`.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: The number of probes of such an estimate.
         generator: Source of the flow's initial weights.
@@ -235,7 +241,8 @@ def build_sparse_vae(
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     made_solver = Solver(**(solver or {"method": "euler", "step_size": 1.0}))
-    flow = LatentFlow(made_field, made_solver, divergence, probes=probes)
+    other = None if evaluation_solver is None else Solver(**evaluation_solver)
+    flow = LatentFlow(made_field, made_solver, divergence, probes=probes, evaluation_solver=other)
     made_prior = make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator)
     return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)
 
