@@ -115,8 +115,8 @@ def get_variant(name: str) -> Variant:
         ValueError: If there is no such name.
 
     Example:
-        >>> get_variant("field-gradient").model
-        {'field': 'gradient'}
+        >>> get_variant("field-helmholtz").model
+        {'field': 'helmholtz'}
         >>> get_variant("vae").title
         'VAE of single frames'
     """

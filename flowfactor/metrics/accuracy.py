@@ -134,8 +134,9 @@ def solver_gap(
         error = error_of_mean(accurate - (1 + changes[0]) * both[0]) / both[0].mean()
         rows.append(torch.stack([both[0].mean(), accurate.mean(), paths[0], changes[0], error, changes[1], paths[1]]))
     count = min(sum(len(part[0]) for part in parts) for parts in found)
-    names = tuple(getattr(data, "flow_names", ()))
-    return SolverGap(*torch.stack(rows, 1).float().unbind(0), count, float(tolerance), names, limit, seed)
+    names, tolerance = tuple(getattr(data, "flow_names", ())), float(tolerance)
+    own, accurate, path, gap, error, training, way = torch.stack(rows, 1).float().unbind(0)
+    return SolverGap(own, accurate, path, gap, error, training, way, count, tolerance, names, limit, seed)
 
 
 def _judged(model: MovesImages, start: Start, z: Tensor, accurate: Tensor) -> tuple[Tensor, Tensor]:
