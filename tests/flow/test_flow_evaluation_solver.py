@@ -63,6 +63,7 @@ def test_the_error_of_a_solver_is_against_an_accurate_one_in_either_mode() -> No
     coarse, fine = one.solver_error(states(), T), one.eval().solver_error(states(), T)
     assert float(coarse.min()) > 1e-3
     assert float(fine.max()) < 1e-6
+    torch.testing.assert_close(flow(solver=FINE, evaluation_solver=COARSE).eval().solver_error(states(), T), coarse)
 
 
 def test_a_kept_solve_does_not_outlive_its_mode() -> None:
