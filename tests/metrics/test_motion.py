@@ -272,6 +272,10 @@ def test_an_evaluation_tells_how_flows_move_and_what_has_no_such_figure(pixel_mo
     lines = table(found).splitlines()
     assert " ".join(lines[4].split()) == "how it moves grad u's share arc/chord same for all E_k if accurate"
     assert lines[5].split()[:2] == ["flow_0", "0.90"] and lines[5].endswith(f"{found['solver_gap']['mean'][0]:+.1%}")
+    found["solver_gap"]["training"] = [0.5, -0.25]  # as where another solver evaluates
+    lines = table(found).splitlines()
+    assert lines[4].endswith("E_k if accurate  from training's")
+    assert lines[5].endswith("+50.0%") and lines[6].endswith("-25.0%")
     model = with_field(model, ff.fields.FreeField(PIXELS, 2))
     bare = evaluate(model, data, likelihood_limit=0)
     assert "FreeField, which has no potential" in bare["gradient_share"]["missing"]
