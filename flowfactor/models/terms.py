@@ -57,8 +57,8 @@ class SequenceTerms:
         hj: The squared Hamilton-Jacobi residual.
         start: The squared speed at the start.
         kl_factor: KL[q(k|x) | p(k)]; 0 where k is given.
-        solenoidal: The squared speed of what is not the gradient of the potential.
-        acceleration: The squared acceleration.
+        solenoidal: The squared speed of what is not the gradient of the potential; 0 where left out.
+        acceleration: The squared acceleration, likewise.
     """
 
     loss: Tensor
@@ -69,6 +69,12 @@ class SequenceTerms:
     kl_factor: Tensor
     solenoidal: Tensor = field(default_factory=lambda: torch.zeros(()))
     acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def __post_init__(self) -> None:
+        for name in ("solenoidal", "acceleration"):  # where they are left out, 0 for each
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and not value.ndim:
+                object.__setattr__(self, name, value.to(self.kl).expand_as(self.kl))
 
     def with_factor(self, kl_factor: Tensor) -> SequenceTerms:
         """The same with the divergence of q(k|x), which is part of the loss."""

@@ -96,6 +96,15 @@ def test_terms_of_inferred_flows_are_expectations(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(getattr(weak, name), (q * table).sum(-1))
 
 
+def test_an_estimator_may_leave_them_out() -> None:
+    parts = [torch.rand(3, 2, dtype=torch.float64) for _ in range(6)]
+    terms = ff.models.SequenceTerms(*parts)
+    for name in ("solenoidal", "acceleration"):
+        assert getattr(terms, name).shape == (3, 2) and getattr(terms, name).dtype == torch.float64
+        assert not getattr(terms.expected(parts[0].log()), name).any()
+        assert float(getattr(terms.mean(), name)) == 0
+
+
 @pytest.mark.parametrize("kind", ["vae", "sparse"])
 @pytest.mark.parametrize("name", ["solenoidal", "acceleration"])
 def test_lazy_steps_take_them_too(kind: str, name: str) -> None:
