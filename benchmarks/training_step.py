@@ -85,8 +85,7 @@ class Trainer:
         z0 = start.detach().requires_grad_()
         times = model._lazy(generator, z0.device)
         path = model.flow(z0, t, k, costs=model._costs(times), generator=generator)
-        hj, rest = model._regularizers(path, z0, k, t, times)
-        of_flow = (model.hj_weight * hj + model.start_weight * rest).mean()
+        of_flow = model._penalties(model._regularizers(path, z0, k, t, times)).mean()
         count("flow")
         z = path.z.detach().requires_grad_()
         frames, wanted = batch["frames"], model.frames_per_step

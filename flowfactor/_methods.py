@@ -15,8 +15,9 @@ SHARED_OPTIONS = ("latent_dim", "encoder", "decoder", "likelihood", "frames_per_
 
 _OF_THE_FLOW = (
     *("field", "potential", "hidden", "activation", "skew", "prior", "solver", "divergence"),
-    *("augment_dim", "augment_scale"),
-    *("kl_weight", "hj_weight", "start_weight", "relative_weights", "force", "regularize_every"),
+    *("evaluation_solver", "augment_dim", "augment_scale"),
+    *("kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight"),
+    *("relative_weights", "force", "regularize_every"),
 )
 
 
@@ -114,7 +115,7 @@ def _baseline(name: str, place: str, **defaults: Any) -> dict[str, Any]:
     return {**made, "num_frames": True, "defaults": defaults}
 
 
-_NO_PDE = {"hj_weight": 0.0, "start_weight": 0.0}
+_NO_PDE = {"hj_weight": 0.0, "start_weight": 0.0, "solenoidal_weight": 0.0, "acceleration_weight": 0.0}
 _PAPER = "Song et al., NeurIPS 2023"
 
 _ALL = (
@@ -134,7 +135,7 @@ _ALL = (
     ),
     Method(
         "euler-no-pde", "control: unit Euler steps, no PDE", _PAPER, "given", True,
-        **_vae(solver={"method": "euler", "step_size": 1.0}, **_NO_PDE),
+        **_vae(solver={"method": "euler", "step_size": 1.0}, evaluation_solver=None, **_NO_PDE),
     ),
     Method(
         "paper-code", "control: the paper's objective as its code has it", _PAPER, "given", True,

@@ -42,9 +42,12 @@ class LatentFlow(Accuracy, Events, nn.Module):
             solve (Grathwohl et al., ICLR 2019, eq. 8).
         probes: The number of probes P for each sample, over which the estimate is the mean: its variance is 1 / P of that
             with one. Costs are shown the first.
+        evaluation_solver: How to solve in ``eval()`` mode; as in training where None. A training that takes a looser solver
+            than its evaluation is cheaper, and still trains the flow as long as both agree
+            (`flowfactor.metrics.solver_gap` measures it). Gradients are found as this solver says, in either mode.
 
     Raises:
-        TypeError: If ``field`` or ``solver`` is none.
+        TypeError: If ``field``, ``solver`` or ``evaluation_solver`` is none.
         ValueError: If ``divergence`` is unknown, or ``probes`` is below 1, or above 1 with an exact divergence.
 
     Example:
@@ -67,6 +70,7 @@ class LatentFlow(Accuracy, Events, nn.Module):
         divergence: Divergence = "exact",
         *,
         probes: int = 1,
+        evaluation_solver: Solver | None = None,
     ) -> None:
         super().__init__()
         if isinstance(field, Potential):
@@ -76,15 +80,22 @@ class LatentFlow(Accuracy, Events, nn.Module):
                 f"a LatentFlow follows a Potential or a Field, got {type(field).__name__}; wrap a module of your own with "
                 "flowfactor.potentials.from_module (scalar) or flowfactor.fields.from_module (velocity)"
             )
-        if solver is not None and not isinstance(solver, Solver):
-            raise TypeError(f'solver must be a flowfactor.Solver, got {solver!r}; for example Solver("dopri5")')
+        for name, one in (("solver", solver), ("evaluation_solver", evaluation_solver)):
+            if one is not None and not isinstance(one, Solver):
+                raise TypeError(f'{name} must be a flowfactor.Solver, got {one!r}; for example Solver("dopri5")')
         if divergence not in ("exact", "hutchinson"):
             raise ValueError(f'divergence must be "exact" or "hutchinson", got {divergence!r}')
         self.field = field
         self.solver = Solver() if solver is None else solver
+        self.evaluation_solver = evaluation_solver
         self.divergence: Divergence = divergence
         self.probes = check_probes(probes, divergence)
         self.step_memory = StepMemory() if self.solver.remember_steps else None
+
+    @property
+    def acting_solver(self) -> Solver:
+        """How a solve is done now: by ``evaluation_solver`` in ``eval()`` mode, where there is one, else by ``solver``."""
+        return self.solver if self.training or self.evaluation_solver is None else self.evaluation_solver
 
     @property
     def dim(self) -> int:
@@ -169,11 +180,12 @@ class LatentFlow(Accuracy, Events, nn.Module):
         named = dict(costs or {})
         needs = needs_of(named, self.field)
         prepare_for_solve(self.field, named)
-        how = self.field, self.solver, self.divergence
-        if self.solver.remember_steps and self.step_memory is None:  # a solver that came later
+        solver = self.acting_solver
+        if solver.remember_steps and self.training and self.step_memory is None:  # a solver that came later
             self.step_memory = StepMemory().to(z0.device)
-        memory = self.step_memory if self.solver.remember_steps and self.training else None
+        memory = self.step_memory if solver.remember_steps and self.training else None
         more = {"needs": needs, "generator": generator, "probes": self.probes, "memory": memory}
+        how = self.field, solver, self.divergence
         return solve(*how, z0, t, control, context=context, log_det=log_det, costs=named, **more)
 
     def inverse(

@@ -24,9 +24,13 @@ class Flow(Protocol):
     """What a `FlowTransform` needs of a flow, such as a `LatentFlow`."""
 
     field: Field
-    solver: Solver
     divergence: Divergence
     probes: int
+
+    @property
+    def acting_solver(self) -> Solver:
+        """How it is solved now."""
+        ...
 
     def __call__(
         self, z0: Tensor, t: Any, control: Control, *, context: Any, log_det: bool, generator: Any
@@ -54,9 +58,9 @@ class FlowTransform(Transform):
     out of it live, and until its log-determinant has been asked for, so that drawing a sample and its density costs one
     solve only. The density's gradient then goes to what the sample was drawn from and to the flow; for that in the sample
     itself take ``z.detach().requires_grad_()``. Once the states, the times, the flow's parameters or buffers (compared by
-    value), its solver or the gradient mode have changed, the last solve does not count any more; what a field holds besides,
-    such as a tensor that a closure captures, goes unseen. Where the flow's divergence is ``"hutchinson"``, log-determinants
-    are unbiased estimates, with new probes for every solve: densities are then random.
+    value), the solver that acts or the gradient mode have changed, the last solve does not count any more; what a field
+    holds besides, such as a tensor that a closure captures, goes unseen. Where the flow's divergence is ``"hutchinson"``,
+    log-determinants are unbiased estimates, with new probes for every solve: densities are then random.
 
     Args:
         flow: The latent flow.
@@ -185,7 +189,7 @@ class FlowTransform(Transform):
         return [start, end, *times, *self.flow.parameters(), *self.flow.buffers()]
 
     def _settings(self) -> object:
-        return self.flow.solver, self.flow.divergence, self.flow.probes, torch.is_grad_enabled()
+        return self.flow.acting_solver, self.flow.divergence, self.flow.probes, torch.is_grad_enabled()
 
     def _kept(self, end: Tensor, *, back: bool) -> tuple[Tensor, Tensor] | None:
         """Start and log-determinant of the last solve, where it led to ``end`` and nothing has changed since."""

@@ -131,10 +131,13 @@ _MOTION = {
 def _motion(result: dict[str, Any]) -> list[str]:
     """How the flows move, a row a transformation: lines of the table."""
     found = {name: made for name in _MOTION if "mean" in (made := result.get(name, {}))}
-    if not found:
+    columns = [(*_MOTION[name], made["mean"]) for name, made in found.items()]
+    gap = found.get("solver_gap", {})
+    if gap.get("training", gap.get("mean")) != gap.get("mean"):  # a model that is evaluated by another solver
+        columns.append(("from training's", "{:+.1%}", gap["training"]))
+    if not columns:
         return []
-    lines = ["", f"{'how it moves':<16}" + "".join(f"{_MOTION[name][0]:>17}" for name in found)]
+    lines = ["", f"{'how it moves':<16}" + "".join(f"{title:>17}" for title, _, _ in columns)]
     for k, flow in enumerate(result["equivariance_error"]):
-        figures = [_MOTION[name][1].format(made["mean"][k]) for name, made in found.items()]
-        lines.append(f"{flow:<16}" + "".join(f"{figure:>17}" for figure in figures))
+        lines.append(f"{flow:<16}" + "".join(f"{form.format(values[k]):>17}" for _, form, values in columns))
     return lines

@@ -12,6 +12,7 @@ _TABLES = (
     ("translation_share", "mean", "Share of the displacement that is the same for all", ".2f"),
     ("solver_gap", "mean", "Change of E_k where flows are solved accurately", "+.1%"),
     ("solver_gap", "path", "Distance from the accurate paths, relative to the way", ".2%"),
+    ("solver_gap", "training", "Change of E_k from the solver of the training to an accurate one", "+.1%"),
 )
 _MEANT = {
     "gradient_share": "Share of grad u: of the flow's squared speed along its paths; 1 for the gradient of a potential.",
@@ -35,7 +36,9 @@ def motion_tables(runs: Sequence[Record]) -> str:
     parts = []
     for figure, entry, title, form in _TABLES:
         columns = [Column(name, _of(figure, entry, k), 0, form) for k, name in enumerate(runs[0]["flows"])]
-        if any(column.get(run) is not None for run in runs for column in columns):
+        if any(column.get(run) is not None for run in runs for column in columns) and not (
+            entry == "training" and all(_one_solver(run) for run in runs)
+        ):
             parts.append(f"{title}:\n\n{table(runs, columns)}")
     return "\n\n".join(["### How flows move", *parts]) if parts else ""
 
@@ -48,6 +51,12 @@ def motion_explained(runs: Sequence[Record]) -> list[str]:
         if made is not None:
             lines.append("- " + text.format(tolerance=made.get("tolerance", 0)))
     return lines
+
+
+def _one_solver(run: Record) -> bool:
+    """Whether a run is evaluated by the solver of its training, whose figures are then in the other tables."""
+    gap = run["figures"].get("solver_gap", {})
+    return gap.get("training") == gap.get("mean")
 
 
 def _of(figure: str, entry: str, k: int) -> Callable[[Record], float | None]:

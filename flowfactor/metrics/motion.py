@@ -262,9 +262,10 @@ def flow_of(model: object) -> LatentFlow:
 def follow(
     model: object, start: Start, *, solver: Solver | None = None, costs: Mapping[str, Cost] | None = None
 ) -> FlowPath:
-    """Follows a model's flow, by another solver where one is given."""
+    """Follows a model's flow, by another solver than the one that acts where it is given."""
     flow = copy(flow_of(model))
-    flow.solver = flow.solver if solver is None else solver
+    if solver is not None:
+        flow.solver, flow.evaluation_solver = solver, None
     own = getattr(model, "own_control", None)  # that of a model whose flows were matched
     control = start.control if own is None else own(start.control)
     return flow(start.z0, start.t, control, costs=costs, **start.named)

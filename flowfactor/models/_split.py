@@ -9,6 +9,7 @@ from torch import Tensor
 from flowfactor.control import ResolvedControl, as_weights
 from flowfactor.fields import HelmholtzField
 from flowfactor.fields.base import BoundField, Divergence, Field
+from flowfactor.latent_flow import LatentFlow
 
 
 class SplitControlField(Field):
@@ -52,3 +53,14 @@ class SplitControlField(Field):
         weights = as_weights(control, batch_shape, self.num_flows, next(self.field.parameters()))
         first, second = (ResolvedControl(None, half, control.context) for half in weights.chunk(2, -1))
         return self.field.bind_parts(first, second, batch_shape, want=want, divergence=divergence, probe=probe)
+
+
+def split_flow(flow: LatentFlow) -> LatentFlow:
+    """A view on a flow along a `HelmholtzField` of K flows that takes 2K weights, and is solved as that one is."""
+    assert isinstance(flow.field, HelmholtzField)  # checked when the model was made
+    probes = flow.probes if flow.divergence == "hutchinson" else 1  # measurements take the exact one
+    more = {"probes": probes, "evaluation_solver": flow.evaluation_solver}
+    view = LatentFlow(SplitControlField(flow.field), flow.solver, flow.divergence, **more)
+    view.step_memory = flow.step_memory
+    view.training = flow.training  # of the view alone: its field is the flow's own
+    return view

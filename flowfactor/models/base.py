@@ -21,6 +21,7 @@ from flowfactor.models.checks import (
     check_force,
     check_latent_size,
     check_relative,
+    check_running_costs,
     check_same_rest,
     check_weight,
 )
@@ -29,7 +30,7 @@ from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.path import FlowPath
 from flowfactor.priors import Augmented, Prior, StandardNormal
-from flowfactor.regularizers import HamiltonJacobi, NegativeSquare, StartAtRest
+from flowfactor.regularizers import Acceleration, HamiltonJacobi, NegativeSquare, Solenoidal, StartAtRest
 
 
 class FrameDecoder(Protocol):
@@ -120,6 +121,8 @@ class FlowModel(Autoencoder):
         kl_weight: float,
         hj_weight: float,
         start_weight: float,
+        solenoidal_weight: float = 0.0,
+        acceleration_weight: float = 0.0,
         relative_weights: bool = False,
         frames_per_step: int | None,
         regularize_every: int,
@@ -130,6 +133,9 @@ class FlowModel(Autoencoder):
         self.kl_weight = check_weight("kl_weight", kl_weight)
         self.hj_weight = check_weight("hj_weight", hj_weight)
         self.start_weight = check_weight("start_weight", start_weight)
+        self.solenoidal_weight = check_weight("solenoidal_weight", solenoidal_weight)
+        self.acceleration_weight = check_weight("acceleration_weight", acceleration_weight)
+        check_running_costs(flow, self.solenoidal_weight, self.acceleration_weight)
         self.relative_weights = check_relative(relative_weights, self._frame_shape)
         self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         self.regularize_every = check_count("regularize_every", regularize_every)
@@ -148,7 +154,7 @@ class FlowModel(Autoencoder):
         # A learned force that nothing trains would be a dead parameter.
         learned = NegativeSquare(self.flow.dim) if isinstance(force, str) and self.penalised else None
         self.hamilton_jacobi = HamiltonJacobi(learned if isinstance(force, str) else force)
-        self._start_at_rest = StartAtRest()
+        self._start_at_rest, self._solenoidal, self._acceleration = StartAtRest(), Solenoidal(), Acceleration()
 
     @property
     def num_flows(self) -> int:
@@ -172,7 +178,7 @@ class FlowModel(Autoencoder):
 
     @property
     def penalty_unit(self) -> float:
-        """What a penalty of weight 1 counts for in the loss: 1, or C H W, the values of a frame, with ``relative_weights``.
+        """What a weight of 1 counts for in the loss: 1, or C H W, the values of a frame, with ``relative_weights``.
 
         A log-likelihood is a sum over the values of a frame, and grows with them; latent speeds do not.
         """
@@ -182,6 +188,16 @@ class FlowModel(Autoencoder):
     def penalised(self) -> bool:
         """Whether the Hamilton-Jacobi residual is part of the loss."""
         return self.hj_weight > 0 and self.flow.field.has_potential
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        """The weights of the regularizers, by the names of their terms; 0 for those that are left out."""
+        return {
+            "hj": self.hj_weight if self.penalised else 0.0,
+            "start": self.start_weight,
+            "solenoidal": self.solenoidal_weight,
+            "acceleration": self.acceleration_weight,
+        }
 
     def transform(
         self, x0: Tensor, t: Tensor | Sequence[float], control: Control = 0, *, context: Context | None = None
@@ -231,30 +247,34 @@ class FlowModel(Autoencoder):
         Drawn, not counted, so that a training that is resumed has nothing to remember.
         """
         every = self.regularize_every
-        if every == 1 or not self.training or not (self.penalised or self.start_weight):
+        if every == 1 or not self.training or not any(self._weights.values()):
             return 1
         return every if int(torch.randint(every, (), generator=generator, device=device)) == 0 else 0
 
     def _costs(self, times: int) -> dict[str, Any]:
         """What a solve integrates for `_regularizers`."""
-        return {"hj": self.hamilton_jacobi} if times and self.penalised else {}
+        running = {"hj": self.hamilton_jacobi, "solenoidal": self._solenoidal, "acceleration": self._acceleration}
+        weights = self._weights
+        return {name: cost for name, cost in running.items() if times and weights[name]}
 
-    def _penalties(self, hj: Tensor, start: Tensor) -> Tensor:
-        """What the two regularizers add to the loss."""
-        return self.penalty_unit * (self.hj_weight * hj + self.start_weight * start)
+    def _penalties(self, found: Mapping[str, Tensor]) -> Tensor:
+        """What the regularizers add to the loss."""
+        weighted = [weight * found[name] for name, weight in self._weights.items()]
+        return self.penalty_unit * torch.stack(weighted).sum(0)
 
     def _regularizers(
         self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int, context: Context | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The Hamilton-Jacobi residual, mean over time, and the squared speed at the start, of each path, so many times."""
-        hj = start = z0.new_zeros(z0.shape[:-1])
-        if times and self.penalised and len(t) > 1:
+    ) -> dict[str, Tensor]:
+        """The regularizers of each path, so many times: at the start, or in the mean over time; 0 where left out."""
+        found = dict.fromkeys(self._weights, z0.new_zeros(z0.shape[:-1]))
+        if len(t) > 1:
             span = (t[-1] - t[0]).abs()
-            # A sequence of one observed frame takes no time, and has no residual.
-            hj = times * path.costs["hj"][-1] / (span if t.ndim == 1 else torch.where(span > 0, span, 1))
+            # A sequence of one observed frame takes no time, and has none.
+            span = span if t.ndim == 1 else torch.where(span > 0, span, 1)
+            found |= {name: times * path.costs[name][-1] / span for name in self._costs(times)}
         if times and self.start_weight > 0:
-            start = times * self._start_at_rest(self.flow, z0, control, t[0], context=context)
-        return hj, start
+            found["start"] = times * self._start_at_rest(self.flow, z0, control, t[0], context=context)
+        return found
 
     def _reconstruction(
         self, given: Inputs, z: Tensor, generator: torch.Generator | None, row: Tensor | None = None

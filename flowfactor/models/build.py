@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from flowfactor._checks import check_count
 from flowfactor._config import named
 from flowfactor.context import ContextSize, context_size
-from flowfactor.encoders import AugmentedEncoder, ConvDecoder, ConvEncoder, FactorEncoder, PairEncoder
-from flowfactor.fields import Field, FreeField, GradientField, HelmholtzField, SolenoidalField
+from flowfactor.encoders import FactorEncoder, PairEncoder
+from flowfactor.fields import Field
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.estimators import FactorEstimator
 from flowfactor.models.flow_vae import FlowFactorizedVAE
+from flowfactor.models.parts import frame_shape, make_autoencoder, make_coder, make_field, make_prior
 from flowfactor.models.sparse import SparseTransformationVAE
 from flowfactor.objectives import Objective
-from flowfactor.potentials import (
-    ConvexPotential,
-    DisplacementPotential,
-    MLPPotential,
-    PaperPotential,
-    Potential,
-    ResNetPotential,
-)
-from flowfactor.priors import Augmented, Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
-from flowfactor.registry import BUILT_IN, declare, make, split
+from flowfactor.registry import split
 from flowfactor.solver import Solver
 
 SUPERVISIONS = ("full", "weak")
-
-_PSEUDO_INPUTS = 50
 
 
 def build_vae(
@@ -52,6 +41,7 @@ def build_vae(
     likelihood: str | Mapping[str, Any] = "bernoulli",
     prior: str | Mapping[str, Any] = "normal",
     solver: Mapping[str, Any] | None = None,
+    evaluation_solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
     probes: int = 1,
     supervision: str = "full",
@@ -95,6 +85,8 @@ def build_vae(
         prior: ``"normal"``, ``"mixture"``, ``"vamp"`` (of 50 pseudo-inputs), ``"diffusion"`` or ``"diffusion-mixture"``.
         solver: Keyword arguments of `Solver`. Where None: unit Euler steps under ``path``, where any map gives a true
             bound, and unit rk4 steps under ``marginal``, whose bound needs the log-determinant of the map itself.
+        evaluation_solver: Keyword arguments of the `Solver` of ``eval()`` mode: of validation, measurements, transformations
+            and loaded models. As in training where None.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: The number of probes of such an estimate.
         supervision: ``"full"`` where k is given with every sequence, ``"weak"`` where it is inferred, by a `FactorEncoder`.
@@ -140,6 +132,7 @@ def build_vae(
     if solver is None:
         # A step size, so that the map does not depend on the times that are asked for.
         solver = {"method": "rk4" if bound.log_det else "euler", "step_size": 1.0}
+    other = None if evaluation_solver is None else Solver(**evaluation_solver)
     if supervision not in SUPERVISIONS:
         raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
     if supervision == "weak" and num_frames is None:
@@ -150,7 +143,7 @@ def build_vae(
     return FlowFactorizedVAE(
         made_encoder,
         made_decoder,
-        LatentFlow(made_field, Solver(**solver), divergence, probes=probes),
+        LatentFlow(made_field, Solver(**solver), divergence, probes=probes, evaluation_solver=other),
         make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator),
         objective=bound,
         factor_encoder=make_coder(FactorEncoder, factor_encoder, **sizes) if supervision == "weak" else None,
@@ -180,6 +173,7 @@ def build_sparse_vae(
     likelihood: str | Mapping[str, Any] = "bernoulli",
     prior: str | Mapping[str, Any] = "normal",
     solver: Mapping[str, Any] | None = None,
+    evaluation_solver: Mapping[str, Any] | None = None,
     divergence: Any = "exact",
     probes: int = 1,
     generator: torch.Generator | None = None,
@@ -208,6 +202,7 @@ def build_sparse_vae(
         likelihood: As in `build_vae`.
         prior: As in `build_vae`.
         solver: Keyword arguments of `Solver`; unit Euler steps where None.
+        evaluation_solver: As in `build_vae`.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: The number of probes of such an estimate.
         generator: Source of the flow's initial weights.
@@ -246,119 +241,10 @@ def build_sparse_vae(
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     made_solver = Solver(**(solver or {"method": "euler", "step_size": 1.0}))
-    flow = LatentFlow(made_field, made_solver, divergence, probes=probes)
+    other = None if evaluation_solver is None else Solver(**evaluation_solver)
+    flow = LatentFlow(made_field, made_solver, divergence, probes=probes, evaluation_solver=other)
     made_prior = make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator)
     return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)
-
-
-def frame_shape(image_shape: Sequence[int]) -> dict[str, Any]:
-    """The sizes of frames as encoders and decoders take them.
-
-    Args:
-        image_shape: ``(C, H, W)``.
-
-    Returns:
-        The keyword arguments ``channels`` and ``image_size``.
-
-    Raises:
-        ValueError: If there are not three sizes.
-
-    Example:
-        >>> frame_shape((3, 28, 32))
-        {'channels': 3, 'image_size': (28, 32)}
-    """
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
-    channels, height, width = image_shape
-    return {"channels": channels, "image_size": (height, width)}
-
-
-def make_coder(default: Callable[..., Any], given: Mapping[str, Any] | None, **known: Any) -> Any:
-    """Makes what encodes or decodes: of the default class, unless the name of a registered one is given.
-
-    Args:
-        default: The class.
-        given: Its keyword arguments, or a name and options.
-        **known: The sizes.
-
-    Returns:
-        The module.
-    """
-    if given is not None and "name" in given:
-        return make("encoder", given, **known)
-    return default(**known, **(given or {}))
-
-
-def make_autoencoder(
-    image_shape: Sequence[int],
-    latent_dim: int,
-    encoder: Mapping[str, Any] | None,
-    decoder: Mapping[str, Any] | None,
-    likelihood: str | Mapping[str, Any],
-    augment_dim: int = 0,
-    augment_scale: float = 0.05,
-) -> tuple[Any, Any]:
-    """Makes an encoder and a decoder of the same sizes, convolutional unless others are named; with room at rest if any."""
-    shape = frame_shape(image_shape)
-    made = make_coder(ConvEncoder, encoder, latent_dim=latent_dim, **shape)
-    if check_count("augment_dim", augment_dim, 0):
-        made = AugmentedEncoder(made, augment_dim, augment_scale)
-    dim = latent_dim + augment_dim
-    return made, make_coder(ConvDecoder, decoder, latent_dim=dim, **shape, likelihood=likelihood)
-
-
-def make_potential(
-    given: str | Mapping[str, Any],
-    dim: int,
-    num_flows: int,
-    hidden: Sequence[int] = (64, 64),
-    activation: str = "logcosh",
-    generator: torch.Generator | None = None,
-    context: ContextSize = 0,
-    rest: int = 0,
-) -> Potential:
-    """Makes the potential of a name, with its options where a mapping has them; raises ValueError for unknown ones."""
-    name, options = split("potential", given)
-    if name == "displacement" and not options.get("rest", rest):
-        raise ValueError("the potential 'displacement' moves dimensions at rest, and there are none: give augment_dim")
-    sizes = {
-        "mlp": {"hidden": hidden, "activation": activation},
-        "convex": {"hidden": hidden},
-        "resnet": {"width": hidden[0]},
-        "displacement": {"hidden": hidden[0], "rest": rest},
-    }
-    known = {"dim": dim, "num_flows": num_flows, "generator": generator, "context": context}
-    return make("potential", {"name": name, **sizes.get(name, {}), **options}, **known)
-
-
-def make_field(
-    field: str | Mapping[str, Any],
-    potential: str | Mapping[str, Any],
-    dim: int,
-    num_flows: int,
-    hidden: Sequence[int],
-    activation: str,
-    skew: str | None,
-    generator: torch.Generator | None,
-    context: ContextSize = 0,
-    rest: int = 0,
-) -> Field:
-    """Makes the field of a name; raises ValueError where a name is unknown, or the parts take no context and it has one."""
-
-    def potential_of_its_own() -> Potential:
-        return make_potential(potential, dim, num_flows, hidden, activation, generator, context, rest)
-
-    name = _without_options("field", field)
-    if name == "helmholtz":
-        if skew is None:
-            streams = SolenoidalField(dim, num_flows, sum(hidden), generator=generator, context=context)
-            return HelmholtzField(potential_of_its_own(), streams)
-        return HelmholtzField(potential_of_its_own(), potential_of_its_own(), skew=skew, generator=generator)
-    if name == "gradient":
-        return GradientField(potential_of_its_own())
-    if name == "free":
-        return FreeField(dim, num_flows, hidden, generator=generator, context=context)
-    return make("field", field, dim=dim, num_flows=num_flows, generator=generator, context=context)
 
 
 def _check_steered(made: Field, context: ContextSize, parts: str) -> None:
@@ -370,42 +256,6 @@ def _check_steered(made: Field, context: ContextSize, parts: str) -> None:
         )
 
 
-def make_prior(
-    prior: str | Mapping[str, Any],
-    encoder: Any,
-    image_shape: Sequence[int],
-    latent_dim: int,
-    num_flows: int,
-    generator: torch.Generator | None,
-) -> Prior:
-    """Makes the prior of a name; raises ValueError where it is unknown."""
-    name = _without_options("prior", prior)
-    has_room = isinstance(encoder, AugmentedEncoder)
-    codes = encoder.encoder if has_room else encoder
-    base: Any = StandardNormal(latent_dim)
-    if name in ("mixture", "diffusion-mixture"):
-        base = GaussianMixture(latent_dim, generator=generator)
-    elif name == "vamp":
-        base = VampPrior(codes, count=_PSEUDO_INPUTS, shape=image_shape, generator=generator)
-    elif name == "augmented":
-        raise ValueError(
-            "room at rest is asked for beside the prior's name: augment_dim=A with prior='normal', or another"
-        )
-    elif name not in ("normal", "diffusion"):
-        base = make("prior", prior, dim=latent_dim, num_flows=num_flows, encoder=codes, generator=generator)
-    if has_room:
-        base = Augmented(base, *encoder.at_rest)
-    return Diffusion(base, num_flows) if name in ("diffusion", "diffusion-mixture") else base
-
-
-def _without_options(kind: str, given: str | Mapping[str, Any]) -> Any:
-    """The name of a part, whose options are refused unless it is the user's own."""
-    name, options = split(kind, given)
-    if options and name in BUILT_IN[kind]:
-        raise ValueError(f"the {kind} {name!r} has no options of its own, got {', '.join(options)}")
-    return name
-
-
 def _estimator(estimator: Any, tau: float | None, anneal_steps: int | None) -> Any:
     """The settings of an estimator; those of the balanced one may stand beside its name."""
     if not isinstance(estimator, (str, Mapping)):
@@ -415,9 +265,3 @@ def _estimator(estimator: Any, tau: float | None, anneal_steps: int | None) -> A
         given = {"tau": tau, "anneal_steps": anneal_steps}
         options |= {key: value for key, value in given.items() if value is not None}
     return {"name": name, **options}
-
-
-declare(
-    "potential", mlp=MLPPotential, resnet=ResNetPotential, convex=ConvexPotential, paper=PaperPotential,
-    displacement=DisplacementPotential,
-)  # fmt: skip

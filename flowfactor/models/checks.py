@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowfactor.control import Control, times
+from flowfactor.fields import GradientField
 from flowfactor.latent_flow import LatentFlow
 
 
@@ -98,6 +99,26 @@ def check_weight(name: str, value: float) -> float:
     if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
     return float(value)
+
+
+def check_running_costs(flow: LatentFlow, solenoidal: float, acceleration: float) -> None:
+    """Raises ValueError where a weight asks for what the flow's field has not, or its solver cannot integrate."""
+    kind, instead = type(flow.field).__name__, 'leave it at 0, or take a HelmholtzField (build_vae: field="helmholtz")'
+    if solenoidal and isinstance(flow.field, GradientField):
+        raise ValueError(
+            f"solenoidal_weight={solenoidal:g} weighs what moves a state beside the gradient of the potential, and a {kind} "
+            f"has nothing beside it: {instead}"
+        )
+    if solenoidal and not flow.field.has_potential:
+        raise ValueError(
+            f"solenoidal_weight={solenoidal:g} weighs what moves a state beside the gradient of a potential, and a {kind} "
+            f"has no potential: {instead}"
+        )
+    if acceleration and any(solver.compile for solver in (flow.solver, flow.evaluation_solver) if solver):
+        raise ValueError(
+            f"acceleration_weight={acceleration:g} takes a forward derivative that torch.compile cannot follow: leave it at "
+            "0, or take a solver without compile=True"
+        )
 
 
 def check_relative(relative: bool, event: tuple[int, ...] | None) -> bool:

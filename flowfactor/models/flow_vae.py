@@ -33,7 +33,8 @@ class FlowFactorizedVAE(FlowModel):
 
     An encoder gives q(z_0|x_0), the flow of transformation k carries z_0 to z_1, z_2, ..., and a decoder gives
     p(x_t|z_t). Trained by one of the bounds of `flowfactor.objectives`, plus the squared Hamilton-Jacobi residual
-    (mean over time) and the squared speed at the start, which ask the flow for dynamic optimal transport.
+    (mean over time) and the squared speed at the start, which ask the flow for dynamic optimal transport, and what else
+    has a weight.
 
     With a ``factor_encoder`` k need not be known (weak supervision): q(k|x_0..x_T) is inferred for each sequence, and
     its divergence from p(k) added. What a learned flow does is then up to the training: the numbering is arbitrary.
@@ -48,15 +49,20 @@ class FlowFactorizedVAE(FlowModel):
         kl_weight: Weight of the divergence; 1 for a true bound.
         hj_weight: Weight of the Hamilton-Jacobi residual; 0 leaves it out. Fields without potential have none.
         start_weight: Weight of the squared speed at the start; 0 leaves it out.
-        relative_weights: Whether these two weights are relative to the size of the likelihood: they then count C H W times,
-            the values of a frame, so that one weight serves frames of any size (0.1 is 235 for 28 x 28 in colour, and 1,229
-            for 64 x 64).
+        solenoidal_weight: Weight of the squared speed that is not the gradient of the potential, mean over time
+            (`flowfactor.regularizers.Solenoidal`), which has a Helmholtz field flow along its potential; 0 leaves it out.
+        acceleration_weight: Weight of the squared acceleration, mean over time (`flowfactor.regularizers.Acceleration`),
+            which straightens the paths of any field; 0 leaves it out.
+        relative_weights: Whether these weights are relative to the size of the likelihood: they then count C H W times, the
+            values of a frame, so that one weight serves frames of any size (0.1 is 235 for 28 x 28 in colour, and 1,229 for
+            64 x 64).
         force: The force f of the Hamilton-Jacobi equation: ``"negative_square"`` for a learned one, None for f = 0, or
             a module f(z, t).
         frames_per_step: How many frames of a sequence to decode in a training step, drawn anew each time and weighted
             so that the bound stays unbiased; None for all.
-        regularize_every: In one of how many training steps, drawn at random, to take the two regularizers; they then count
-            as many times, so that the loss stays unbiased (lazy regularization: Karras et al., CVPR 2020, section 3.1).
+        regularize_every: In one of how many training steps, drawn at random, to take the regularizers; they then count as
+            many times, so that the loss stays unbiased (lazy regularization: Karras et al., CVPR 2020, section 3.1). Such a
+            step's gradient is that many times as large: with weights of 100 or more leave it at 1, or training suffers.
         factor_encoder: Maps sequences ``[B, T+1, C, H, W]`` to a Categorical over K, such as
             `flowfactor.encoders.FactorEncoder`; None where k is always given.
         factor_prior: p(k), ``[K]``; uniform where None.
@@ -79,7 +85,10 @@ class FlowFactorizedVAE(FlowModel):
     """
 
     _parts = (*FlowModel._parts, "objective")
-    _settings = ("kl_weight", "hj_weight", "start_weight", "relative_weights", "frames_per_step", "regularize_every")
+    _settings = (
+        "kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "relative_weights",
+        "frames_per_step", "regularize_every",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -92,6 +101,8 @@ class FlowFactorizedVAE(FlowModel):
         kl_weight: float = 1.0,
         hj_weight: float = 1.0,
         start_weight: float = 1.0,
+        solenoidal_weight: float = 0.0,
+        acceleration_weight: float = 0.0,
         relative_weights: bool = False,
         force: nn.Module | Literal["negative_square"] | None = "negative_square",
         frames_per_step: int | None = None,
@@ -108,6 +119,8 @@ class FlowFactorizedVAE(FlowModel):
             kl_weight=kl_weight,
             hj_weight=hj_weight,
             start_weight=start_weight,
+            solenoidal_weight=solenoidal_weight,
+            acceleration_weight=acceleration_weight,
             relative_weights=relative_weights,
             frames_per_step=frames_per_step,
             regularize_every=regularize_every,
@@ -274,9 +287,9 @@ class FlowFactorizedVAE(FlowModel):
         path, kl = self._path(given, begin, k, generator, row, self._costs(times))
         reconstruction = self._reconstruction(given, path.z, generator, row)
         t, context = given.rows(row)
-        hj, start = self._regularizers(path, path.z[0], k, t, times, context)
-        loss = -reconstruction + self.kl_weight * kl + self._penalties(hj, start)
-        return SequenceTerms(loss, reconstruction, kl, hj, start, torch.zeros_like(kl))
+        found = self._regularizers(path, path.z[0], k, t, times, context)
+        loss = -reconstruction + self.kl_weight * kl + self._penalties(found)
+        return SequenceTerms(loss, reconstruction, kl, kl_factor=torch.zeros_like(kl), **found)
 
     def _path(
         self,

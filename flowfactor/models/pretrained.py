@@ -184,9 +184,12 @@ def _write_part(part: Any) -> Any:
         return "none"
     part = uncompiled(part)
     if isinstance(part, LatentFlow):
-        how = {"solver": asdict(part.solver), "divergence": part.divergence}
-        several = part.divergence == "hutchinson" and part.probes > 1
-        return {"field": describe(part.field), **how, **({"probes": part.probes} if several else {})}
+        how: dict[str, Any] = {"solver": asdict(part.solver), "divergence": part.divergence}
+        if part.divergence == "hutchinson" and part.probes > 1:
+            how["probes"] = part.probes
+        if part.evaluation_solver is not None:
+            how["evaluation_solver"] = asdict(part.evaluation_solver)
+        return {"field": describe(part.field), **how}
     return describe(part)
 
 
@@ -215,8 +218,9 @@ def _read_part(name: str, written: Any, parts: dict[str, Any]) -> Any:
     try:
         if name == "flow":
             field: Any = rebuild(written["field"])
-            probes = written.get("probes", 1)
-            return LatentFlow(field, Solver(**written["solver"]), written["divergence"], probes=probes)
+            solver, other = (one and Solver(**one) for one in (written["solver"], written.get("evaluation_solver")))
+            more = {"probes": written.get("probes", 1), "evaluation_solver": other}
+            return LatentFlow(field, solver, written["divergence"], **more)
         if name == "prior":
             return build_prior(read(written), parts["encoder"])
         return make(name, read(written)) if "name" in written else rebuild(written)

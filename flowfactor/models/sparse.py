@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from flowfactor._checks import check_count, check_optional_count
 from flowfactor.context import Context
 from flowfactor.control import Control, Schedule
 from flowfactor.encoders import PairEncoder, SparseWeights
-from flowfactor.fields import HelmholtzField
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models._sparse_parts import (
     check_pair_encoder,
@@ -28,7 +27,7 @@ from flowfactor.models._sparse_parts import (
     sparse_schedule,
     stretch,
 )
-from flowfactor.models._split import SplitControlField
+from flowfactor.models._split import split_flow
 from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_generator, check_weight
 from flowfactor.models.inputs import Inputs
@@ -36,6 +35,9 @@ from flowfactor.models.responsibilities import anneal, balanced_responsibilities
 from flowfactor.models.terms import Terms
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior, SpikeAndSlab
+
+Solved: TypeAlias = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
+"""Reconstruction, divergence of the weights, lesson of the spikes, and the regularizers by name, ``[B]`` each."""
 
 
 class SparseTransformationVAE(FlowModel):
@@ -71,7 +73,9 @@ class SparseTransformationVAE(FlowModel):
         factor_weight: Weight of the divergence of the weights g; 1 for a true bound.
         hj_weight: Weight of the Hamilton-Jacobi residual; 0 leaves it out.
         start_weight: Weight of the squared speed at the start; 0 leaves it out.
-        relative_weights: Whether these two are relative to the size of a frame, as in `FlowFactorizedVAE`.
+        solenoidal_weight: As in `FlowFactorizedVAE`.
+        acceleration_weight: As in `FlowFactorizedVAE`; that the weights g switch between frames is no acceleration.
+        relative_weights: Whether these are relative to the size of a frame, as in `FlowFactorizedVAE`.
         force: As in `FlowFactorizedVAE`.
         frames_per_step: How many frames to decode in a training step, as in `FlowFactorizedVAE`.
         regularize_every: In one of how many training steps to take the regularizers, as in `FlowFactorizedVAE`.
@@ -104,8 +108,9 @@ class SparseTransformationVAE(FlowModel):
     supervision = "none"
     _parts = (*FlowModel._parts, "pair_encoder", "weights_prior")
     _settings = (
-        "kl_weight", "factor_weight", "hj_weight", "start_weight", "relative_weights", "frames_per_step",
-        "regularize_every", "temperature", "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
+        "kl_weight", "factor_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight",
+        "relative_weights", "frames_per_step", "regularize_every", "temperature", "anneal_steps", "warmup_steps",
+        "warmup_temperature", "warmup_span",
     )  # fmt: skip
     step: Tensor
     unit: Tensor
@@ -123,6 +128,8 @@ class SparseTransformationVAE(FlowModel):
         factor_weight: float = 1.0,
         hj_weight: float = 1.0,
         start_weight: float = 1.0,
+        solenoidal_weight: float = 0.0,
+        acceleration_weight: float = 0.0,
         relative_weights: bool = False,
         force: nn.Module | str | None = "negative_square",
         frames_per_step: int | None = None,
@@ -136,16 +143,10 @@ class SparseTransformationVAE(FlowModel):
         if isinstance(pair_encoder, Mapping):
             pair_encoder = PairEncoder(**pair_encoder)
         super().__init__(
-            encoder,
-            decoder,
-            flow,
-            kl_weight=kl_weight,
-            hj_weight=hj_weight,
-            start_weight=start_weight,
-            relative_weights=relative_weights,
-            frames_per_step=frames_per_step,
-            regularize_every=regularize_every,
-        )
+            encoder, decoder, flow, kl_weight=kl_weight, hj_weight=hj_weight, start_weight=start_weight,
+            solenoidal_weight=solenoidal_weight, acceleration_weight=acceleration_weight,
+            relative_weights=relative_weights, frames_per_step=frames_per_step, regularize_every=regularize_every,
+        )  # fmt: skip
         check_pair_encoder(pair_encoder, flow)
         self.pair_encoder: Any = pair_encoder
         self._set_prior(prior)
@@ -255,18 +256,18 @@ class SparseTransformationVAE(FlowModel):
         q = self.encode(given.frames[:, 0])
         z0 = objectives.draw(q, generator=generator)
         kl = objectives.start_divergence(q, self.prior, z0, 0).mean()
-        parts = self._supposed(given, z0, share, generator) if warming else self._inferred(given, z0, generator)
-        reconstruction, kl_factor, hj, start, lesson = (part.mean() for part in parts)
+        solved = self._supposed(given, z0, share, generator) if warming else self._inferred(given, z0, generator)
+        reconstruction, kl_factor, lesson = (part.mean() for part in solved[:3])
+        found = {name: value.mean() for name, value in solved[3].items()}
         reconstruction = reconstruction / share
         if self.training and torch.is_grad_enabled():
             self.step += 1
-        loss = (
-            self.kl_weight * kl + self.factor_weight * kl_factor - reconstruction + lesson + self._penalties(hj, start)
-        )
-        return Terms(loss, reconstruction, kl, hj, start, reconstruction - kl - kl_factor, kl_factor)
+        loss = self.kl_weight * kl + self.factor_weight * kl_factor - reconstruction + lesson + self._penalties(found)
+        bound = reconstruction - kl - kl_factor
+        return Terms(loss, reconstruction, kl, bound=bound, kl_factor=kl_factor, **found)
 
-    def _inferred(self, given: Inputs, z0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        """Reconstruction, KL of the weights, HJ and start of the flow that the inferred weights drive, ``[B]`` each."""
+    def _inferred(self, given: Inputs, z0: Tensor, generator: torch.Generator | None) -> Solved:
+        """What the flow that the inferred weights drive gives."""
         q, t, counted = self.infer_weights(given.frames), given.t, intervals_seen(given.mask)
         if self.training and torch.is_grad_enabled():
             q = q.in_units(follow_unit(self.unit, q, counted))
@@ -274,8 +275,8 @@ class SparseTransformationVAE(FlowModel):
         times = self._lazy(generator, z0.device)
         path = self._along(z0, t, drawn.weights, given.context, generator, self._costs(times))
         reconstruction = self._reconstruction(given, path.z, generator)
-        hj, start = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times, given.context)
-        return reconstruction, self.weights_prior.kl(q, counted), hj, start, torch.zeros_like(hj)
+        found = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times, given.context)
+        return reconstruction, self.weights_prior.kl(q, counted), torch.zeros_like(reconstruction), found
 
     def _along(
         self,
@@ -293,9 +294,7 @@ class SparseTransformationVAE(FlowModel):
         control = self.schedule(weights, t)
         return self._flow_for(control)(z0, t, control, **named)
 
-    def _supposed(
-        self, given: Inputs, z0: Tensor, share: float, generator: torch.Generator | None
-    ) -> tuple[Tensor, ...]:
+    def _supposed(self, given: Inputs, z0: Tensor, share: float, generator: torch.Generator | None) -> Solved:
         """The same with one flow acting alone, drawn by balanced responsibilities; and the spikes' lesson."""
         flows, t = self.num_flows, given.t
         with torch.no_grad():
@@ -314,13 +313,14 @@ class SparseTransformationVAE(FlowModel):
         # With no flow at all the state stays where it is, and there is nothing to regularize.
         z = torch.where(acts.unsqueeze(-1), path.z, z0)
         reconstruction = self._reconstruction(given, z, generator)
-        hj, start = (acts * part for part in self._regularizers(path, z0, k, t, times, given.context))
+        regularizers = self._regularizers(path, z0, k, t, times, given.context)
+        found = {name: acts * value for name, value in regularizers.items()}
         logits = self.pair_encoder(given.frames).spike_logits
         target = r[:, :flows].unsqueeze(-2).expand_as(logits)
         lesson = binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
         counted = intervals_seen(given.mask)
         lesson = (lesson if counted is None else counted * lesson).sum(-1)
-        return reconstruction, information, hj, start, lesson
+        return reconstruction, information, lesson, found
 
     def _judge(self, given: Inputs, z0: Tensor, generator: torch.Generator | None) -> Tensor:
         """E ln p of each sequence under every flow alone, and under none where stretches are looked at, [B, K or K+1]."""
@@ -337,11 +337,7 @@ class SparseTransformationVAE(FlowModel):
         floats = [p for p in pieces if isinstance(p, Tensor) and p.is_floating_point() and p.ndim]
         if self.controls == 1 or not any(p.shape[-1] == 2 * self.num_flows for p in floats):
             return self.flow
-        field = self.flow.field
-        assert isinstance(field, HelmholtzField)  # checked when the model was made
-        how = self.flow.solver, self.flow.divergence
-        probes = self.flow.probes if self.flow.divergence == "hutchinson" else 1  # measurements take the exact one
-        return LatentFlow(SplitControlField(field), *how, probes=probes)
+        return split_flow(self.flow)
 
     def _checked(self, frames: Tensor, t: Tensor, context: Context | None = None, mask: Tensor | None = None) -> Inputs:
         given = super()._checked(frames, t, context, mask)

@@ -21,6 +21,8 @@ class Terms:
         start: |grad u(z_0, 0)|^2, likewise.
         bound: reconstruction - kl - kl_factor, all unweighted: the lower bound itself.
         kl_factor: KL[q(k|x) | p(k)], mean over sequences; 0 where k is given.
+        solenoidal: The squared speed of what is not the gradient of the potential, like ``hj``; 0 without a weight.
+        acceleration: The squared acceleration |Dv/Dt|^2, likewise.
     """
 
     loss: Tensor
@@ -30,6 +32,8 @@ class Terms:
     start: Tensor
     bound: Tensor
     kl_factor: Tensor = field(default_factory=lambda: torch.zeros(()))
+    solenoidal: Tensor = field(default_factory=lambda: torch.zeros(()))
+    acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @classmethod
     def plain(cls, reconstruction: Tensor, kl: Tensor, loss: Tensor | None = None) -> Terms:
@@ -53,6 +57,8 @@ class SequenceTerms:
         hj: The squared Hamilton-Jacobi residual.
         start: The squared speed at the start.
         kl_factor: KL[q(k|x) | p(k)]; 0 where k is given.
+        solenoidal: The squared speed of what is not the gradient of the potential; 0 where left out.
+        acceleration: The squared acceleration, likewise.
     """
 
     loss: Tensor
@@ -61,6 +67,14 @@ class SequenceTerms:
     hj: Tensor
     start: Tensor
     kl_factor: Tensor
+    solenoidal: Tensor = field(default_factory=lambda: torch.zeros(()))
+    acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def __post_init__(self) -> None:
+        for name in ("solenoidal", "acceleration"):  # where they are left out, 0 for each
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and not value.ndim:
+                object.__setattr__(self, name, value.to(self.kl).expand_as(self.kl))
 
     def with_factor(self, kl_factor: Tensor) -> SequenceTerms:
         """The same with the divergence of q(k|x), which is part of the loss."""

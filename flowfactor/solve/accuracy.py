@@ -15,7 +15,7 @@ from flowfactor.solver import Solver
 
 
 class Accuracy:
-    """What `LatentFlow` measures of its solver. It calls itself and its ``inverse``."""
+    """What `LatentFlow` measures of the solver that acts in its mode. It calls itself and its ``inverse``."""
 
     @torch.no_grad()
     def round_trip_error(
@@ -84,7 +84,7 @@ class Accuracy:
         finest = (
             max(1e-8, 10 * torch.finfo(z0.dtype).eps) if isinstance(z0, Tensor) and z0.is_floating_point() else 1e-8
         )
-        exact.solver = Solver(rtol=finest, atol=finest)
+        exact.solver, exact.evaluation_solver = Solver(rtol=finest, atol=finest), None
         return (self(z0, t, control, **how).z[-1] - exact(z0, t, control, **how).z[-1]).norm(dim=-1)
 
 

@@ -299,6 +299,26 @@ def test_ablations_differ_in_what_they_say() -> None:
     ]
 
 
+def test_ablations_and_controls_leave_out_what_the_preset_asks_of_other_flows() -> None:
+    weights = {"solenoidal_weight": 3.0, "acceleration_weight": 1.0}
+    base, _, _ = parse_train(["demo", *TINY])
+    asking = {**base.model, **weights, "evaluation_solver": {"method": "dopri5"}}
+    base = Config.from_dict(base.as_dict() | {"model": asking})
+
+    def made(name: str):
+        config = configure(base, get_variant(name), 0)
+        return make_model(config, config.data.dataset("train"))
+
+    assert made("ours").solenoidal_weight == made("sta").solenoidal_weight == 3
+    assert made("sta").acceleration_weight == 1 and made("sta").flow.evaluation_solver.method == "dopri5"
+    assert (made("field-gradient").solenoidal_weight, made("field-gradient").acceleration_weight) == (0, 1)
+    for name in ("field-free", "pde-none", "free", "euler-no-pde"):
+        assert (made(name).solenoidal_weight, made(name).acceleration_weight) == (0, 0)
+    for name in ("solver-euler", "solver-rk4", "solver-dopri5", "euler-no-pde", "objective-marginal"):
+        assert made(name).flow.evaluation_solver is None  # measured as it was trained
+    assert made("field-free").flow.evaluation_solver.method == "dopri5"
+
+
 def test_a_model_with_a_vampprior_is_saved_and_loaded(tmp_path: Path) -> None:
     sizes = {"latent_dim": 4, "hidden": (8, 8), "encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
     for name in ("ours", "sta"):

@@ -85,6 +85,14 @@ def test_how_flows_move_is_told_by_flow() -> None:
     assert "| method | seeds | turn |\n|---|---|---|\n| `ours` | 3 | 0.60 ± 0.10 |\n| `free` | 2 | - |" in text
     assert "| `ours` | 3 | +10.0% ± +0.0% | -20.0% ± +0.0% |" in text and "| 1.00% ± 0.00% | 2.00% ± 0.00% |" in text
     assert "- Solved accurately: E_k and paths of the same field by dopri5 at 1e-06" in text
+    one_solver = copy.deepcopy(runs)
+    for made in one_solver[:3]:
+        made["figures"]["solver_gap"]["training"] = [0.1, -0.2]
+    assert "solver of the training" not in text + markdown(one_solver)
+    for made in (others := copy.deepcopy(one_solver))[:3]:
+        made["figures"]["solver_gap"]["training"] = [0.4, -0.2]
+    loose = markdown(others).partition("Change of E_k from the solver of the training to an accurate one:")[2]
+    assert "| `ours` | 3 | +40.0% ± +0.0% | -20.0% ± +0.0% |" in loose
     assert "Arc over chord" not in text and "- No gradient share of `vae`: a VAE has no latent flow." in text
 
 

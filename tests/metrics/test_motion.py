@@ -181,6 +181,23 @@ def test_the_gap_of_euler_steps_is_known(pixel_model) -> None:
     assert model.flow.solver.method == "euler"  # it was another flow that was solved accurately
 
 
+def test_a_loose_solver_of_the_training_is_seen_beside_that_of_the_evaluation(pixel_model) -> None:
+    field = ff.fields.GradientField(quadratic(0.2, -0.3))
+    data, coarse = data_of(), ff.Solver("euler", step_size=1.0)
+    both, fine = with_field(pixel_model(), field), with_field(pixel_model(), field, rtol=1e-6, atol=1e-6)
+    loose = with_field(pixel_model(), field, method="euler")
+    both.flow = ff.LatentFlow(field, coarse, evaluation_solver=fine.flow.solver)
+    gap, *alone = (ff.metrics.solver_gap(model, data) for model in (both.train(), fine, loose))
+    assert both.training and gap.own.tolist() == alone[0].own.tolist() and gap.path.tolist() == alone[0].path.tolist()
+    torch.testing.assert_close(gap.training, alone[1].mean)
+    torch.testing.assert_close(gap.training_path, alone[1].path)
+    assert float(gap.mean.abs().max()) < 1e-5 < 1e-2 < float(gap.training.abs().min())
+    for one in alone:
+        assert one.training.tolist() == one.mean.tolist() and one.training_path.tolist() == one.path.tolist()
+    assert gap.as_dict()["training"] == gap.training.tolist()
+    assert both.flow.solver is coarse and both.flow.evaluation_solver is fine.flow.solver
+
+
 def test_an_accurate_solver_has_no_gap(pixel_model) -> None:
     field = ff.fields.GradientField(quadratic(0.2, -0.3))
     gap = ff.metrics.solver_gap(with_field(pixel_model(), field, rtol=1e-6, atol=1e-6), data_of())
@@ -255,6 +272,10 @@ def test_an_evaluation_tells_how_flows_move_and_what_has_no_such_figure(pixel_mo
     lines = table(found).splitlines()
     assert " ".join(lines[4].split()) == "how it moves grad u's share arc/chord same for all E_k if accurate"
     assert lines[5].split()[:2] == ["flow_0", "0.90"] and lines[5].endswith(f"{found['solver_gap']['mean'][0]:+.1%}")
+    found["solver_gap"]["training"] = [0.5, -0.25]  # as where another solver evaluates
+    lines = table(found).splitlines()
+    assert lines[4].endswith("E_k if accurate  from training's")
+    assert lines[5].endswith("+50.0%") and lines[6].endswith("-25.0%")
     model = with_field(model, ff.fields.FreeField(PIXELS, 2))
     bare = evaluate(model, data, likelihood_limit=0)
     assert "FreeField, which has no potential" in bare["gradient_share"]["missing"]

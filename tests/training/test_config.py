@@ -59,6 +59,9 @@ def value_of(config: Config, key: str) -> Any:
         ("model.hj_weight", "1e-2", 0.01),
         ("model.hidden", "[8, 8]", [8, 8]),
         ("model.solver", "{rtol: 1e-3}", {"rtol": 0.001}),
+        ("model.evaluation_solver", "{rtol: 1e-6}", {"rtol": 1e-6}),
+        ("model.solenoidal_weight", "3", 3.0),
+        ("model.acceleration_weight", "1e-1", 0.1),
         ("model.likelihood", "gaussian", "gaussian"),
         ("data.root", "2024-01-01", "2024-01-01"),  # a date in YAML 1.1
         ("data.flows", "[rotation, perspective]", ["rotation", "perspective"]),

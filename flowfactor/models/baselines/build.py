@@ -16,7 +16,7 @@ from flowfactor.models.baselines.po_flow import PoFlow
 from flowfactor.models.baselines.slow_vae import SlowVAE
 from flowfactor.models.baselines.topographic_vae import TopographicVAE
 from flowfactor.models.baselines.vae import VAE, BetaVAE
-from flowfactor.models.build import frame_shape, make_autoencoder, make_coder, make_potential
+from flowfactor.models.parts import frame_shape, make_autoencoder, make_coder, make_potential
 from flowfactor.registry import BUILT_IN, split
 
 BASELINES: Mapping[str, type[Baseline]] = {
