@@ -50,11 +50,13 @@ _DOPRI5 = {"solver": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}, "evaluati
 # Under the path bound only the prior of z_0 counts, and a diffusion is then what it starts from. The marginal bound has a
 # prior at every frame. Its determinants are estimated in training, and exact where the bound is measured.
 _MARGINAL = {"objective": "marginal", **_RK4, "divergence": "hutchinson"}
+# A prior that stays as it is makes whatever a flow writes into room at rest dear: these go without.
+_STILL = {**_MARGINAL, "augment_dim": 0}
 
 _ALL = (
-    Variant("prior-normal", "ours", "marginal bound, standard normal prior", "prior", {**_MARGINAL, "prior": "normal"}),
-    Variant("prior-mixture", "ours", "marginal bound, mixture of Gaussians", "prior", {**_MARGINAL, "prior": "mixture"}),
-    Variant("prior-vamp", "ours", "marginal bound, VampPrior", "prior", {**_MARGINAL, "prior": "vamp"}),
+    Variant("prior-normal", "ours", "marginal bound, standard normal prior", "prior", {**_STILL, "prior": "normal"}),
+    Variant("prior-mixture", "ours", "marginal bound, mixture of Gaussians", "prior", {**_STILL, "prior": "mixture"}),
+    Variant("prior-vamp", "ours", "marginal bound, VampPrior", "prior", {**_STILL, "prior": "vamp"}),
     Variant("prior-diffusion", "ours", "marginal bound, diffusing prior", "prior", {**_MARGINAL, "prior": "diffusion"}),
     Variant("pde-none", "ours", "no equation, no start at rest", "pde", _NO_PDE),
     Variant("pde-hj", "ours", "the plain Hamilton-Jacobi equation, f = 0", "pde", {"force": None}),
@@ -76,6 +78,7 @@ _ALL = (
         {"field": "helmholtz", "skew": "canonical"},
     ),
     Variant("field-free", "ours", "free velocity field, no equation", "field", {"field": "free", **_NO_PDE}),
+    Variant("room-none", "ours", "no room at rest: every dimension is coded", "room", {"augment_dim": 0}),
     Variant("k-2", "ours", "K = 2 transformations", "k", flows=2),
     Variant("k-5", "ours", "K = 5 transformations", "k", flows=5),
     Variant("t-4", "ours", "T = 4 steps", "t", steps=4),

@@ -239,7 +239,7 @@ def test_variants_are_chosen_by_name_and_group() -> None:
     assert [v.name for v in choose_variants(["vae"], ["t"])] == ["vae", "t-4", "t-12"]
     assert [v.name for v in choose_variants(groups=[])] == ["ours", *ABLATIONS]
     assert {variant.group for variant in ABLATIONS.values()} == set(ABLATION_GROUPS)
-    assert {"prior", "pde", "field", "k", "t", "solver", "objective"} == set(ABLATION_GROUPS)
+    assert {"prior", "pde", "field", "room", "k", "t", "solver", "objective"} == set(ABLATION_GROUPS)
 
 
 def test_methods_share_sizes_data_and_optimiser() -> None:
@@ -289,6 +289,7 @@ def test_ablations_differ_in_what_they_say() -> None:
     assert fields == ["GradientField", "HelmholtzField", "FreeField"]
     assert type(made("prior-vamp").prior).__name__ == "VampPrior" and made("prior-vamp").objective == "marginal"
     assert type(made("prior-diffusion").prior).__name__ == "Diffusion"
+    assert made("ours").prior.at_rest == (64, 0.05) and made("room-none").prior.at_rest is None
     assert (
         made("pde-none").hj_weight == 0 and made("pde-hj").force is None and made("pde-generalised").force is not None
     )
@@ -302,7 +303,7 @@ def test_ablations_differ_in_what_they_say() -> None:
 def test_ablations_and_controls_leave_out_what_the_preset_asks_of_other_flows() -> None:
     weights = {"solenoidal_weight": 3.0, "acceleration_weight": 1.0}
     base, _, _ = parse_train(["demo", *TINY])
-    asking = {**base.model, **weights, "evaluation_solver": {"method": "dopri5"}}
+    asking = {**base.model, **weights, "field": "helmholtz", "evaluation_solver": {"method": "dopri5"}}
     base = Config.from_dict(base.as_dict() | {"model": asking})
 
     def made(name: str):
