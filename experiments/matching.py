@@ -6,7 +6,9 @@ other programs do not shorten), otherwise as the preset ``mnist-small``, and mea
 - ``simulated``: by the path bound throughout, solved by bosh3;
 - ``flow`` and ``action``: in a first share of the time two neighbouring frames of each sequence are encoded and decoded, and
   the field is fitted to the line between their codes, by `FlowMatching` or `ActionMatching`; then as ``simulated``;
-- ``flow-stopped`` and ``action-stopped``: the same, with the codes as targets that the matching does not move.
+- ``flow-stopped``: as ``flow``, with the codes as targets that the matching does not move. So are those of ``action``, whose
+  loss has no lower bound in the codes: it falls as they move apart;
+- ``flow-ends``: as ``flow``, with the first and the last frame encoded, and two frames decoded from the line between them.
 
 ``python -m experiments.matching --mnist DIR`` trains what is not yet in ``experiments/results``, and prints the table.
 """
@@ -30,7 +32,7 @@ from flowfactor import objectives, training
 
 STEPS, DIGITS = 8, 1000  # frames trained on; test digits that figures are measured on
 MATCHINGS = {"flow": ff.regularizers.FlowMatching, "action": ff.regularizers.ActionMatching}
-VARIANTS = ("simulated", *(f"{name}{stopped}" for name in MATCHINGS for stopped in ("", "-stopped")))
+VARIANTS = ("simulated", "flow", "flow-stopped", "flow-ends", "action")
 SOLVER = {"method": "bosh3", "rtol": 1e-2, "atol": 1e-2, "norm": "batch", "remember_steps": True}
 
 
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--mnist", help="folder of MNIST's files (default: FLOWFACTOR_MNIST)")
     parser.add_argument("--seconds", type=float, default=100.0, help="length of each training, in processor time")
     parser.add_argument("--share", type=float, default=0.7, help="share of it that is matched, in (0, 1)")
-    parser.add_argument("--weight", type=float, default=1.0, help="weight of the matching in the loss")
+    parser.add_argument("--weight", type=float, default=10.0, help="weight of the matching in the loss")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--report", action="store_true", help="only report what has been measured")
@@ -133,11 +135,12 @@ def descend(loss: Any, batches: Any, optimiser: Any, schedule: Any, rate: float)
 
 
 class Matched:
-    """The loss of the phase without solves, from two neighbouring frames of each sequence.
+    """The loss of the phase without solves, from lines between the codes of two frames of each sequence.
 
-    Both are encoded, with the noise of the posterior shared, so that it moves along with the codes; the decoder reads the
-    codes; the field is fitted to the line between them. Frames and interval are drawn, and weighted up to the whole
-    sequence: its reconstruction, one divergence from the prior (the mean of all frames'), the matching integrated over time.
+    Two neighbouring frames, or the first and the last, are encoded, with the noise of the posterior shared, so that it moves
+    along with the codes; two frames are decoded, from the line between the codes (neighbours: from the codes themselves);
+    the field is fitted to the line. What is drawn is weighted up to the whole sequence: its reconstruction, one divergence
+    from the prior (the mean of both frames'), and the matching integrated over time.
 
     Args:
         model: The model.
@@ -147,24 +150,34 @@ class Matched:
     """
 
     def __init__(self, model: Any, variant: str, weight: float, generator: torch.Generator) -> None:
-        name, _, stopped = variant.partition("-")
-        self.model, self.matching, self.stopped = model, MATCHINGS[name](), bool(stopped)
+        name, _, how = variant.partition("-")
+        self.model, self.matching, self.how = model, MATCHINGS[name](), how
+        self.stopped = how == "stopped" or name == "action"
         self.weight, self.generator = weight, generator
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
         """The loss of a batch of sequences, a scalar."""
         model, frames, k = self.model, batch["frames"], batch["k"]
         count, total = frames.shape[:2]
-        first = torch.randint(total - 1, (count,), generator=self.generator)
-        index = torch.stack([first, first + 1])
-        pair = frames[torch.arange(count), index]
-        q = model.encode(pair)
+        coded, seen = self.chosen(count, total)
+        row, t = torch.arange(count), batch["t"]
+        q = model.encode(frames[row, coded])
         z = q.mean + q.stddev * torch.randn(q.mean.shape[1:], generator=self.generator)
-        fit = total * model.decoder(z).log_prob(pair).mean(0)
+        share = ((t[seen] - t[coded[0]]) / (t[coded[1]] - t[coded[0]])).unsqueeze(-1)
+        fit = total * model.decoder(torch.lerp(z[:1], z[1:], share)).log_prob(frames[row, seen]).mean(0)
         divergence = objectives.start_divergence(q, model.prior, z, 0).mean(0)
         states = z.detach() if self.stopped else z
-        apart = (total - 1) * self.matching(model.flow, states, batch["t"][index], k, generator=self.generator)
+        intervals = (total - 1) / (coded[1] - coded[0])
+        apart = intervals * self.matching(model.flow, states, t[coded], k, generator=self.generator)
         return (divergence - fit + self.weight * apart).mean()
+
+    def chosen(self, count: int, total: int) -> tuple[Tensor, Tensor]:
+        """Which frames of each sequence are encoded and which decoded, ``[2, count]`` each."""
+        if self.how == "ends":
+            ends = torch.tensor([[0], [total - 1]]).expand(2, count)
+            return ends, objectives.choose_frames(total, 2, count, ends.device, self.generator)[0]
+        first = torch.randint(total - 1, (count,), generator=self.generator)
+        return torch.stack([first, first + 1]), torch.stack([first, first + 1])
 
 
 def measured(model: Any, test: Any) -> dict[str, Any]:
