@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class FlowMatching(Recorded, nn.Module):
         self,
         flow: LatentFlow | Field | Potential,
         z: Tensor,
-        t: Tensor | list[float],
+        t: Tensor | Sequence[float],
         control: Control = 0,
         *,
         context: Context | None = None,
@@ -89,7 +90,8 @@ class ActionMatching(Recorded, nn.Module):
     It never asks for a velocity. Where there is one, $u(z_{t_T}, t_T) - u(z_{t_0}, t_0)$ is the integral of $\partial_t u +
     \nabla u \cdot \dot z_s$ on each line, so that its expectation is half that of `FlowMatching` of $\nabla u$, less the
     lines' action $\tfrac12 \int |\dot z_s|^2 ds$: the two losses have one minimum. They differ in the noise of their
-    estimates, and in what they ask of states that are themselves learned: this one rewards them for being far apart.
+    estimates. Of states that are themselves learned this one has no lower bound, for it falls as they move apart: hand
+    them over detached.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -103,7 +105,7 @@ class ActionMatching(Recorded, nn.Module):
         self,
         flow: LatentFlow | GradientField | Potential,
         z: Tensor,
-        t: Tensor | list[float],
+        t: Tensor | Sequence[float],
         control: Control = 0,
         *,
         context: Context | None = None,
@@ -160,7 +162,7 @@ class _Lines:
 
     @classmethod
     def drawn(
-        cls, part: Field | Potential, z: Tensor, t: Tensor | list[float], generator: torch.Generator | None
+        cls, part: Field | Potential, z: Tensor, t: Tensor | Sequence[float], generator: torch.Generator | None
     ) -> _Lines:
         """Checks states and times, and draws a time in each interval."""
         check_state(z, part.dim, part)
