@@ -1,4 +1,4 @@
-"""What a flow can be asked for beyond fitting data: dynamic optimal transport, short paths, smooth fields."""
+"""What a flow can be asked for beyond fitting data: dynamic optimal transport, short paths, smooth fields, given states."""
 
 from flowfactor.regularizers.costs import (
     Acceleration,
@@ -9,9 +9,12 @@ from flowfactor.regularizers.costs import (
     TransportCost,
 )
 from flowfactor.regularizers.endpoints import SinkhornMatch, StartAtRest
+from flowfactor.regularizers.matching import ActionMatching, FlowMatching
 
 __all__ = [
     "Acceleration",
+    "ActionMatching",
+    "FlowMatching",
     "HamiltonJacobi",
     "JacobianNorm",
     "NegativeSquare",
