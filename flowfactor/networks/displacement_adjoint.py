@@ -19,7 +19,7 @@ from flowfactor.networks.activations import one_minus_square, quick_tanh
 from flowfactor.networks.batched import outer, product
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.probes import Probes
-from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
+from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked, with_velocity
 from flowfactor.networks.time import Times
 
 Residuals = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -32,6 +32,7 @@ def displacement(
 ) -> Callable[[Tensor, Tensor], Outputs]:
     """Binds one stack of networks; times are numbers or ``[*batch]``."""
     A, n = p["w2"].shape[-2], p["w1"].shape[-1]
+    curvature = _curvature(p) if "laplacian" in want and laplacian == "exact" else None
 
     def evaluate(z: Tensor, t: Tensor) -> Outputs:
         x, y = z[..., :n], z[..., n:]
@@ -48,18 +49,28 @@ def displacement(
         if "gradient" in want:
             out["gradient"] = torch.cat([(q * s) @ p["w1"], f], -1)
         if "laplacian" in want:
-            out["laplacian"] = laplacian_of(p, t, h, s, q, None if laplacian == "exact" else probe, n + A)
+            out["laplacian"] = _laplacian(p, t, h, s, q, curvature, probe, n + A)
         return out
 
     return evaluate
 
 
-def laplacian_of(p: Stack, t: Tensor, h: Tensor, s: Tensor, q: Tensor, probe: Tensor | None, dim: int) -> Tensor:
-    """The Laplacian, or its estimate by probes ``[*batch, P D]``."""
-    if probe is None:
-        both = (p["w1"] @ p["w1"].mT) * (p["w2"].mT @ p["w2"])  # |W2 diag(s) W1|^2 = s' (W1 W1' * W2' W2) s
-        bent = (q * h * s * p["w1"].square().sum(-1)[..., None, :]).sum(-1)
-        return -2 * bent - t * ((s @ both) * s).sum(-1)
+Curvature = tuple[Tensor, Tensor]
+
+
+def _curvature(p: Stack) -> Curvature:
+    """What of the exact Laplacian depends on the weights alone: ``[G, H, H]`` for |W2 diag(s) W1|^2, and |W1_i|^2."""
+    return (p["w1"] @ p["w1"].mT) * (p["w2"].mT @ p["w2"]), p["w1"].square().sum(-1)[..., None, :]
+
+
+def _laplacian(
+    p: Stack, t: Tensor, h: Tensor, s: Tensor, q: Tensor, exact: Curvature | None, probe: Tensor | None, dim: int
+) -> Tensor:
+    """The exact Laplacian, or its estimate by probes ``[*batch, P D]``."""
+    if exact is not None:
+        both, rows = exact
+        return -2 * (q * h * s * rows).sum(-1) - t * ((s @ both) * s).sum(-1)
+    assert probe is not None
     probes, n = Probes(probe, dim), p["w1"].shape[-1]
     e_x, e_y = probes.e[..., :n], probes.e[..., n:]
     a = probes.product(e_x, p["w1"].mT)
@@ -79,7 +90,7 @@ class DisplacementAdjoint(NetworkAdjoint):
 
     Args:
         stack: ``w1 [G, H, n], b1 [G, 1 or samples, H], w2 [G, A, H], b2 [G, 1 or samples, A]``.
-        bind: The same results by autograd, of parameters: ``velocity`` and what of `BYPASSING` is wanted.
+        bind: The same potentials by autograd, of parameters.
         laplacian: How to take the Laplacian.
         probe: Hutchinson's probes ``[G, n, P D]``.
     """
@@ -87,7 +98,7 @@ class DisplacementAdjoint(NetworkAdjoint):
     own_times = True
 
     def __init__(self, stack: Stack, bind: Bound, laplacian: str | None, probe: Tensor | None) -> None:
-        super().__init__(stack, bind)
+        super().__init__(stack, lambda p: with_velocity(bind(p), None))
         self.laplacian, self.probe = laplacian, probe
         self.size = self.p["w1"].shape[-1]  # coded dimensions
         self.w1, self.b1, self.w2, self.b2 = (self.p[name] for name in ("w1", "b1", "w2", "b2"))
@@ -115,9 +126,13 @@ class DisplacementAdjoint(NetworkAdjoint):
         return torch.stack([self._divergence(*residual) for residual in residuals])
 
     def _divergence(self, z: Tensor, h: Tensor, r: Tensor, q: Tensor, t: Tensor) -> Tensor:
-        probe = None if self.laplacian == "exact" else self.probe
         t = t if t.ndim == 0 else t.squeeze(-1)
-        return laplacian_of(self.p, t, h, one_minus_square(h), q, probe, z.shape[-1])
+        return _laplacian(self.p, t, h, one_minus_square(h), q, self.curvature, self.probe, z.shape[-1])
+
+    @cached_property
+    def curvature(self) -> Curvature | None:
+        """See `_curvature`; the same at all stages."""
+        return _curvature(self.p) if self.laplacian == "exact" else None
 
     def stack(self, residuals: Sequence[Residuals], ts: Times) -> DisplacementStages:
         t = ts.transpose(0, 1) if isinstance(ts, Tensor) else self.w1.new_tensor(ts).reshape(1, -1, 1)

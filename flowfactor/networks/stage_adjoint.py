@@ -221,3 +221,18 @@ class ClosedForm:
 def stacked(residuals: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Residuals of S stages, tensors ``[G, n, .]`` each, as tensors ``[G, S, n, .]``."""
     return [torch.stack(x, 1) for x in zip(*residuals, strict=True)]
+
+
+def with_velocity(
+    bound: Callable[[Tensor, Tensor], Outputs], skew: Tensor | None
+) -> Callable[[Tensor, Tensor], Outputs]:
+    """The velocity (J) grad u beside what a bound potential gives, whose Laplacian is called divergence."""
+
+    def evaluate(z: Tensor, t: Tensor) -> Outputs:
+        out = bound(z, t)
+        if "laplacian" in out:
+            out["divergence"] = out.pop("laplacian")
+        out["velocity"] = out["gradient"] if skew is None else out["gradient"] @ skew.mT
+        return out
+
+    return evaluate

@@ -26,7 +26,15 @@ from flowfactor.networks.batched import Products, add, flat, outer, product, sum
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.probes import Probes
 from flowfactor.networks.row_norms import weighted_row_norms
-from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked
+from flowfactor.networks.stage_adjoint import (
+    Bound,
+    NetworkAdjoint,
+    Outputs,
+    Pullback,
+    Stages,
+    stacked,
+    with_velocity,
+)
 from flowfactor.networks.time import StageTerms, TimeFeatures, Times
 
 Residuals = tuple[Tensor, ...]
@@ -53,7 +61,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         self, stack: Stack, bind: Bound, activation: Activation, time_maps: TimeMaps, laplacian: str | None = None,
         probe: Tensor | None = None, derivative: bool = False, features: TimeFeatures | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(stack, lambda p: _with_velocity(bind(p), p.get("skew")))
+        super().__init__(stack, lambda p: with_velocity(bind(p), p.get("skew")))
         p = self.p
         b1 = p["b1"]
         self.rows = b1 if b1.shape[-2] != 1 else None  # a context gives every sample a bias of its own: see `_of_time`
@@ -148,21 +156,6 @@ class TwoLayerAdjoint(NetworkAdjoint):
 
     def stack(self, residuals: Sequence[Residuals], ts: Times) -> TwoLayerStages:
         return TwoLayerStages(self, stacked(residuals), ts)
-
-
-def _with_velocity(
-    bound: Callable[[Tensor, Tensor], Outputs], skew: Tensor | None
-) -> Callable[[Tensor, Tensor], Outputs]:
-    """The velocity (J) grad u beside what a bound potential gives, whose Laplacian is called divergence."""
-
-    def evaluate(z: Tensor, t: Tensor) -> Outputs:
-        out = bound(z, t)
-        if "laplacian" in out:
-            out["divergence"] = out.pop("laplacian")
-        out["velocity"] = out["gradient"] if skew is None else out["gradient"] @ skew.mT
-        return out
-
-    return evaluate
 
 
 class TwoLayerStages(Stages):

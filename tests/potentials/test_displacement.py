@@ -115,6 +115,24 @@ def solved(
     return [x.detach() for x in results] + list(gradients)
 
 
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_gradients_of_gradients_are_those_of_the_general_engine(divergence: Any) -> None:
+    u, costs = potential(), {"hj": ff.regularizers.HamiltonJacobi()}
+    found = []
+    for engine in ("closed form", "general"):
+        solver = ff.Solver("rk4", step_size=0.25, engine=engine)  # type: ignore[arg-type]
+        z = states(4, rest=0.3).requires_grad_()
+        path = ff.LatentFlow(u, solver, divergence)(
+            z, [0.0, 1.0], 1, log_det=True, costs=costs, generator=torch.Generator().manual_seed(1)
+        )
+        assert path.log_det is not None
+        whole = path.z[-1].sin().sum() + path.log_det[-1].sum() + path.costs["hj"][-1].sum()
+        (first,) = torch.autograd.grad(whole, z, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), [z, u.w1, u.w2]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="rest must leave a dimension"):
         ff.potentials.DisplacementPotential(4, rest=4)
