@@ -120,7 +120,7 @@ def test_gradients_of_gradients_are_those_of_the_general_engine(divergence: Any)
     u, costs = potential(), {"hj": ff.regularizers.HamiltonJacobi()}
     found = []
     for engine in ("closed form", "general"):
-        solver = ff.Solver("rk4", step_size=0.25, engine=engine)  # type: ignore[arg-type]
+        solver = ff.Solver("rk4", step_size=0.25, engine=engine)
         z = states(4, rest=0.3).requires_grad_()
         path = ff.LatentFlow(u, solver, divergence)(
             z, [0.0, 1.0], 1, log_det=True, costs=costs, generator=torch.Generator().manual_seed(1)
