@@ -3,3 +3,6 @@
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+
+EULER = Path(__file__).parent / "euler" / "mnist.yaml"
+"""The settings of a Helmholtz field that is trained by unit Euler steps."""

@@ -1,6 +1,6 @@
 """How well flows compose and carry on: superposed, switched midway, past the training times, on what was held out.
 
-Each run trains the model of the preset ``mnist-small`` for some minutes of one thread's processor time (which other
+Each run trains the model of ``experiments/euler/mnist.yaml`` for some minutes of one thread's processor time (which other
 programs do not shorten), and measures it on test digits:
 
 - ``single``: on sequences of one transformation each, as the preset does;
@@ -27,7 +27,7 @@ from torch import Tensor
 
 import flowfactor as ff
 from benchmarks.run import machine
-from experiments import RESULTS
+from experiments import EULER, RESULTS
 from flowfactor import training
 from flowfactor.metrics.composition import as_control
 from flowfactor.metrics.draw import draw_elements
@@ -94,7 +94,7 @@ def run(variant: str, seed: int, root: str | None, minutes: float) -> dict[str, 
 
 def fit(data: Any, seed: int, minutes: float) -> tuple[Any, int]:
     """Trains the preset's model with the preset's optimiser and schedule."""
-    config = training.load_config("mnist-small")
+    config = training.load_config(EULER)
     settings = config.train
     torch.manual_seed(seed)
     model = ff.models.build_model("ours", data.image_shape, data.num_flows, num_frames=STEPS + 1, **config.model)

@@ -1,7 +1,7 @@
 """Whether flows can be trained without simulating them: matched to encoded frames first, solved in a short phase at the end.
 
 Each run trains a gradient flow of 96 dimensions on coloured MNIST for some seconds of one thread's processor time (which
-other programs do not shorten), otherwise as the preset ``mnist-small``, and measures it on test digits:
+other programs do not shorten), otherwise as ``experiments/euler/mnist.yaml``, and measures it on test digits:
 
 - ``simulated``: by the path bound throughout, solved by bosh3;
 - ``flow`` and ``action``: in a first share of the time two neighbouring frames of each sequence are encoded and decoded, and
@@ -26,7 +26,7 @@ from torch import Tensor
 
 import flowfactor as ff
 from benchmarks.run import machine
-from experiments import RESULTS
+from experiments import EULER, RESULTS
 from experiments.composition import endless, write
 from flowfactor import objectives, training
 
@@ -92,7 +92,7 @@ def fit(
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Trains a model; returns it, and what each phase came to: its steps, and E_k on test sequences where they are given."""
     torch.manual_seed(seed)
-    config = training.load_config("mnist-small")
+    config = training.load_config(EULER)
     model = build(data, config.model)
     optimiser = torch.optim.AdamW(
         model.parameters(), config.train.learning_rate, config.train.betas, weight_decay=config.train.weight_decay,

@@ -131,11 +131,13 @@ _ALL = (
     ),
     Method(
         "free", "control: a free velocity field, no PDE", "Chen et al., NeurIPS 2018", "given", True,
-        **_vae(field="free", **_NO_PDE),
+        **_vae(field="free", augment_dim=0, **_NO_PDE),
     ),
     Method(
-        "euler-no-pde", "control: unit Euler steps, no PDE", _PAPER, "given", True,
-        **_vae(solver={"method": "euler", "step_size": 1.0}, evaluation_solver=None, **_NO_PDE),
+        "euler-no-pde", "control: unit Euler steps of a Helmholtz field, no PDE", _PAPER, "given", True,
+        **_vae(
+            field="helmholtz", augment_dim=0, solver={"method": "euler", "step_size": 1.0}, evaluation_solver=None, **_NO_PDE
+        ),
     ),
     Method(
         "paper-code", "control: the paper's objective as its code has it", _PAPER, "given", True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,19 +23,27 @@ from flowfactor.solver import Solver
 
 SUPERVISIONS = ("full", "weak")
 
+ADAPTIVE: Mapping[str, Any] = {"method": "bosh3", "rtol": 3e-3, "atol": 3e-3, "norm": "batch"}
+"""The solver of models that are not given one: looser, and a decoder learns the solver's errors."""
+
+HJ_WEIGHT = 0.4
+"""What the Hamilton-Jacobi equation of a gradient field weighs where no weights are given, per value of a frame."""
+
+_WEIGHTS = ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "relative_weights", "force")
+
 
 def build_vae(
     image_shape: Sequence[int] = (3, 28, 28),
     num_flows: int = 3,
     latent_dim: int = 48,
     *,
-    field: str | Mapping[str, Any] = "helmholtz",
+    field: str | Mapping[str, Any] = "gradient",
     potential: str | Mapping[str, Any] = "mlp",
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
     context: int | Mapping[str, int] = 0,
-    augment_dim: int = 0,
+    augment_dim: int | None = None,
     augment_scale: float = 0.05,
     encoder: Mapping[str, Any] | None = None,
     decoder: Mapping[str, Any] | None = None,
@@ -63,7 +72,8 @@ def build_vae(
         image_shape: ``(C, H, W)``, H and W divisible by 4.
         num_flows: K.
         latent_dim: D, the dimensions that the encoder writes.
-        field: ``"helmholtz"``, ``"gradient"`` or ``"free"`` (a velocity network without potential).
+        field: ``"gradient"``, ``"helmholtz"`` (which has a divergence-free part too, for orbits that close: hues and angles
+            that start anywhere on their circle) or ``"free"`` (a velocity network without potential).
         potential: ``"mlp"``, ``"resnet"``, ``"convex"``, ``"paper"`` or ``"displacement"`` (into dimensions at rest).
         hidden: The two hidden sizes of the networks (the residual network takes the first).
         activation: Activation of the ``mlp`` potential.
@@ -75,16 +85,16 @@ def build_vae(
         augment_dim: A, the number of dimensions at rest: the encoder does not write them, they start at a narrow normal
             around zero under posterior and prior alike, the flow (of dimension D + A) writes them, and the decoder reads
             them (`flowfactor.encoders.AugmentedEncoder`): room in which a gradient flow does what it cannot without curl. 0
-            for none. Under ``marginal`` take a ``diffusion`` prior with it: one that does not spread holds the room at rest
-            in every frame.
+            for none. Where None: 2 D for gradient fields under ``path``, else none. Under ``marginal`` take a ``diffusion``
+            prior with it: one that does not spread holds the room at rest in every frame.
         augment_scale: The standard deviation of these dimensions at the start.
         encoder: Keyword arguments of `ConvEncoder`; ``{"architecture": "paper"}`` for the paper's. With a ``name`` among
             them, those of the registered encoder.
         decoder: Keyword arguments of `ConvDecoder`, likewise.
         likelihood: ``"bernoulli"``, ``"gaussian"``, or a likelihood's config.
         prior: ``"normal"``, ``"mixture"``, ``"vamp"`` (of 50 pseudo-inputs), ``"diffusion"`` or ``"diffusion-mixture"``.
-        solver: Keyword arguments of `Solver`. Where None: unit Euler steps under ``path``, where any map gives a true
-            bound, and unit rk4 steps under ``marginal``, whose bound needs the log-determinant of the map itself.
+        solver: Keyword arguments of `Solver`. Where None: bosh3 at 3e-3 over the batch under
+            ``path``; and unit rk4 steps under ``marginal``, whose bound needs the log-determinant of the map itself.
         evaluation_solver: Keyword arguments of the `Solver` of ``eval()`` mode: of validation, measurements, transformations
             and loaded models. As in training where None.
         divergence: ``"exact"`` or ``"hutchinson"``.
@@ -98,7 +108,9 @@ def build_vae(
             estimators have none.
         anneal_steps: Training steps over which it falls; its default where None.
         generator: Source of the flow's initial weights.
-        **settings: Passed on to `FlowFactorizedVAE`.
+        **settings: Passed on to `FlowFactorizedVAE`. Where no weight is among them, a gradient field under ``path`` gets the
+            plain Hamilton-Jacobi equation (``force=None``) at 0.4 times the number of values of a frame, which keeps its paths
+            straight, and no start at rest.
 
     Returns:
         The model.
@@ -108,10 +120,16 @@ def build_vae(
 
     Example:
         >>> import flowfactor as ff
-        >>> model = ff.models.build_vae((1, 16, 16), num_flows=2, latent_dim=8, field="gradient")
-        >>> type(model.flow.field).__name__
-        'GradientField'
+        >>> model = ff.models.build_vae((1, 16, 16), num_flows=2, latent_dim=8)
+        >>> type(model.flow.field).__name__, model.flow.dim, model.flow.solver.method
+        ('GradientField', 24, 'bosh3')
     """
+    bound = named(Objective, objective)
+    gradient_path = not bound.log_det and split("field", field)[0] == "gradient"
+    if augment_dim is None:
+        augment_dim = 2 * latent_dim if gradient_path else 0
+    if gradient_path and not settings.keys() & set(_WEIGHTS):
+        settings |= {"hj_weight": HJ_WEIGHT * math.prod(image_shape), "force": None, "start_weight": 0.0}
     made_encoder, made_decoder = make_autoencoder(
         image_shape, latent_dim, encoder, decoder, likelihood, augment_dim, augment_scale
     )
@@ -128,10 +146,9 @@ def build_vae(
         augment_dim,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
-    bound = named(Objective, objective)
     if solver is None:
         # A step size, so that the map does not depend on the times that are asked for.
-        solver = {"method": "rk4" if bound.log_det else "euler", "step_size": 1.0}
+        solver = {"method": "rk4", "step_size": 1.0} if bound.log_det else ADAPTIVE
     other = None if evaluation_solver is None else Solver(**evaluation_solver)
     if supervision not in SUPERVISIONS:
         raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
@@ -201,7 +218,7 @@ def build_sparse_vae(
         pair_encoder: Keyword arguments of `PairEncoder`.
         likelihood: As in `build_vae`.
         prior: As in `build_vae`.
-        solver: Keyword arguments of `Solver`; unit Euler steps where None.
+        solver: As in `build_vae`, where None for the path bound.
         evaluation_solver: As in `build_vae`.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: The number of probes of such an estimate.
@@ -240,7 +257,7 @@ def build_sparse_vae(
         augment_dim,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
-    made_solver = Solver(**(solver or {"method": "euler", "step_size": 1.0}))
+    made_solver = Solver(**(ADAPTIVE if solver is None else solver))
     other = None if evaluation_solver is None else Solver(**evaluation_solver)
     flow = LatentFlow(made_field, made_solver, divergence, probes=probes, evaluation_solver=other)
     made_prior = make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator)

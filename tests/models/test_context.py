@@ -12,7 +12,11 @@ from torch import Tensor
 import flowfactor as ff
 
 SHAPE, K, D, B, T = (1, 8, 8), 2, 4, 6, 4
-SMALL: dict[str, Any] = {"hidden": (8, 8), "encoder": {"widths": (4,)}, "decoder": {"widths": (4,)}}
+# Steps of their own length: under a norm over the batch, sequences share their steps, and differ by tolerance.
+STEPS = {"method": "euler", "step_size": 1.0}
+SMALL: dict[str, Any] = {
+    "hidden": (8, 8), "encoder": {"widths": (4,)}, "decoder": {"widths": (4,)}, "solver": STEPS, "hj_weight": 1.0,
+}  # fmt: skip
 NAMED = {"pose": 2, "speed": 1}
 
 
@@ -34,7 +38,8 @@ def sparse(context: Any = 2, **settings: Any) -> ff.models.SparseTransformationV
 
 MODELS = {
     "supervised": vae,
-    "marginal": lambda context=2: vae(context, objective="marginal", prior="diffusion"),
+    "helmholtz": lambda context=2: vae(context, field="helmholtz"),
+    "marginal": lambda context=2: vae(context, objective="marginal", prior="diffusion", field="helmholtz"),
     "balanced": weak,
     "enumerate": lambda context=2: weak(context, estimator="enumerate"),
     "gumbel": lambda context=2: weak(context, estimator="gumbel"),
@@ -227,7 +232,7 @@ def test_the_loss_of_a_batch_is_that_of_a_call(name: str) -> None:
 
 
 def test_measures_and_plots_take_the_context_of_data() -> None:
-    model = vae().eval()
+    model = vae(augment_dim=0).eval()
     sequences = data()
     batch = sequences.batch(range(B))
     made = model.transform(batch["frames"][:, 0], batch["t"], batch["k"], context=batch["context"])

@@ -370,7 +370,7 @@ def test_measures_of_irregular_films(frames: Tensor) -> None:
     lengths = LENGTHS
     mask = torch.arange(T + 1) < lengths[:, None]
     t = torch.arange(T + 1.0) * torch.linspace(0.5, 2, B)[:, None]
-    model = vae(solver={"method": "dopri5"}).float().eval()
+    model = vae(solver={"method": "dopri5"}, augment_dim=0).float().eval()
     data = films(frames, t=t, mask=mask)  # three of one class and two of the other
     batch = data.batch(range(B))
     made = model.transform(batch["frames"][:, 0], batch["t"], batch["k"])

@@ -195,7 +195,7 @@ def test_shared_options_are_shared(name: str) -> None:
 def test_where_a_flow_leads_does_not_depend_on_the_times_asked_for(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name, (1, 8, 8), 2, 4)
-    z, control = torch.randn(3, 4), 1
+    z, control = torch.randn(3, model.flow.dim), 1
     every = model.flow(z, torch.arange(9.0), control).z[-1]
     torch.testing.assert_close(model.flow(z, [0.0, 8.0], control).z[-1], every)
     torch.testing.assert_close(model.flow(z, [0.0, 4.0, 8.0], control).z[-1], every)

@@ -22,7 +22,7 @@ FINE = {"method": "dopri5", "rtol": 1e-6, "atol": 1e-6}
 
 def build(kind: str = "vae", **settings: Any) -> Any:
     torch.manual_seed(0)
-    settings = {"hidden": (8, 8), "solver": EULER, **settings}
+    settings = {"hidden": (8, 8), "solver": EULER, "field": "helmholtz", **settings}
     if kind == "vae":
         return ff.models.build_vae(SHAPE, K, D, **settings)
     return ff.models.build_sparse_vae(SHAPE, K, D, **{"warmup_steps": 0, **settings})

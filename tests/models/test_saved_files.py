@@ -140,4 +140,4 @@ def test_weights_that_are_nan_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_a_pseudo_input_prior_is_saved_and_loaded(tmp_path: Path) -> None:
-    assert load_pretrained(saved(tmp_path, prior="vamp")).prior.config["name"] == "vamp"
+    assert load_pretrained(saved(tmp_path, prior="vamp", augment_dim=0)).prior.config["name"] == "vamp"

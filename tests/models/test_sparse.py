@@ -21,6 +21,7 @@ TIMES = torch.arange(5.0)
 
 def build(**settings) -> ff.models.SparseTransformationVAE:
     torch.manual_seed(0)
+    settings = {"solver": {"method": "euler", "step_size": 1.0}, **settings}
     return ff.models.build_sparse_vae((1, 8, 8), 2, 4, hidden=(8, 8), pair_encoder={"hidden": (8,)}, **settings)
 
 

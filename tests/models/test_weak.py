@@ -14,10 +14,20 @@ from flowfactor.models import BalancedEstimator, GumbelEstimator, SequenceTerms,
 from flowfactor.models.estimators import ESTIMATORS, factor_divergence, truncate
 
 
+STEPS = {"method": "euler", "step_size": 1.0}  # whatever else is in the batch
+
+
 def _model(estimator="balanced", **settings):
     torch.manual_seed(0)
     return ff.models.build_vae(
-        (1, 8, 8), 3, 4, hidden=(8, 8), supervision="weak", num_frames=4, estimator=estimator, **settings
+        (1, 8, 8),
+        3,
+        4,
+        hidden=(8, 8),
+        supervision="weak",
+        num_frames=4,
+        estimator=estimator,
+        **{"solver": STEPS, **settings},
     )
 
 
@@ -79,7 +89,7 @@ def test_one_solve_for_all_flows() -> None:
     seen = []
     model.flow.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape))
     model(*_batch())
-    assert seen == [(18, 4)]
+    assert seen == [(18, 12)]
 
 
 def test_annealing_evaluates_all_flows_and_trains_one() -> None:
@@ -416,7 +426,15 @@ def _moving(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch
 def test_balanced_finds_the_transformations(generator: torch.Generator) -> None:
     torch.manual_seed(0)
     model = ff.models.build_vae(
-        (1, 8, 8), 2, 8, hidden=(16, 16), supervision="weak", num_frames=4, tau=20.0, anneal_steps=120
+        (1, 8, 8),
+        2,
+        8,
+        hidden=(16, 16),
+        supervision="weak",
+        num_frames=4,
+        tau=20.0,
+        anneal_steps=120,
+        field="helmholtz",
     )
     frames, k = _moving(512, generator)
     optimizer = torch.optim.Adam(model.parameters(), 4e-3, betas=(0.9, 0.99))

@@ -30,9 +30,8 @@ def _data() -> ff.data.TransformedImages:
 
 def _module() -> FlowModule:
     torch.manual_seed(0)
-    return FlowModule(
-        ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8)), LearningRateSchedule(steps=1000), learning_rate=1e-3
-    )
+    model = ff.models.build_vae((1, 8, 8), 2, 4, hidden=(8, 8), augment_dim=0)
+    return FlowModule(model, LearningRateSchedule(steps=1000), learning_rate=1e-3)
 
 
 def _trainer(folder: Path, **settings: Any) -> pl.Trainer:

@@ -27,7 +27,7 @@ class _Loss(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.model = ff.models.build_vae((1, 8, 8), 3, 6, hidden=(8, 8), solver={"method": "rk4"})
+        self.model = ff.models.build_vae((1, 8, 8), 3, 6, hidden=(8, 8), solver={"method": "rk4"}, field="helmholtz")
 
     def forward(self, frames: Tensor, k: Tensor) -> Tensor:
         model, t = self.model, torch.arange(float(frames.shape[1]))

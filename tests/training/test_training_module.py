@@ -168,7 +168,7 @@ def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:
         prepare(small_run(tmp_path), resume=True)
     train(small_run(tmp_path, steps=1, likelihood_limit=0))
     other = small_run(tmp_path)
-    other.model = SIZES | {"field": "gradient"}
+    other.model = SIZES | {"field": "helmholtz"}
     with pytest.raises(ValueError, match="model"):
         prepare(other, resume=True)
     other = small_run(tmp_path)
@@ -176,7 +176,7 @@ def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seed"):
         prepare(other, resume=True)
     same = small_run(tmp_path)
-    same.model = SIZES | {"field": "helmholtz"}  # what is the default anyhow
+    same.model = SIZES | {"field": "gradient"}  # what is the default anyhow
     assert prepare(same, resume=True).resume
 
 
