@@ -205,6 +205,9 @@ class FlowModel(Autoencoder):
     ) -> Tensor:
         """Transforms images along the latent flows, from the mean of their posterior.
 
+        The images should be of the kind that was encoded in training: first frames of sequences, or, where a
+        `FlowFactorizedVAE` was trained with ``reference="random"``, any of their frames, at the time it has there.
+
         Args:
             x0: Images at ``t[0]``, ``[B, C, H, W]``.
             t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation. Or those of each image,

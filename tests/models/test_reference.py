@@ -308,3 +308,18 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert ff.models.FlowFactorizedVAE.from_pretrained(tmp_path).reference == "random"
     assert model.config()["settings"]["reference"] == "random"
+
+
+def test_all_flows_of_a_sequence_begin_at_its_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of films with missing frames, where each begins at its own: as where k is told."""
+    model, (x, t, _) = weak("enumerate"), films()
+    mask = torch.ones(B, T + 1, dtype=torch.bool)
+    mask[1, 2] = mask[3, 4] = False
+    always(monkeypatch, torch.tensor([3, 0, 1, 2, 4, 2]))
+    given = model._checked(x, t, mask=mask)
+    begin = model._begin(given, 0, None)
+    table = model._all_flows(given, torch.full((B, K), -math.log(K), dtype=F64), begin, None)
+    for k in range(K):
+        told = model._solved(given, k, begin, None)
+        for name in ("reconstruction", "kl", "hj", "start"):
+            torch.testing.assert_close(getattr(table, name)[:, k], getattr(told, name))
