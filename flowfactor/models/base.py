@@ -205,8 +205,8 @@ class FlowModel(Autoencoder):
     ) -> Tensor:
         """Transforms images along the latent flows, from the mean of their posterior.
 
-        The images should be of the kind that was encoded in training: first frames of sequences, or, where a
-        `FlowFactorizedVAE` was trained with ``reference="random"``, any of their frames, at the time it has there.
+        The images should be of the kind that was encoded in training: first frames of sequences, or, by
+        ``FlowFactorizedVAE(reference="random")``, any of their frames, with the time that it has there as ``t[0]``.
 
         Args:
             x0: Images at ``t[0]``, ``[B, C, H, W]``.

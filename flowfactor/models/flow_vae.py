@@ -333,9 +333,9 @@ class FlowFactorizedVAE(FlowModel):
     ) -> Tensor:
         r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of each sequence.
 
-        Under ``path`` it bounds $\ln p(x_{0..T}|k)$, with $z_0$ as the one latent, whatever the ``reference``; under ``marginal`` it bounds
-        $\sum_t \ln p_t(x_t|k)$. It grows with ``samples`` towards the log-likelihood. Where k is None, the bound is the
-        expectation of these over q(k|x), less $KL[q(k|x) \,|\, p(k)]$.
+        Under ``path`` it bounds $\ln p(x_{0..T}|k)$, with $z_0$ as the one latent whatever the ``reference``; under
+        ``marginal`` it bounds $\sum_t \ln p_t(x_t|k)$. It grows with ``samples`` towards the log-likelihood. Where
+        k is None, the bound is the expectation of these over q(k|x), less $KL[q(k|x) \,|\, p(k)]$.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].

@@ -133,12 +133,10 @@ def test_of_a_linear_flow(start: Any, gradient: Any) -> None:
     t = torch.tensor(TIMES, dtype=F64)
     leaves = [z.requires_grad_(), *(p for p in u.parameters() if p.requires_grad)]
     path = flow(z, t, start=start, log_det=True)
-    S = torch.autograd.functional.hessian(lambda x: u(x, 0.0), torch.zeros(D, dtype=F64), create_graph=True)
-    since = t.unsqueeze(1) - (
-        t[start] if isinstance(start, Tensor) else start if isinstance(start, float) else t[start]
-    )
-    since = since.expand(len(t), B)
-    b = torch.autograd.functional.jacobian(lambda x: u(x, 0.0), torch.zeros(D, dtype=F64), create_graph=True)
+    S = torch.func.hessian(u)(torch.zeros(D, dtype=F64), 0.0)
+    b = torch.func.grad(u)(torch.zeros(D, dtype=F64), 0.0)
+    each = [TIMES[int(i)] for i in torch.as_tensor(start).expand(B)] if not isinstance(start, float) else start
+    since = (t.unsqueeze(1) - torch.tensor(each, dtype=F64)).expand(len(t), B)
     affine = torch.cat([torch.cat([S, b.unsqueeze(1)], 1), torch.zeros(1, D + 1, dtype=F64)])
     power = torch.matrix_exp(since[..., None, None] * affine)
     exact = (power @ torch.cat([z, torch.ones(B, 1, dtype=F64)], 1).unsqueeze(-1)).squeeze(-1)[..., :D]

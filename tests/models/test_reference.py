@@ -130,7 +130,7 @@ def test_each_frame_is_as_likely_as_any_other() -> None:
     assert sorted(drawn) == list(range(T + 1))
     assert all(abs(count - 400) < 5 * math.sqrt(2_000 * 0.16) for count in drawn.values())
     mask = torch.tensor([[True, True, False, False, True], [True, False, False, False, False]])
-    some = torch.stack([reference_frame(Inputs(frames[:2], t, mask=mask), g) for _ in range(1_500)])
+    some = torch.stack([torch.as_tensor(reference_frame(Inputs(frames[:2], t, mask=mask), g)) for _ in range(1_500)])
     assert bool((some[:, 1] == 0).all())
     counts = torch.bincount(some[:, 0], minlength=T + 1)
     assert counts[~mask[0]].tolist() == [0, 0]
