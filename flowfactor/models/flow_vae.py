@@ -20,7 +20,7 @@ from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_batch_control, check_generator
 from flowfactor.models.estimators import FactorBatch, FactorEstimator, check_factor_prior, factor_divergence
 from flowfactor.models.inputs import Inputs, check_mask, last_observed
-from flowfactor.models.reference import Begin, Reference, check_reference, frame_at, reference_frame
+from flowfactor.models.reference import Begin, check_reference, frame_at, reference_frame
 from flowfactor.models.terms import SequenceTerms, Terms
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior
@@ -111,7 +111,7 @@ class FlowFactorizedVAE(FlowModel):
         factor_encoder: nn.Module | None = None,
         factor_prior: Sequence[float] | None = None,
         estimator: FactorEstimator | str | Mapping[str, Any] = "balanced",
-        reference: Reference = "first",
+        reference: Literal["first", "random"] = "first",
     ) -> None:
         bound = named(objectives.Objective, objective)
         super().__init__(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from flowfactor.models.inputs import Inputs
 from flowfactor.objectives import Objective
-
-Reference: TypeAlias = Literal["first", "random"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Begin:
         return Begin(self.z[row], self.start[row], self.frame[row] if isinstance(self.frame, Tensor) else self.frame)
 
 
-def check_reference(reference: object, objective: Objective) -> Reference:
+def check_reference(reference: object, objective: Objective) -> Literal["first", "random"]:
     """Checks which frame of a sequence is to be encoded in training.
 
     Args:
@@ -56,7 +54,7 @@ def check_reference(reference: object, objective: Objective) -> Reference:
             f"than the first: give the class {type(objective).__name__} any_reference = True where its divergence takes "
             'path.z[path.start] for the draw, or take reference="first"'
         )
-    return cast(Reference, reference)
+    return cast(Literal["first", "random"], reference)
 
 
 def reference_frame(given: Inputs, generator: torch.Generator | None = None) -> int | Tensor:
