@@ -21,9 +21,9 @@ from flowfactor.potentials.base import Potential
 from flowfactor.solve.accuracy import Accuracy
 from flowfactor.solve.events import Events
 from flowfactor.solve.problem import Cost, needs_of
-from flowfactor.solve.solve import solve
 from flowfactor.solve.step_memory import StepMemory
-from flowfactor.solve.times import checked_times
+from flowfactor.solve.times import checked_start, checked_times
+from flowfactor.solve.two_ways import solve_from
 from flowfactor.solver import Solver
 from flowfactor.transforms import FlowTransform, PushedDistribution
 
@@ -60,6 +60,9 @@ class LatentFlow(Accuracy, Events, nn.Module):
         (torch.Size([5, 16, 8]), torch.Size([5, 16]))
         >>> back = flow.inverse(path.z[-1], torch.arange(5), k)
         >>> bool(torch.allclose(back.z[-1], z0, atol=1e-3))
+        True
+        >>> both = flow(path.z[3], torch.arange(5), k, start=3)     # from frame 3, ahead and back
+        >>> bool(torch.allclose(both.z, path.z, atol=1e-3))
         True
     """
 
@@ -132,21 +135,26 @@ class LatentFlow(Accuracy, Events, nn.Module):
         t: Tensor | Sequence[float],
         control: Control = 0,
         *,
+        start: int | float | Tensor = 0,
         context: Context | None = None,
         log_det: bool = False,
         costs: Mapping[str, Cost] | None = None,
         generator: torch.Generator | None = None,
     ) -> FlowPath:
-        """Follows the flow from ``z0`` at ``t[0]`` through all times.
+        """Follows the flow from ``z0`` at ``t[start]``, the first time if nothing else is said, through all times.
 
         Args:
-            z0: States at ``t[0]``, ``[*batch, D]``.
+            z0: States at ``t[start]``, ``[*batch, D]``.
             t: Times in frames, strictly increasing or decreasing, ``[T]``. Or ``[T, *batch]``: each sample has times of its
                 own, increasing, decreasing or resting (a sample whose time repeats stays where it is), and all of them are
                 followed by one solve.
             control: Which flow acts: an int, an index per sample ``[*batch]``, weights ``[*batch, K]`` or a `Schedule`.
                 Weights are speeds: where only one flow has a weight w, it acts w times as fast, along the same orbit if
                 its field does not depend on time.
+            start: Which of the times ``z0`` is at: an index (-1 for the last), or one for each sample ``[*batch]``; or, as a
+                float, a time between the first and the last. The flow is followed from there both ways, in one call: the
+                path is in the order of ``t``, log-determinants are those of the flow from the start to each time, and costs
+                are integrals from ``t[0]`` on, ``costs[name][-1]`` over the whole interval.
             context: Features of each sample, ``[*batch, C]`` or what broadcasts to it, or such a tensor for each name; for a
                 flow whose field was built with ``context=C`` (see `flowfactor.context`).
             log_det: Whether to carry the log-determinant.
@@ -178,6 +186,7 @@ class LatentFlow(Accuracy, Events, nn.Module):
                 f"costs maps names to callables, such as {{'hj': HamiltonJacobi()}}; got {type(costs).__name__}"
             )
         named = dict(costs or {})
+        begin = checked_start(start, t, z0)
         needs = needs_of(named, self.field)
         prepare_for_solve(self.field, named)
         solver = self.acting_solver
@@ -186,7 +195,7 @@ class LatentFlow(Accuracy, Events, nn.Module):
         memory = self.step_memory if solver.remember_steps and self.training else None
         more = {"needs": needs, "generator": generator, "probes": self.probes, "memory": memory}
         how = self.field, solver, self.divergence
-        return solve(*how, z0, t, control, context=context, log_det=log_det, costs=named, **more)
+        return solve_from(begin, *how, z0, t, control, context=context, log_det=log_det, costs=named, **more)
 
     def inverse(
         self,

@@ -51,6 +51,8 @@ class Objective(Named):
 
     Attributes:
         log_det: Whether `divergence` looks at the path's log-determinants, which a solve has to be asked for.
+        any_reference: Whether the bound holds whichever frame is encoded, so that ``path.z[path.start]`` is the draw, as
+            ``FlowFactorizedVAE(reference="random")`` needs. Not so where ``path.z[0]`` is taken for it.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -66,6 +68,7 @@ class Objective(Named):
 
     kind_of_part = "objective"
     log_det: ClassVar[bool] = False
+    any_reference: ClassVar[bool] = False
 
     def __init__(self) -> None:
         pass
@@ -150,6 +153,8 @@ class PathBound(Objective):
         (True, False)
     """
 
+    any_reference = True
+
     def begin(self, q: Distribution, prior: Prior, z0: Tensor, control: Control) -> Tensor:
         """The divergence at the start, ``[B]``."""
         return start_divergence(q, prior, z0, control)
@@ -176,7 +181,7 @@ class MarginalBound(Objective):
         (True, True)
     """
 
-    log_det = True
+    log_det = any_reference = True
 
     def divergence(
         self, start: Tensor, prior: Prior, path: FlowPath, t: Tensor, control: Control, mask: Tensor | None = None

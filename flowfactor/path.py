@@ -66,11 +66,14 @@ class FlowPath:
 
     Attributes:
         t: Times ``[T]``, or ``[T, *batch]`` of samples at times of their own, in frames, as they were asked for.
-        z: States ``[T, *batch, D]``; ``z[0]`` is the state the solve began with.
-        log_det: $\ln |\det \partial z_t / \partial z_{t_0}|$, ``[T, *batch]``; None where it was not asked for.
+        z: States ``[T, *batch, D]``; ``z[0]`` is the state the solve began with, or ``z[start]`` where it began inside.
+        log_det: $\ln |\det \partial z_t / \partial z_s|$, ``[T, *batch]``, with s the time the solve began at, ``t[0]`` if
+            nothing else was asked for; None where it was not asked for.
         costs: Running costs by name, each integrated from ``t[0]`` to ``t[i]`` along the path, ``[T, *batch]``. They
             are path integrals over elapsed time: positive costs add up in either direction of time.
         stats: Evaluations and steps, and which engine took them.
+        start: At which of the times the solve began: an index, or those of the samples ``[*batch]``; None where it began
+            between two of them.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -85,3 +88,4 @@ class FlowPath:
     log_det: Tensor | None = None
     costs: dict[str, Tensor] = field(default_factory=dict)
     stats: SolveStats = field(default_factory=SolveStats)
+    start: int | Tensor | None = 0

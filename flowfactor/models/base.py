@@ -28,6 +28,7 @@ from flowfactor.models.checks import (
 from flowfactor.models.inputs import Inputs, beside, check_inputs, clock
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.protocols import infers_k, knows_transformations
+from flowfactor.models.reference import without
 from flowfactor.path import FlowPath
 from flowfactor.priors import Augmented, Prior, StandardNormal
 from flowfactor.regularizers import Acceleration, HamiltonJacobi, NegativeSquare, Solenoidal, StartAtRest
@@ -204,6 +205,9 @@ class FlowModel(Autoencoder):
     ) -> Tensor:
         """Transforms images along the latent flows, from the mean of their posterior.
 
+        The images should be of the kind that was encoded in training: first frames of sequences, or, by
+        ``FlowFactorizedVAE(reference="random")``, any of their frames, with the time that it has there as ``t[0]``.
+
         Args:
             x0: Images at ``t[0]``, ``[B, C, H, W]``.
             t: Times ``[T]`` in frames, strictly monotone; backwards undoes a transformation. Or those of each image,
@@ -289,13 +293,17 @@ class FlowModel(Autoencoder):
         row = torch.arange(len(frames), device=frames.device)
         return flow.repeat_interleave(len(frames)), row.repeat(self.num_flows)
 
-    def _fit(self, given: Inputs, z: Tensor, wanted: int | None, generator: torch.Generator | None) -> Tensor:
+    def _fit(
+        self, given: Inputs, z: Tensor, wanted: int | None, generator: torch.Generator | None, frame: int | Tensor = 0
+    ) -> Tensor:
         """E ln p(x_t|z_t) of each sequence under each of F flows, ``[B, F]``, of states sorted by flow ``[T+1, F*B, D]``.
 
-        From so many of the frames after the first: that one is the same under all flows.
+        From so many of the frames beside the one that was encoded: that one is the same under all flows.
         """
-        begin, each = min(1, len(given.t) - 1), torch.arange(len(given.frames), device=given.frames.device)
-        given, z = given.part(begin, len(z)), rearrange(z[begin:], "t (f b) d -> t b f d", b=len(each))
+        first = isinstance(frame, int) and frame == 0
+        begin, each = int(first and len(z) > 1), torch.arange(len(given.frames), device=given.frames.device)
+        given = given.part(begin, len(z)) if first else without(given, frame)
+        z = rearrange(z[begin:], "t (f b) d -> t b f d", b=len(each))
         frames = given.frames
 
         def log_p(index: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,10 @@ from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_batch_control, check_generator
 from flowfactor.models.estimators import FactorBatch, FactorEstimator, check_factor_prior, factor_divergence
 from flowfactor.models.inputs import Inputs, check_mask, last_observed
+from flowfactor.models.reference import Begin, check_reference, frame_at, reference_frame
 from flowfactor.models.terms import SequenceTerms, Terms
 from flowfactor.path import FlowPath
 from flowfactor.priors import Prior
-
-Begin: TypeAlias = tuple[Tensor, Tensor]
-"""What all flows of a sequence share: z_0 ``[B, D]``, and what `Objective.begin` makes of it ``[B]``."""
 
 
 class FlowFactorizedVAE(FlowModel):
@@ -69,6 +67,9 @@ class FlowFactorizedVAE(FlowModel):
         estimator: How the expectation over q(k|x) is taken: ``"balanced"``, ``"gumbel"``, ``"enumerate"`` or the name of a
             registered one, a mapping with the name and settings, or a `FactorEstimator`. Without ``factor_encoder`` it has
             no effect.
+        reference: Which frame of a sequence is encoded in training, and begins the path: ``"first"``, or ``"random"``, one
+            drawn anew in every step (of all sequences, or where frames are missing of each), from which the others are
+            reached both ways. The encoder then learns every frame, and the flow its way back. In ``eval()`` mode the first.
 
     Raises:
         TypeError: If a part is of the wrong kind.
@@ -87,7 +88,7 @@ class FlowFactorizedVAE(FlowModel):
     _parts = (*FlowModel._parts, "objective")
     _settings = (
         "kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "relative_weights",
-        "frames_per_step", "regularize_every",
+        "frames_per_step", "regularize_every", "reference",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +111,7 @@ class FlowFactorizedVAE(FlowModel):
         factor_encoder: nn.Module | None = None,
         factor_prior: Sequence[float] | None = None,
         estimator: FactorEstimator | str | Mapping[str, Any] = "balanced",
+        reference: Literal["first", "random"] = "first",
     ) -> None:
         bound = named(objectives.Objective, objective)
         super().__init__(
@@ -125,7 +127,7 @@ class FlowFactorizedVAE(FlowModel):
             frames_per_step=frames_per_step,
             regularize_every=regularize_every,
         )
-        self.objective = bound
+        self.objective, self.reference = bound, check_reference(reference, bound)
         self._set_prior(prior)
         self._set_force(force)
         self._set_factor(factor_encoder, factor_prior, estimator)
@@ -223,7 +225,7 @@ class FlowFactorizedVAE(FlowModel):
         if k is None:
             return self._inferred(given, generator).mean()
         check_batch_control(k, len(given.frames))
-        return self._solved(given, k, self._begin(given.frames, k, generator), generator).mean()
+        return self._solved(given, k, self._begin(given, k, generator), generator).mean()
 
     def _check_counts_masks(self, method: str, given: Inputs) -> None:
         """Refuses missing frames where an objective does not say what they count."""
@@ -239,7 +241,7 @@ class FlowFactorizedVAE(FlowModel):
         log_q = self.infer_factor(given.shown()).logits
         estimator, log_prior = self.estimator, self._factor_log_prior
         assert estimator is not None and log_prior is not None
-        begin = self._begin(given.frames, 0, generator)  # p(z_0) is that of every flow
+        begin = self._begin(given, 0, generator)  # p(z_0) is that of every flow
         batch = FactorBatch(
             log_q,
             log_prior,
@@ -259,7 +261,9 @@ class FlowFactorizedVAE(FlowModel):
         """Minus the bound of every sequence under every flow, from a few frames each and without regularizers, [B, K]."""
         flow, row = self._every_flow(given.frames)
         path, kl = self._path(given, begin, flow, generator, row)
-        return self.kl_weight * kl.reshape(self.num_flows, -1).mT - self._fit(given, path.z, wanted, generator)
+        return self.kl_weight * kl.reshape(self.num_flows, -1).mT - self._fit(
+            given, path.z, wanted, generator, begin.frame
+        )
 
     def _all_flows(
         self, given: Inputs, log_q: Tensor, begin: Begin, generator: torch.Generator | None
@@ -268,11 +272,12 @@ class FlowFactorizedVAE(FlowModel):
         flow, row = log_q.T.isfinite().nonzero(as_tuple=True)  # sorted by flow
         return self._solved(given, flow, begin, generator, row).table(row, flow, log_q.shape)
 
-    def _begin(self, frames: Tensor, k: Control, generator: torch.Generator | None) -> Begin:
-        """Encodes the first frames, and draws what the flows of one sequence share."""
-        q = self.encode(frames[:, 0])
-        z0 = objectives.draw(q, generator=generator)
-        return z0, self.objective.begin(q, self.prior, z0, k)
+    def _begin(self, given: Inputs, k: Control, generator: torch.Generator | None) -> Begin:
+        """Encodes the reference frames, and draws what the flows of one sequence share."""
+        frame = reference_frame(given, generator) if self.training and self.reference == "random" else 0
+        q = self.encode(frame_at(given.frames, frame))
+        z = objectives.draw(q, generator=generator)
+        return Begin(z, self.objective.begin(q, self.prior, z, k), frame)
 
     def _solved(
         self,
@@ -301,10 +306,10 @@ class FlowFactorizedVAE(FlowModel):
         costs: Mapping[str, Any] | None = None,
     ) -> tuple[FlowPath, Tensor]:
         """One solve, of the sequences ``row`` where given, and the divergence of its latents from the prior, [N]."""
-        z0, start = begin if row is None else (part[row] for part in begin)
-        t, context = given.rows(row)
-        path = self.flow(z0, t, k, context=context, log_det=self.objective.log_det, costs=costs, generator=generator)
-        return path, self.objective.divergence(start, self.prior, path, t, k, **given.seen(row))
+        begin, (t, context), asked = begin.rows(row), given.rows(row), self.objective.log_det
+        more = {"start": begin.frame, "context": context, "log_det": asked, "costs": costs, "generator": generator}
+        path = self.flow(begin.z, t, k, **more)
+        return path, self.objective.divergence(begin.start, self.prior, path, t, k, **given.seen(row))
 
     def config(self) -> dict[str, Any]:
         """How the model was made, as JSON values; parts of the user's own appear as None."""
@@ -328,9 +333,9 @@ class FlowFactorizedVAE(FlowModel):
     ) -> Tensor:
         r"""The importance-weighted bound (Burda et al., ICLR 2016, eq. 8) of each sequence.
 
-        Under ``path`` it bounds $\ln p(x_{0..T}|k)$, with $z_0$ as the one latent; under ``marginal`` it bounds
-        $\sum_t \ln p_t(x_t|k)$. It grows with ``samples`` towards the log-likelihood. Where k is None, the bound is the
-        expectation of these over q(k|x), less $KL[q(k|x) \,|\, p(k)]$.
+        Under ``path`` it bounds $\ln p(x_{0..T}|k)$, with $z_0$ as the one latent whatever the ``reference``; under
+        ``marginal`` it bounds $\sum_t \ln p_t(x_t|k)$. It grows with ``samples`` towards the log-likelihood. Where
+        k is None, the bound is the expectation of these over q(k|x), less $KL[q(k|x) \,|\, p(k)]$.
 
         Args:
             frames: Sequences ``[B, T+1, C, H, W]`` in [0, 1].

@@ -1,7 +1,8 @@
 """The engine: how a flow is solved.
 
-`LatentFlow` checks its arguments and calls `flowfactor.solve.solve.solve` with its field, its solver and its kind of
-divergence. From there a solve goes one way down:
+`LatentFlow` checks its arguments and calls `flowfactor.solve.two_ways.solve_from` with its field, its solver and its kind of
+divergence. That calls `flowfactor.solve.solve.solve` once, or once each way where a solve begins inside of its times. From
+there a solve goes one way down:
 
 1. **Check.** The states, times (`times`), control and costs are checked before any work; what the engine adds is that flows
    exist and controls have the shape of the batch (`flowfactor.control.resolve`).

@@ -28,7 +28,7 @@ from flowfactor.solver import Solver
 def solve(
     field: Field, solver: Solver, divergence: Divergence, z0: Tensor, t: Tensor, control: Control, *,
     context: Context | None = None, log_det: bool, costs: Mapping[str, Cost], needs: frozenset[str],
-    generator: torch.Generator | None, probes: int = 1, memory: StepMemory | None = None,
+    probe: Tensor | None = None, stats: SolveStats | None = None, memory: StepMemory | None = None,
 ) -> FlowPath:  # fmt: skip
     """Follows a field from ``z0`` at ``t[0]`` through all times; its arguments are those of `LatentFlow`, checked.
 
@@ -43,8 +43,8 @@ def solve(
         log_det: Whether to carry the log-determinant.
         costs: Running costs by name.
         needs: What they ask for, from `flowfactor.solve.problem.needs_of`.
-        generator: Source of Hutchinson's probes.
-        probes: How many of them an estimate takes.
+        probe: Hutchinson's probes, from `probe_of`.
+        stats: Where to count, beside what another solve took; None to begin at 0.
         memory: What the solve before found of first steps, where that is to be used.
 
     Returns:
@@ -62,16 +62,27 @@ def solve(
         z0 = _with_switches(z0, control, solver)
     acting = [resolve(s.control, batch, field.num_flows, **how) for s in stretches]
     acting = [replace(one, context=context) for one in acting]
-    stats = SolveStats(method=solver.method)
+    stats = SolveStats(method=solver.method) if stats is None else stats
     if z0.numel() == 0 or not stretches or len(t) == 1:
         return resting(z0, t, log_det, costs, stats)
-    estimated = divergence == "hutchinson" and (log_det or "divergence" in needs)
-    probe = rademacher_like(z0, generator, probes if estimated else 1) if estimated or "probe" in needs else None
     ascending = t.ndim > 1 or bool(t[-1] > t[0])  # a clock always runs forward
     packing = Packing(field.dim, log_det, dict(costs), sign=1.0 if ascending else -1.0)
     want = needs & {"value", "time", "divergence", "acceleration", "context"}
     task = _Task(field, solver, divergence, packing, want, probe, stats, memory)
     return packing.path(task.states(stretches, acting, packing.start(z0)), t.to(z0.dtype), stats)
+
+
+def probe_of(
+    z0: Tensor,
+    divergence: Divergence,
+    log_det: bool,
+    needs: frozenset[str],
+    generator: torch.Generator | None,
+    probes: int,
+) -> Tensor | None:
+    """The probes of a whole solve, for the divergence or a cost that asks for one; None where nothing does."""
+    estimated = divergence == "hutchinson" and (log_det or "divergence" in needs)
+    return rademacher_like(z0, generator, probes if estimated else 1) if estimated or "probe" in needs else None
 
 
 def _check_compiled(solver: Solver, costs: Mapping[str, Cost]) -> None:

@@ -167,6 +167,12 @@ def _of_own_times(gradient: Any, engine: Any) -> Tensor:
     return torch.autograd.grad(_flow(gradient, engine)(_start(), t).z[-1].square().sum(), t)[0]
 
 
+def _from_inside(gradient: Any, engine: Any) -> Tensor:
+    z, flow = _start(), _flow(gradient, engine)
+    paths = [flow(z, [0.0, 0.5, 1.0], start=start).z for start in (1, torch.tensor([2, 0, 1]))]
+    return torch.autograd.grad(torch.stack(paths).sin().sum(), z)[0]
+
+
 def _by_method(method: str) -> Callable[[Any, Any], Tensor]:
     def run(gradient: Any, engine: Any) -> Tensor:
         z = _start()
@@ -230,6 +236,7 @@ CLAIMS: dict[str, Callable[[Any, Any], Tensor]] = {
     "a context, and its gradients": _of_context,
     "times of each sample": _own_times,
     "gradients of times of each sample": _of_own_times,
+    "a start inside of the times, of all samples or of each": _from_inside,
     "BatchNorm in training mode": _with_layer(lambda: nn.BatchNorm1d(2)),
     "Dropout in training mode": _with_layer(lambda: nn.Dropout(0.5)),
     "Dropout in evaluation mode": _with_layer(lambda: nn.Dropout(0.5).eval()),

@@ -223,14 +223,14 @@ def test_inferred_factors_are_expectations_over_those_that_are_given(frames: Ten
     found = model(holed, t, mask=mask, **context)
     q = model.infer_factor(holed, mask=mask)
     given = model._checked(holed, t, mask=mask, **context)
-    told = [model._solved(given, k, model._begin(given.frames, k, None), None) for k in range(K)]
+    told = [model._solved(given, k, model._begin(given, k, None), None) for k in range(K)]
     for name in ("reconstruction", "kl", "hj", "start"):
         each = torch.stack([getattr(terms, name) for terms in told], 1)
         torch.testing.assert_close(getattr(found, name), (q.probs * each).sum(1).mean(), rtol=1e-6, atol=1e-8)
     prior = torch.full((K,), 1 / K).double()
     torch.testing.assert_close(found.kl_factor, (q.probs * (q.probs / prior).log()).sum(1).mean())
-    judged = model._judge(given, model._begin(given.frames, 0, None), None, None)
-    path = torch.stack([model._path(given, model._begin(given.frames, k, None), k, None)[0].z for k in range(K)])
+    judged = model._judge(given, model._begin(given, 0, None), None, None)
+    path = torch.stack([model._path(given, model._begin(given, k, None), k, None)[0].z for k in range(K)])
     seen = mask.mT.clone()
     seen[0] = False  # the first frame is the same under all flows
     log_p = torch.stack([model.decoder(path[:, s]).log_prob(given.frames[:, s]) for s in range(T + 1)], 1)
