@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from flowfactor.data.epochs import Batch, draw_epoch
 from flowfactor.data.loader import SequenceLoader
+from flowfactor.data.starts import Direction, Draw, Start, check_start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Index: TypeAlias = int | tuple[int, int]
 
 _LOOKED_AT = 32  # elements in a fingerprint
+_ALONG_TIME = ("frames", "mask", "factors", "weights")  # what a batch holds of frames, or of steps between them
 
 
 class SequenceDataset(Dataset[dict[str, Any]]):
@@ -39,17 +41,27 @@ class SequenceDataset(Dataset[dict[str, Any]]):
     ``dataset[i]`` takes ``k = i % K``, and ``dataset[i, k]`` any. Where sequences are recorded (`Sequences`), k is what
     their label says; without labels it is -1 and `num_flows` is 0.
 
+    A sequence may also be handed over backwards, from its last frame to its first, with times that fall: what carries its
+    first state to its last then carries them back. All sequences of a batch run one way, so that they share their times,
+    ``[T+1]``: every method can be trained on them, also one that takes no times of each sequence, and the solve is the
+    cheapest there is. With ``direction="both"`` every other batch of an epoch runs backwards, beginning with one that
+    is drawn; what is asked for by its index runs forward. See `running`.
+
     Subclasses set the attributes below, and implement `__len__` and `_frames`.
 
     Attributes:
         flow_names: Names of the K transformations.
         image_shape: (C, H, W).
         t: Times of the frames [T+1], float32.
+        start: Whether sequences begin at a ``"first"`` state that the data decide, or at ``"any"``.
+        direction: Whether they run ``"forward"``, ``"backward"`` or, batch by batch, ``"both"`` ways.
     """
 
     flow_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     t: Tensor
+    start: Start = "first"
+    direction: Direction = "forward"
     _tensors: tuple[str, ...] = ("t",)  # names of the attributes that `to` moves
 
     @property
@@ -80,6 +92,10 @@ class SequenceDataset(Dataset[dict[str, Any]]):
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
         """Makes sequences: checked indices [B] and k [B] to ``"frames"`` and whatever else the batch holds."""
 
+    def _drawn(self, indices: Tensor, k: Tensor, seed: int) -> Batch:
+        """Makes sequences as `_frames` does, with starts that a seed draws, where the data leave them open."""
+        return self._frames(indices, k)
+
     def _select(self, indices: Tensor) -> None:
         """Keeps the elements of checked indices, in place: called on a shallow copy by `subset`."""
         raise TypeError(f"{type(self).__name__} has no subsets")
@@ -97,6 +113,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         self,
         indices: Tensor | Sequence[int],
         k: Tensor | Sequence[int] | int | None = None,
+        draw: Draw | None = None,
         *,
         generator: torch.Generator | None = None,
     ) -> Batch:
@@ -106,6 +123,8 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             indices: Elements [B], each in [0, len).
             k: Transformations [B], or one for all. None takes the labels where the data set has them; elsewhere it
                 draws k uniformly with `generator`, or takes ``index % K`` if there is none.
+            draw: What `plan` drew for the batch beside these, where it did: the seed of starts, and the direction. None
+                is the same for ever, as test sets are, and forward unless all sequences run backwards.
             generator: Source of the draw of k.
 
         Returns:
@@ -123,8 +142,51 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """
         indices = self._indices(indices)
         k = self._resolve(indices, k, generator)
-        made = self._frames(indices, k)
-        return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": self.t, **made}
+        seed, is_backward = draw or Draw(is_backward=self.direction == "backward")
+        made = {"t": self.t, **self._drawn(indices, k, seed)}
+        if is_backward:
+            made = self._backwards(made)
+        return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": made.pop("t"), **made}
+
+    def _backwards(self, made: Batch) -> Batch:
+        """The frames of sequences from the last to the first, and their times."""
+        flipped = {name: value.flip(1) if name in _ALONG_TIME else value for name, value in made.items()}
+        own = made["t"].ndim > 1
+        # Where any state may be the first, so may the last frame's: its time is then that of a start, and others lie before.
+        end = made["t"][..., -1:] - made["t"][..., :1] if self.start == "any" else 0.0
+        return flipped | {"t": made["t"].flip(int(own)) - end}
+
+    def running(self, *, start: Start | None = None, direction: Direction | None = None) -> Self:
+        """Gives the same elements, begun elsewhere or run another way.
+
+        Args:
+            start: ``"first"`` or ``"any"``; None as it is.
+            direction: ``"forward"``, ``"both"`` or ``"backward"``; None as it is.
+
+        Returns:
+            A data set of the same class which shares everything with this one.
+
+        Raises:
+            ValueError: If the data cannot tell what sequences from such a start look like, or there is no such direction.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> data = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=4)
+            >>> back = data.running(direction="backward").batch([0])
+            >>> torch.equal(back["frames"].flip(1), data.batch([0])["frames"]), back["t"]
+            (True, tensor([4., 3., 2., 1., 0.]))
+            >>> data.running(start="any", direction="backward").batch([0])["t"]
+            tensor([ 0., -1., -2., -3., -4.])
+        """
+        check_start(self.start if start is None else start, self.direction if direction is None else direction)
+        if start not in (None, self.start):
+            raise ValueError(
+                f"the sequences of {type(self).__name__} begin where the data say (start={self.start!r}); those of "
+                "TransformedImages, MNIST and Digits, and of CombinedImages, may begin anywhere"
+            )
+        part = copy.copy(self)
+        part.direction = self.direction if direction is None else direction
+        return part
 
     def subset(self, indices: Tensor | Sequence[int] | Sequence[bool]) -> Self:
         """Gives the same data set with some of its elements only.
@@ -185,6 +247,8 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(self), generator=generator)[:_LOOKED_AT].sort().values
         digest = hashlib.sha256()
+        if (self.start, self.direction) != ("first", "forward"):
+            digest.update(f"{self.start} {self.direction}".encode())
         for mark in self._marks(chosen):
             digest.update(mark.cpu().contiguous().numpy().tobytes())
         labels = getattr(self, "labels", None)
@@ -218,14 +282,21 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         stratified: bool = True,
         shuffle: bool = True,
         drop_last: bool = True,
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> list[tuple[Any, ...]]:
         """Draws one epoch: what each batch will hold, before any frame is made. `batches` documents the arguments.
 
         Returns:
-            A list of (indices [B], k [B]), each sorted by k.
+            A list of (indices [B], k [B]), each sorted by k; or of (indices, k, draw), where starts are anywhere or
+            sequences run both ways. `batch` takes either.
         """
         draws: dict[str, Any] = {"generator": generator, "stratified": stratified, "shuffle": shuffle}
-        return draw_epoch(len(self), self.num_flows, self.fixed_k, batch_size, drop_last=drop_last, **draws)
+        epoch = draw_epoch(len(self), self.num_flows, self.fixed_k, batch_size, drop_last=drop_last, **draws)
+        if self.start == "first" and self.direction != "both":
+            return list(epoch)
+        device = generator.device if generator else None
+        seed, turn = torch.randint(2**62, (2,), generator=generator, device=device).tolist() if shuffle else (0, 0)
+        both, back = self.direction == "both", self.direction == "backward"
+        return [(*drawn, Draw(seed, (n + turn) % 2 == 1 if both else back)) for n, drawn in enumerate(epoch)]
 
     def batches(
         self,
@@ -264,7 +335,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             [[0, 0, 1, 1], [0, 0, 1, 1]]
         """
         epoch = self.plan(batch_size, generator=generator, stratified=stratified, shuffle=shuffle, drop_last=drop_last)
-        return (self.batch(indices, k) for indices, k in epoch)
+        return (self.batch(*drawn) for drawn in epoch)
 
     def loader(
         self,

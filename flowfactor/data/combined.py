@@ -16,9 +16,10 @@ from flowfactor.data._warp import warp_each
 from flowfactor.data.base import Batch, SequenceDataset
 from flowfactor.data.checks import check_range, to_unit
 from flowfactor.data.colours import Colour, shift_each_hue
+from flowfactor.data.compose import Compose
 from flowfactor.data.factors import FactorSequences
 from flowfactor.data.transformed import TransformedImages, TransformRange
-from flowfactor.data.transforms import Compose, Geometric, Hue
+from flowfactor.data.transforms import Geometric, Hue
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,7 +69,7 @@ class CombinedSequences(SequenceDataset):
         stratified: bool = True,
         shuffle: bool = True,
         drop_last: bool = True,
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> list[tuple[Any, ...]]:
         """Draws one epoch; `stratified` changes nothing, for the sequences have no k to stratify by."""
         del stratified
         return super().plan(batch_size, generator=generator, stratified=False, shuffle=shuffle, drop_last=drop_last)

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flowfactor.data._states import shown
 from flowfactor.data.arrays import as_tensor, looks_channels_last, pictures_tensor
 from flowfactor.data.base import Batch, SequenceDataset
 from flowfactor.data.checks import check_range, check_times, to_unit
 from flowfactor.data.colours import Colour
 from flowfactor.data.colours import colour as to_rgb
+from flowfactor.data.starts import (
+    Direction,
+    Start,
+    Way,
+    amount_of,
+    check_start,
+    checked_ranges,
+    coordinate_of,
+    first_states,
+    uniforms,
+    way_of,
+)
 from flowfactor.data.transforms import Transform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Warper: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 TransformRange: TypeAlias = tuple[Warper, float, float] | tuple[Warper, Sequence[float] | Tensor]
@@ -29,6 +47,20 @@ class TransformedImages(SequenceDataset):
     The length is the number N of images. ``data[i]`` is image i under transformation ``i % K``; ``data[i, k]`` under k.
     `batches` and `loader` pair images and transformations anew in every epoch.
 
+    With ``start="first"`` every sequence begins at the first amount of the transformation that acts, and none of the others
+    does anything: a flow is then learned from one state alone. With ``start="any"`` a sequence begins at a random state of
+    all transformations, one of which moves at its usual pace (its whole way in T frames) while the others hold:
+
+    - Rotations and hues begin anywhere on their circle (`Transform.circle`).
+    - Other transformations begin in a range, uniformly in their `Transform.coordinate`, and so that the one that acts stays
+      in it. The range of geometric ones goes from their start as far to one side as to the other: 1/1.8 to 1.8 for a
+      scaling from 1 to 1.8. That of any other kind has to be given.
+    - Scaling goes by equal ratios, not by equal differences, unless its pace is given: see `Scale`.
+
+    All geometric ones are one map, in the order given, through which the image is read once; hue shifts follow, added up,
+    and after them what is neither, image by image. States are drawn for each image by a hash of its number, of the epoch
+    and its seed; by index they are the same for ever, as test sets are.
+
     Args:
         images: [N, H, W] or [N, C, H, W], a tensor or an array: uint8, or floating point in [0, 1].
         transforms: The transformations by name, or a list of them (named by their ``name``), each as
@@ -40,6 +72,11 @@ class TransformedImages(SequenceDataset):
             images as they are.
         labels: Labels of the images [N], kept as `labels` for the user's own purposes.
         t: Times of the frames [T+1], strictly increasing; by default 0, 1, ..., T.
+        start: ``"first"`` or ``"any"``.
+        direction: ``"forward"``, ``"backward"``, or ``"both"``: half of the batches of an epoch run backwards, from the last
+            frame to the first. Their times fall, from 0 to -T where a sequence may begin anywhere, else from T to 0.
+        ranges: Ranges (low, high) of the amounts of transformations, by name, for ``start="any"``; also one with a circle
+            then stays in its range.
 
     Attributes:
         images: The images [N, C, H, W].
@@ -47,7 +84,8 @@ class TransformedImages(SequenceDataset):
         labels: The labels, or None.
 
     Raises:
-        ValueError: If the images or the amounts are not as described, or a transformation does not suit the images.
+        ValueError: If the images or the amounts are not as described, or a transformation does not suit the images, or has
+            no range to begin in.
         TypeError: If a transformation is not a pair or triple as described.
 
     Example:
@@ -59,6 +97,9 @@ class TransformedImages(SequenceDataset):
         (('scaling', 'hue'), 8, (3, 28, 28))
         >>> data[5]["frames"].shape, data[5]["k"]
         (torch.Size([9, 3, 28, 28]), 1)
+        >>> anywhere = TransformedImages(images, flows, colour="red", start="any", direction="both")
+        >>> [batch["t"][-1].item() for batch in anywhere.batches(30, generator=torch.Generator().manual_seed(0))]
+        [8.0, -8.0, 8.0]
     """
 
     def __init__(
@@ -70,7 +111,11 @@ class TransformedImages(SequenceDataset):
         colour: Colour | None = None,
         labels: Tensor | np.ndarray[Any, Any] | Sequence[int] | None = None,
         t: Tensor | Sequence[float] | None = None,
+        start: Start = "first",
+        direction: Direction = "forward",
+        ranges: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
+        check_start(start, direction)
         self.images = _checked_images(images)
         channels, height, width = self.images.shape[1:]
         self.colour = None if colour is None else to_rgb(colour).to(self.images.device)
@@ -81,10 +126,10 @@ class TransformedImages(SequenceDataset):
         self.labels = None if labels is None else as_tensor(labels)
         if self.labels is not None and len(self.labels) != len(self.images):
             raise ValueError(f"there are {len(self.images)} images but {len(self.labels)} labels")
-        self.transforms = _checked_transforms(transforms, self.num_steps)
-        self.flow_names = tuple(self.transforms)
-        for name in self.flow_names:
-            self._try(name)
+        self.direction = direction
+        self._elements = torch.arange(len(self.images))
+        self._given = dict(transforms) if isinstance(transforms, Mapping) else list(transforms)
+        self._begin(start, ranges)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -92,25 +137,72 @@ class TransformedImages(SequenceDataset):
 
     _tensors = ("t", "images", "colour")
 
+    def _begin(self, start: Start, ranges: Mapping[str, Sequence[float]] | None) -> None:
+        """Has sequences begin at the first amounts, or anywhere."""
+        self.start = start
+        self.transforms = _checked_transforms(self._given, self.num_steps, composing=start == "any")
+        self.flow_names = tuple(self.transforms)
+        self.ranges = checked_ranges(ranges, self.flow_names)
+        if self.ranges and start == "first":
+            raise ValueError("ranges are what sequences begin in with start='any', and these have start='first'")
+        self.ways: tuple[Way, ...] = ()
+        if start == "any":
+            self._given = dict(self.transforms)  # at their pace they stay, wherever they begin
+            self.ways = tuple(way_of(name, *pair, self.ranges.get(name)) for name, pair in self.transforms.items())
+        for name in self.flow_names:
+            self._try(name)
+
+    def running(self, *, start: Start | None = None, direction: Direction | None = None) -> Self:
+        """Gives the same images, begun elsewhere or run another way; see `SequenceDataset.running`."""
+        begun = self
+        if start not in (None, self.start):
+            check_start(start, self.direction)
+            begun = copy.copy(self)
+            begun._begin(start, None)
+        return super(TransformedImages, begun).running(direction=direction)
+
     def _select(self, indices: Tensor) -> None:
+        self._elements = self._elements[indices]
         self.images = self.images[indices]
         self.labels = None if self.labels is None else self.labels[indices]
 
     def _substance(self, indices: Tensor) -> Tensor:
         return self.images[indices]
 
+    def _marks(self, indices: Tensor) -> list[Tensor]:
+        return [torch.tensor([[way.low, way.high, way.step] for way in self.ways]).double()] if self.ways else []
+
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
+        return self._drawn(indices, k, 0)
+
+    def _drawn(self, indices: Tensor, k: Tensor, seed: int) -> Batch:
         frames = self.images.new_empty((len(indices), len(self.t), *self.image_shape), dtype=torch.float32)
         images = to_unit(self.images[indices])
+        drawn = uniforms(seed, self._elements[indices], self.num_flows) if self.ways else None
         for flow in k.unique().tolist():
             where = (k == flow).nonzero().flatten()
             first, last = int(where[0]), int(where[-1])
-            name = self.flow_names[flow]
-            if last - first + 1 == len(where):  # a run, as in batches sorted by k: no gather, no scatter
-                self._apply(name, images[first : last + 1], out=frames[first : last + 1])
+            is_run = last - first + 1 == len(where)  # as in batches sorted by k: no gather, no scatter
+            rows = slice(first, last + 1) if is_run else where
+            out = frames[rows] if is_run else None
+            if drawn is None:
+                made = self._apply(self.flow_names[flow], images[rows], out)
             else:
-                frames[where] = self._apply(name, images[where])
+                made = self._anywhere(flow, images[rows], drawn[rows], out)
+            if not is_run:
+                frames[rows] = made
         return {"frames": frames}
+
+    def _anywhere(self, flow: int, images: Tensor, drawn: Tensor, out: Tensor | None = None) -> Tensor:
+        """Sequences from anywhere, by the numbers [B, K] that their starts are drawn by."""
+        step, steps = self.ways[flow].step, self.num_steps
+        travelled = torch.zeros_like(drawn)
+        travelled[:, flow] = step * steps
+        places = list(first_states(self.ways, drawn, travelled).unsqueeze(-1).unbind(1))
+        places[flow] = places[flow] + step * torch.arange(steps + 1)
+        transforms = [transform for transform, _ in self.transforms.values()]
+        amounts = [amount_of(one, place) for one, place in zip(transforms, places, strict=True)]
+        return shown(images, transforms, amounts, steps + 1, self.colour, out)
 
     def _apply(self, name: str, images: Tensor, out: Tensor | None = None) -> Tensor:
         transform, amounts = self.transforms[name]
@@ -121,7 +213,13 @@ class TransformedImages(SequenceDataset):
 
     def _try(self, name: str) -> None:
         """Makes one sequence, so that what does not fit is reported here and not in the middle of a training."""
-        frames = self._apply(name, to_unit(self.images[:1]))
+        images = to_unit(self.images[:1])
+        if self.ways:  # at both ends of all ranges
+            ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(-1, self.num_flows)
+            frames = self._anywhere(self.flow_names.index(name), images.expand(2, -1, -1, -1), ends)
+            frames = frames.flatten(0, 1).unsqueeze(0)[:, : len(self.t)]
+        else:
+            frames = self._apply(name, images)
         expected = (1, len(self.t), *self.image_shape)
         if frames.shape != expected:
             raise ValueError(f"transformation {name!r} gave frames {list(frames.shape)}, expected {list(expected)}")
@@ -143,7 +241,7 @@ def _checked_images(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 
 def _checked_transforms(
-    transforms: Mapping[str, TransformRange] | Sequence[TransformRange], steps: int
+    transforms: Mapping[str, TransformRange] | Sequence[TransformRange], steps: int, *, composing: bool = False
 ) -> dict[str, tuple[Warper, Tensor]]:
     if isinstance(transforms, Mapping):
         named = list(transforms.items())
@@ -158,13 +256,17 @@ def _checked_transforms(
         if not name or name in checked:
             problem = f"two transformations are named {name!r}" if name else f"{part[0]!r} has no name"
             raise ValueError(f"{problem}: give a mapping from names to transformations")
+        own = part[0].composing() if composing and isinstance(part[0], Transform) else part[0]
         if len(part) == 3:
-            amounts = torch.linspace(float(part[1]), float(part[2]), steps + 1, dtype=torch.float64)
+            ends = coordinate_of(own, torch.tensor([part[1], part[2]], dtype=torch.float64)).tolist()
+            if not all(map(math.isfinite, ends)):
+                raise ValueError(f"transformation {name!r} cannot go from {part[1]} to {part[2]} by {own!r}")
+            amounts = amount_of(own, torch.linspace(*ends, steps + 1, dtype=torch.float64))
         else:
             amounts = torch.as_tensor(part[1], dtype=torch.float64)
         if amounts.shape != (steps + 1,) or not bool(amounts.isfinite().all()):
             raise ValueError(
                 f"transformation {name!r} needs {steps + 1} finite amounts for {steps} steps, got {amounts.tolist()}"
             )
-        checked[name] = (part[0], amounts)
+        checked[name] = (own, amounts)
     return checked
