@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flowfactor.data.checks import sha256_of
 from flowfactor.data.epochs import Batch, draw_epoch
 from flowfactor.data.loader import SequenceLoader
 from flowfactor.data.starts import Direction, Draw, Start, check_start
@@ -41,11 +41,10 @@ class SequenceDataset(Dataset[dict[str, Any]]):
     ``dataset[i]`` takes ``k = i % K``, and ``dataset[i, k]`` any. Where sequences are recorded (`Sequences`), k is what
     their label says; without labels it is -1 and `num_flows` is 0.
 
-    A sequence may also be handed over backwards, from its last frame to its first, with times that fall: what carries its
-    first state to its last then carries them back. All sequences of a batch run one way, so that they share their times,
-    ``[T+1]``: every method can be trained on them, also one that takes no times of each sequence, and the solve is the
-    cheapest there is. With ``direction="both"`` every other batch of an epoch runs backwards, beginning with one that
-    is drawn; what is asked for by its index runs forward. See `running`.
+    Sequences may also run backwards (see `running`): their frames come from the last to the first, at times that fall. All
+    sequences of a batch run one way and share their times ``[T+1]``, so that any method can be trained on them, also those
+    that take no times of each sequence. With ``direction="both"`` every other batch of an epoch runs backwards, the first or
+    the second by a draw; what is asked for by its index runs forward.
 
     Subclasses set the attributes below, and implement `__len__` and `_frames`.
 
@@ -92,9 +91,12 @@ class SequenceDataset(Dataset[dict[str, Any]]):
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
         """Makes sequences: checked indices [B] and k [B] to ``"frames"`` and whatever else the batch holds."""
 
-    def _drawn(self, indices: Tensor, k: Tensor, seed: int) -> Batch:
-        """Makes sequences as `_frames` does, with starts that a seed draws, where the data leave them open."""
-        return self._frames(indices, k)
+    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
+        """Makes sequences as `_frames` does, from the starts and in the direction that are drawn."""
+        made = self._frames(indices, k)
+        if not draw.is_backward:
+            return made
+        return {name: value.flip(1) if name in _ALONG_TIME else value for name, value in made.items()}
 
     def _select(self, indices: Tensor) -> None:
         """Keeps the elements of checked indices, in place: called on a shallow copy by `subset`."""
@@ -123,8 +125,8 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             indices: Elements [B], each in [0, len).
             k: Transformations [B], or one for all. None takes the labels where the data set has them; elsewhere it
                 draws k uniformly with `generator`, or takes ``index % K`` if there is none.
-            draw: What `plan` drew for the batch beside these, where it did: the seed of starts, and the direction. None
-                is the same for ever, as test sets are, and forward unless all sequences run backwards.
+            draw: What else `plan` drew for the batch: the seed of starts, and the direction. None is the same for ever,
+                as test sets are, and forward unless all run backwards.
             generator: Source of the draw of k.
 
         Returns:
@@ -142,19 +144,13 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """
         indices = self._indices(indices)
         k = self._resolve(indices, k, generator)
-        seed, is_backward = draw or Draw(is_backward=self.direction == "backward")
-        made = {"t": self.t, **self._drawn(indices, k, seed)}
-        if is_backward:
-            made = self._backwards(made)
-        return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": made.pop("t"), **made}
-
-    def _backwards(self, made: Batch) -> Batch:
-        """The frames of sequences from the last to the first, and their times."""
-        flipped = {name: value.flip(1) if name in _ALONG_TIME else value for name, value in made.items()}
-        own = made["t"].ndim > 1
-        # Where any state may be the first, so may the last frame's: its time is then that of a start, and others lie before.
-        end = made["t"][..., -1:] - made["t"][..., :1] if self.start == "any" else 0.0
-        return flipped | {"t": made["t"].flip(int(own)) - end}
+        draw = draw or Draw(is_backward=self.direction == "backward")
+        made = self._drawn(indices, k, draw)
+        t = made.pop("t", self.t)
+        if draw.is_backward:
+            # Where any state may be the first, so may the last frame's: its time is that of a start, others lie before.
+            t = t.flip(-1) - (t[..., -1:] - t[..., :1] if self.start == "any" else 0.0)
+        return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": t, **made}
 
     def running(self, *, start: Start | None = None, direction: Direction | None = None) -> Self:
         """Gives the same elements, begun elsewhere or run another way.
@@ -181,8 +177,8 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         check_start(self.start if start is None else start, self.direction if direction is None else direction)
         if start not in (None, self.start):
             raise ValueError(
-                f"the sequences of {type(self).__name__} begin where the data say (start={self.start!r}); those of "
-                "TransformedImages, MNIST and Digits, and of CombinedImages, may begin anywhere"
+                f"sequences of {type(self).__name__} begin where the data say (start={self.start!r}), not at {start!r}: "
+                "those of TransformedImages, MNIST, Digits and CombinedImages may"
             )
         part = copy.copy(self)
         part.direction = self.direction if direction is None else direction
@@ -246,24 +242,18 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(self), generator=generator)[:_LOOKED_AT].sort().values
-        digest = hashlib.sha256()
-        if (self.start, self.direction) != ("first", "forward"):
-            digest.update(f"{self.start} {self.direction}".encode())
-        for mark in self._marks(chosen):
-            digest.update(mark.cpu().contiguous().numpy().tobytes())
         labels = getattr(self, "labels", None)
-        for part in (self._substance(chosen), self.fixed_k, None if labels is None else labels[chosen]):
-            if part is not None:
-                # Pictures that were bytes once are these bytes again, whatever the device made of them.
-                whole = part if not part.is_floating_point() else (part * 255).round().clamp(0, 255).to(torch.uint8)
-                digest.update(whole.cpu().contiguous().numpy().tobytes())
+        marks = self._marks(chosen)
+        if (self.start, self.direction) != ("first", "forward"):
+            marks.append(torch.tensor(list(f"{self.start} {self.direction}".encode()), dtype=torch.uint8))
+        parts = (self._substance(chosen), self.fixed_k, None if labels is None else labels[chosen])
         return {
             "class": type(self).__name__,
             "elements": len(self),
             "image_shape": list(self.image_shape),
             "steps": self.num_steps,
             "flows": list(self.flow_names),
-            "sha256": digest.hexdigest(),
+            "sha256": sha256_of(marks, [part for part in parts if part is not None]),
         }
 
     def _marks(self, indices: Tensor) -> list[Tensor]:
@@ -286,8 +276,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """Draws one epoch: what each batch will hold, before any frame is made. `batches` documents the arguments.
 
         Returns:
-            A list of (indices [B], k [B]), each sorted by k; or of (indices, k, draw), where starts are anywhere or
-            sequences run both ways. `batch` takes either.
+            A list of what `batch` takes: (indices [B], k [B]), sorted by k, with a draw where starts or ways are drawn.
         """
         draws: dict[str, Any] = {"generator": generator, "stratified": stratified, "shuffle": shuffle}
         epoch = draw_epoch(len(self), self.num_flows, self.fixed_k, batch_size, drop_last=drop_last, **draws)
@@ -295,8 +284,10 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             return list(epoch)
         device = generator.device if generator else None
         seed, turn = torch.randint(2**62, (2,), generator=generator, device=device).tolist() if shuffle else (0, 0)
-        both, back = self.direction == "both", self.direction == "backward"
-        return [(*drawn, Draw(seed, (n + turn) % 2 == 1 if both else back)) for n, drawn in enumerate(epoch)]
+        way = {"forward": (False, False), "backward": (True, True), "both": (turn % 2 == 1, turn % 2 == 0)}[
+            self.direction
+        ]
+        return [(*drawn, Draw(seed, way[n % 2])) for n, drawn in enumerate(epoch)]
 
     def batches(
         self,

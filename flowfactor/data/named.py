@@ -43,10 +43,7 @@ def open_combined(name: str, split: Split, *, combined: bool, **settings: Any) -
         return plain
     if isinstance(plain, FactorSequences):
         return CombinedScenes(plain, **mixing)
-    colour = settings.get("colour", "red")
-    return CombinedImages(
-        plain.images, plain.transforms, settings["steps"], colour=colour, labels=plain.labels, **mixing
-    )
+    return CombinedImages.of(plain, **mixing)
 
 
 def open_sequences(

@@ -19,6 +19,7 @@ from flowfactor.data.colours import Colour
 from flowfactor.data.colours import colour as to_rgb
 from flowfactor.data.starts import (
     Direction,
+    Draw,
     Start,
     Way,
     amount_of,
@@ -173,12 +174,12 @@ class TransformedImages(SequenceDataset):
         return [torch.tensor([[way.low, way.high, way.step] for way in self.ways]).double()] if self.ways else []
 
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
-        return self._drawn(indices, k, 0)
+        return self._drawn(indices, k, Draw())
 
-    def _drawn(self, indices: Tensor, k: Tensor, seed: int) -> Batch:
+    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
         frames = self.images.new_empty((len(indices), len(self.t), *self.image_shape), dtype=torch.float32)
         images = to_unit(self.images[indices])
-        drawn = uniforms(seed, self._elements[indices], self.num_flows) if self.ways else None
+        drawn = uniforms(draw.seed, self._elements[indices], self.num_flows) if self.ways else None
         for flow in k.unique().tolist():
             where = (k == flow).nonzero().flatten()
             first, last = int(where[0]), int(where[-1])
@@ -186,26 +187,69 @@ class TransformedImages(SequenceDataset):
             rows = slice(first, last + 1) if is_run else where
             out = frames[rows] if is_run else None
             if drawn is None:
-                made = self._apply(self.flow_names[flow], images[rows], out)
+                made = self._apply(self.flow_names[flow], images[rows], out, draw.is_backward)
             else:
-                made = self._anywhere(flow, images[rows], drawn[rows], out)
+                made = self._anywhere(flow, images[rows], drawn[rows], out, draw.is_backward)
             if not is_run:
                 frames[rows] = made
         return {"frames": frames}
 
-    def _anywhere(self, flow: int, images: Tensor, drawn: Tensor, out: Tensor | None = None) -> Tensor:
+    def _anywhere(
+        self, flow: int, images: Tensor, drawn: Tensor, out: Tensor | None = None, is_backward: bool = False
+    ) -> Tensor:
         """Sequences from anywhere, by the numbers [B, K] that their starts are drawn by."""
+        transforms = [transform for transform, _ in self.transforms.values()]
+        amounts = self._amounts(flow, drawn, is_backward)
+        return shown(images, transforms, amounts, len(self.t), self.colour, out)
+
+    def _amounts(self, flow: int, drawn: Tensor, is_backward: bool) -> list[Tensor]:
+        """The amounts of each transformation: [B, T+1] of the one that acts, [B, 1] of those that hold."""
         step, steps = self.ways[flow].step, self.num_steps
         travelled = torch.zeros_like(drawn)
         travelled[:, flow] = step * steps
         places = list(first_states(self.ways, drawn, travelled).unsqueeze(-1).unbind(1))
-        places[flow] = places[flow] + step * torch.arange(steps + 1)
-        transforms = [transform for transform, _ in self.transforms.values()]
-        amounts = [amount_of(one, place) for one, place in zip(transforms, places, strict=True)]
-        return shown(images, transforms, amounts, steps + 1, self.colour, out)
+        passed = torch.arange(steps + 1)
+        places[flow] = places[flow] + step * (passed.flip(0) if is_backward else passed)
+        return [amount_of(one, place) for (one, _), place in zip(self.transforms.values(), places, strict=True)]
 
-    def _apply(self, name: str, images: Tensor, out: Tensor | None = None) -> Tensor:
+    def amounts(self, indices: Tensor | Sequence[int], k: int, draw: Draw | None = None) -> Tensor:
+        """Gives the amounts at which transformations show images in each frame.
+
+        Args:
+            indices: Images [B].
+            k: The transformation that acts.
+            draw: As for `batch`.
+
+        Returns:
+            Amounts [B, T+1, K], float64; NaN where a transformation is not there at all, as with ``start="first"`` all but
+            the one that acts.
+
+        Raises:
+            ValueError: If an index or k is out of range.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> flows = {"turn": (ff.data.Rotate(), 0, 40), "grow": (ff.data.Scale(), 1, 1.5)}
+            >>> data = TransformedImages(torch.rand(4, 1, 8, 8), flows, steps=4, start="any")
+            >>> way = data.amounts([0, 1], 0)
+            >>> way.shape, (way[:, -1] - way[:, 0])[:, 0].tolist()
+            (torch.Size([2, 5, 2]), [40.0, 40.0])
+        """
+        indices = self._indices(indices)
+        self._resolve(indices, k, None)
+        draw = draw or Draw(is_backward=self.direction == "backward")
+        shape = (len(indices), len(self.t), self.num_flows)
+        if not self.ways:
+            found = torch.full(shape, math.nan, dtype=torch.float64)
+            own = self.transforms[self.flow_names[k]][1]
+            found[..., k] = own.flip(0) if draw.is_backward else own
+            return found
+        drawn = uniforms(draw.seed, self._elements[indices], self.num_flows)
+        return torch.stack([part.expand(shape[:2]) for part in self._amounts(k, drawn, draw.is_backward)], -1)
+
+    def _apply(self, name: str, images: Tensor, out: Tensor | None = None, is_backward: bool = False) -> Tensor:
         transform, amounts = self.transforms[name]
+        amounts = amounts.flip(0) if is_backward else amounts
         if self.colour is not None and isinstance(transform, Transform):
             return transform.tint(images, amounts, self.colour, out)
         frames = transform(images if self.colour is None else images * self.colour[:, None, None], amounts)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactor.data.colours import Colour
 from flowfactor.data.readers.mnist import default_transforms
-from flowfactor.data.starts import Direction, Start, check_start
+from flowfactor.data.starts import check_start
 from flowfactor.data.transformed import TransformedImages, TransformRange
 from flowfactor.errors import require
 
@@ -59,8 +59,8 @@ class Digits(TransformedImages):
         transforms: Mapping[str, TransformRange] | Sequence[TransformRange] | None = None,
         steps: int = 8,
         colour: Colour | None = "red",
-        start: Start = "first",
-        direction: Direction = "forward",
+        start: Literal["first", "any"] = "first",
+        direction: Literal["forward", "both", "backward"] = "forward",
         ranges: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         check_start(start, direction)

@@ -14,7 +14,7 @@ from flowfactor.data.compose import Compose
 from flowfactor.data.factors import checked_names
 from flowfactor.data.readers.download import data_root, download_file
 from flowfactor.data.readers.mnist_files import find_file, read_values, seen
-from flowfactor.data.starts import Direction, Start, check_start
+from flowfactor.data.starts import Start, check_start
 from flowfactor.data.transformed import TransformedImages, TransformRange
 from flowfactor.data.transforms import Hue, Perspective, Rotate, Scale
 
@@ -127,8 +127,8 @@ class MNIST(TransformedImages):
         transforms: Mapping[str, TransformRange] | Sequence[TransformRange] | None = None,
         steps: int = 8,
         colour: Colour | None = "red",
-        start: Start = "first",
-        direction: Direction = "forward",
+        start: Literal["first", "any"] = "first",
+        direction: Literal["forward", "both", "backward"] = "forward",
         ranges: Mapping[str, Sequence[float]] | None = None,
         download: bool = False,
         mirrors: Sequence[str] = MNIST_MIRRORS,
