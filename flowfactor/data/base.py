@@ -61,6 +61,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
     t: Tensor
     start: Start = "first"
     direction: Direction = "forward"
+    _beyond: float = 0.0  # how much time sequences go on after their usual end
     _tensors: tuple[str, ...] = ("t",)  # names of the attributes that `to` moves
 
     @property
@@ -149,7 +150,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         t = made.pop("t", self.t)
         if draw.is_backward:
             # Where any state may be the first, so may the last frame's: its time is that of a start, others lie before.
-            t = t.flip(-1) - (t[..., -1:] - t[..., :1] if self.start == "any" else 0.0)
+            t = t.flip(-1) - (t[..., -1:] - t[..., :1] if self.start == "any" else self._beyond)
         return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": t, **made}
 
     def running(self, *, start: Start | None = None, direction: Direction | None = None) -> Self:

@@ -70,14 +70,8 @@ def way_of(name: str, transform: Any, amounts: Tensor, limits: Sequence[float] |
         ValueError: If it has no range or pace, or its steps do not fit into its range.
     """
     coordinates = coordinate_of(transform, amounts)
-    steps = coordinates.diff()
-    step = float((coordinates[-1] - coordinates[0]) / len(steps))
-    if step == 0 or bool(((steps - step).abs() > 1e-6 * max(1.0, float(coordinates.abs().max()))).any()):
-        raise ValueError(
-            f"start='any' moves {name!r} at one pace from wherever it is, but its amounts {amounts.tolist()} have none: "
-            "give it as (transform, start, end)"
-        )
-    first, total = float(coordinates[0]), step * len(steps)
+    step = pace_of(name, coordinates, amounts)
+    first, total = float(coordinates[0]), step * (len(amounts) - 1)
     circle = getattr(transform, "circle", None)
     if limits is not None:
         low, high = _checked_limits(name, transform, limits)
@@ -92,10 +86,22 @@ def way_of(name: str, transform: Any, amounts: Tensor, limits: Sequence[float] |
         )
     if high - low < abs(total) * (1 - 1e-9):
         raise ValueError(
-            f"the {len(steps)} steps of {name!r} do not fit into its range {_amounts(transform, low, high)}: they need as "
-            f"much as from {amounts[0]:g} to {amounts[-1]:g}"
+            f"the {len(amounts) - 1} steps of {name!r} do not fit into its range {_amounts(transform, low, high)}: they "
+            f"need as much as from {amounts[0]:g} to {amounts[-1]:g}"
         )
     return Way(low, high, step, False)
+
+
+def pace_of(name: str, coordinates: Tensor, amounts: Tensor) -> float:
+    """How far a transformation goes at each step [T+1]; raises ValueError where that is not the same, or nothing."""
+    steps = coordinates.diff()
+    step = float((coordinates[-1] - coordinates[0]) / len(steps))
+    if step == 0 or bool(((steps - step).abs() > 1e-6 * max(1.0, float(coordinates.abs().max()))).any()):
+        raise ValueError(
+            f"{name!r} is to go on at one pace from wherever it is, but its amounts {amounts.tolist()} have none: give it "
+            "as (transform, start, end)"
+        )
+    return step
 
 
 def _checked_limits(name: str, transform: Any, limits: Sequence[float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowfactor._checks import check_count
 from flowfactor.data._states import shown
 from flowfactor.data.arrays import as_tensor, looks_channels_last, pictures_tensor
 from flowfactor.data.base import Batch, SequenceDataset
@@ -27,6 +28,7 @@ from flowfactor.data.starts import (
     checked_ranges,
     coordinate_of,
     first_states,
+    pace_of,
     uniforms,
     way_of,
 )
@@ -137,11 +139,13 @@ class TransformedImages(SequenceDataset):
         return len(self.images)
 
     _tensors = ("t", "images", "colour")
+    _within: int = 0  # the steps that stay in all ranges, where there are more
 
     def _begin(self, start: Start, ranges: Mapping[str, Sequence[float]] | None) -> None:
         """Has sequences begin at the first amounts, or anywhere."""
         self.start = start
-        self.transforms = _checked_transforms(self._given, self.num_steps, composing=start == "any")
+        within = self._within or self.num_steps
+        self.transforms = _checked_transforms(self._given, within, composing=start == "any")
         self.flow_names = tuple(self.transforms)
         self.ranges = checked_ranges(ranges, self.flow_names)
         if self.ranges and start == "first":
@@ -150,6 +154,10 @@ class TransformedImages(SequenceDataset):
         if start == "any":
             self._given = dict(self.transforms)  # at their pace they stay, wherever they begin
             self.ways = tuple(way_of(name, *pair, self.ranges.get(name)) for name, pair in self.transforms.items())
+        for name, (transform, amounts) in self.transforms.items() if self.num_steps > within else ():
+            places = coordinate_of(transform, amounts)
+            way = places[0] + pace_of(name, places, amounts) * torch.arange(len(self.t))
+            self.transforms[name] = transform, amount_of(transform, way)
         for name in self.flow_names:
             self._try(name)
 
@@ -161,6 +169,38 @@ class TransformedImages(SequenceDataset):
             begun = copy.copy(self)
             begun._begin(start, None)
         return super(TransformedImages, begun).running(direction=direction)
+
+    def longer(self, steps: int) -> Self:
+        """Gives the same sequences, going on at the same pace: past the range of a transformation, where it has one.
+
+        Their first frames are those of the shorter ones, in either direction: what is needed to measure how far flows carry
+        that were trained on these.
+
+        Args:
+            steps: Number of steps, at least as many as there are.
+
+        Returns:
+            A data set of the same class.
+
+        Raises:
+            ValueError: If there are fewer steps than there are, or the amounts or times are not at one pace.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> data = TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=4, start="any")
+            >>> whole = data.longer(12)
+            >>> torch.equal(whole.batch([2])["frames"][:, :5], data.batch([2])["frames"]), whole.num_steps
+            (True, 12)
+        """
+        check_count("steps", steps, self.num_steps)
+        part = copy.copy(self)
+        part.t = self.t[0] + (self.t[1] - self.t[0]) * torch.arange(steps + 1).to(self.t)
+        if not torch.allclose(part.t[: len(self.t)], self.t):
+            raise ValueError(f"longer sequences go on at the times' pace, but the times {self.t.tolist()} have none")
+        part._within = self._within or self.num_steps
+        part._beyond = float(part.t[-1] - part.t[part._within])
+        part._begin(self.start, self.ranges)
+        return part
 
     def _select(self, indices: Tensor) -> None:
         self._elements = self._elements[indices]
@@ -204,13 +244,20 @@ class TransformedImages(SequenceDataset):
 
     def _amounts(self, flow: int, drawn: Tensor, is_backward: bool) -> list[Tensor]:
         """The amounts of each transformation: [B, T+1] of the one that acts, [B, 1] of those that hold."""
-        step, steps = self.ways[flow].step, self.num_steps
+        step, within = self.ways[flow].step, self._within or self.num_steps
         travelled = torch.zeros_like(drawn)
-        travelled[:, flow] = step * steps
+        travelled[:, flow] = step * within
         places = list(first_states(self.ways, drawn, travelled).unsqueeze(-1).unbind(1))
-        passed = torch.arange(steps + 1)
-        places[flow] = places[flow] + step * (passed.flip(0) if is_backward else passed)
+        passed = torch.arange(len(self.t))
+        places[flow] = places[flow] + step * (within - passed if is_backward else passed)
         return [amount_of(one, place) for (one, _), place in zip(self.transforms.values(), places, strict=True)]
+
+    def _backwards(self, transform: Warper, amounts: Tensor) -> Tensor:
+        """The first amounts from the last frame to the first, and on to before it where sequences are longer."""
+        if self._within in (0, self.num_steps):
+            return amounts.flip(0)
+        places = coordinate_of(transform, amounts)
+        return amount_of(transform, places[0] + (places[1] - places[0]) * (self._within - torch.arange(len(places))))
 
     def amounts(self, indices: Tensor | Sequence[int], k: int, draw: Draw | None = None) -> Tensor:
         """Gives the amounts at which transformations show images in each frame.
@@ -242,14 +289,15 @@ class TransformedImages(SequenceDataset):
         if not self.ways:
             found = torch.full(shape, math.nan, dtype=torch.float64)
             own = self.transforms[self.flow_names[k]][1]
-            found[..., k] = own.flip(0) if draw.is_backward else own
+            found[..., k] = self._backwards(self.transforms[self.flow_names[k]][0], own) if draw.is_backward else own
             return found
         drawn = uniforms(draw.seed, self._elements[indices], self.num_flows)
         return torch.stack([part.expand(shape[:2]) for part in self._amounts(k, drawn, draw.is_backward)], -1)
 
     def _apply(self, name: str, images: Tensor, out: Tensor | None = None, is_backward: bool = False) -> Tensor:
         transform, amounts = self.transforms[name]
-        amounts = amounts.flip(0) if is_backward else amounts
+        if is_backward:
+            amounts = self._backwards(transform, amounts)
         if self.colour is not None and isinstance(transform, Transform):
             return transform.tint(images, amounts, self.colour, out)
         frames = transform(images if self.colour is None else images * self.colour[:, None, None], amounts)
