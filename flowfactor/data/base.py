@@ -214,9 +214,6 @@ class SequenceDataset(Dataset[dict[str, Any]]):
 
         Args:
             device: The device.
-
-        Returns:
-            A data set of the same class.
         """
         moved = copy.copy(self)
         for name in self._tensors:

@@ -260,6 +260,7 @@ class CombinedScenes(CombinedSequences):
         check_count("count", count)
         self.data = data
         self.image_shape, self.t, self.flow_names = data.image_shape, data.t, data.flow_names
+        self.direction = data.direction
         self._draw(count, modes, (1.0, 1.0), seed, data.apart)
         # A generator of its own, so that another mixture of modes has the same scenes.
         generator = torch.Generator().manual_seed(seed + 1)

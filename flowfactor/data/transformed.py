@@ -85,6 +85,8 @@ class TransformedImages(SequenceDataset):
         images: The images [N, C, H, W].
         transforms: Names to pairs (transform, amounts [T+1]).
         labels: The labels, or None.
+        ways: Where each transformation begins and how fast it goes, with ``start="any"``; else empty.
+        within: The steps in which all transformations stay in their ranges, where sequences are `longer`; else 0.
 
     Raises:
         ValueError: If the images or the amounts are not as described, or a transformation does not suit the images, or has
@@ -139,12 +141,12 @@ class TransformedImages(SequenceDataset):
         return len(self.images)
 
     _tensors = ("t", "images", "colour")
-    _within: int = 0  # the steps that stay in all ranges, where there are more
+    within: int = 0
 
     def _begin(self, start: Start, ranges: Mapping[str, Sequence[float]] | None) -> None:
         """Has sequences begin at the first amounts, or anywhere."""
         self.start = start
-        within = self._within or self.num_steps
+        within = self.within or self.num_steps
         self.transforms = _checked_transforms(self._given, within, composing=start == "any")
         self.flow_names = tuple(self.transforms)
         self.ranges = checked_ranges(ranges, self.flow_names)
@@ -197,8 +199,8 @@ class TransformedImages(SequenceDataset):
         part.t = self.t[0] + (self.t[1] - self.t[0]) * torch.arange(steps + 1).to(self.t)
         if not torch.allclose(part.t[: len(self.t)], self.t):
             raise ValueError(f"longer sequences go on at the times' pace, but the times {self.t.tolist()} have none")
-        part._within = self._within or self.num_steps
-        part._beyond = float(part.t[-1] - part.t[part._within])
+        part.within = self.within or self.num_steps
+        part._beyond = float(part.t[-1] - part.t[part.within])
         part._begin(self.start, self.ranges)
         return part
 
@@ -244,7 +246,7 @@ class TransformedImages(SequenceDataset):
 
     def _amounts(self, flow: int, drawn: Tensor, is_backward: bool) -> list[Tensor]:
         """The amounts of each transformation: [B, T+1] of the one that acts, [B, 1] of those that hold."""
-        step, within = self.ways[flow].step, self._within or self.num_steps
+        step, within = self.ways[flow].step, self.within or self.num_steps
         travelled = torch.zeros_like(drawn)
         travelled[:, flow] = step * within
         places = list(first_states(self.ways, drawn, travelled).unsqueeze(-1).unbind(1))
@@ -254,10 +256,10 @@ class TransformedImages(SequenceDataset):
 
     def _backwards(self, transform: Warper, amounts: Tensor) -> Tensor:
         """The first amounts from the last frame to the first, and on to before it where sequences are longer."""
-        if self._within in (0, self.num_steps):
+        if self.within in (0, self.num_steps):
             return amounts.flip(0)
         places = coordinate_of(transform, amounts)
-        return amount_of(transform, places[0] + (places[1] - places[0]) * (self._within - torch.arange(len(places))))
+        return amount_of(transform, places[0] + (places[1] - places[0]) * (self.within - torch.arange(len(places))))
 
     def amounts(self, indices: Tensor | Sequence[int], k: int, draw: Draw | None = None) -> Tensor:
         """Gives the amounts at which transformations show images in each frame.

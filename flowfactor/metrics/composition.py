@@ -218,8 +218,8 @@ def extrapolation_error(
             kin, `CombinedImages`); None as they do.
         direction: ``"forward"``, or ``"backward"``: the flow runs back from the encoded last frame, at times that fall; None
             as the data do, those that run both ways forward. Both are for data sets alone.
-        trained_until: The last time that training saw, to tell the times `beyond`; ``t[0]`` where None. Backwards it
-            counts from the start likewise.
+        trained_until: The last time that training saw, to tell the times `beyond`; where None ``t[0]``, and for a
+            data set that was made `longer` the last time of the shorter one.
         limit: Draw so many sequences of a data set at random; None for all.
         seed: Seed of that draw.
         batch_size: Sequences per batch.
@@ -238,13 +238,15 @@ def extrapolation_error(
         >>> curve.t.tolist(), curve.beyond.tolist()
         ([1.0, 2.0, 3.0, 4.0], [False, False, True, True])
         >>> data = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=2)
-        >>> turn = ff.metrics.extrapolation_error(model, data.longer(6), start="any", direction="backward", trained_until=2)
-        >>> turn.t.tolist()
-        [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]
+        >>> turn = ff.metrics.extrapolation_error(model, data.longer(6), start="any", direction="backward")
+        >>> turn.t.tolist(), turn.beyond.tolist()
+        ([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0], [False, False, True, True, True, True])
     """
     data: Any = running_as(frames, start, direction, "extrapolation_error")  # type: ignore[arg-type]
     if isinstance(data, SequenceDataset):
         frames, t, context = _of_data(data, t, k, context, limit, seed)
+        within = getattr(data, "within", 0)
+        trained_until = float(t[within]) if trained_until is None and within else trained_until
     frames, t = check_frames(frames, list(t) if isinstance(t, range) else t, None)
     if len(t) < 2 or not len(frames):
         raise ValueError(f"frames must hold at least one sequence of two frames, got {list(frames.shape)}")
