@@ -195,7 +195,7 @@ class CombinedImages(CombinedSequences):
 
     def _shown(self, images: Tensor, amounts: Tensor) -> Tensor:
         transforms = [transform for transform, _ in self.transforms.values()]
-        return shown(images, transforms, amounts.unbind(-1), amounts.shape[1], self.colour)
+        return shown(images, transforms, amounts, self.colour)
 
     def transform(self, images: Tensor, weights: Tensor) -> Tensor:
         """Transforms images by weights of one's own, from the first amounts: the truth to compare a composed flow with.

@@ -221,38 +221,31 @@ class TransformedImages(SequenceDataset):
     def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
         frames = self.images.new_empty((len(indices), len(self.t), *self.image_shape), dtype=torch.float32)
         images = to_unit(self.images[indices])
-        drawn = uniforms(draw.seed, self._elements[indices], self.num_flows) if self.ways else None
+        if self.ways:
+            transforms = [transform for transform, _ in self.transforms.values()]
+            drawn = uniforms(draw.seed, self._elements[indices], self.num_flows)
+            shown(images, transforms, self._amounts(k, drawn, draw.is_backward), self.colour, frames)
+            return {"frames": frames}
         for flow in k.unique().tolist():
             where = (k == flow).nonzero().flatten()
             first, last = int(where[0]), int(where[-1])
             is_run = last - first + 1 == len(where)  # as in batches sorted by k: no gather, no scatter
             rows = slice(first, last + 1) if is_run else where
             out = frames[rows] if is_run else None
-            if drawn is None:
-                made = self._apply(self.flow_names[flow], images[rows], out, draw.is_backward)
-            else:
-                made = self._anywhere(flow, images[rows], drawn[rows], out, draw.is_backward)
+            made = self._apply(self.flow_names[flow], images[rows], out, draw.is_backward)
             if not is_run:
                 frames[rows] = made
         return {"frames": frames}
 
-    def _anywhere(
-        self, flow: int, images: Tensor, drawn: Tensor, out: Tensor | None = None, is_backward: bool = False
-    ) -> Tensor:
-        """Sequences from anywhere, by the numbers [B, K] that their starts are drawn by."""
-        transforms = [transform for transform, _ in self.transforms.values()]
-        amounts = self._amounts(flow, drawn, is_backward)
-        return shown(images, transforms, amounts, len(self.t), self.colour, out)
-
-    def _amounts(self, flow: int, drawn: Tensor, is_backward: bool) -> list[Tensor]:
-        """The amounts of each transformation: [B, T+1] of the one that acts, [B, 1] of those that hold."""
-        step, within = self.ways[flow].step, self.within or self.num_steps
-        travelled = torch.zeros_like(drawn)
-        travelled[:, flow] = step * within
-        places = list(first_states(self.ways, drawn, travelled).unsqueeze(-1).unbind(1))
-        passed = torch.arange(len(self.t))
-        places[flow] = places[flow] + step * (within - passed if is_backward else passed)
-        return [amount_of(one, place) for (one, _), place in zip(self.transforms.values(), places, strict=True)]
+    def _amounts(self, k: Tensor, drawn: Tensor, is_backward: bool) -> Tensor:
+        """The amounts [B, T+1, K] of sequences from anywhere, by the numbers [B, K] that their starts are drawn by."""
+        within, passed = self.within or self.num_steps, torch.arange(len(self.t), dtype=torch.float64)
+        steps = torch.tensor([way.step for way in self.ways], dtype=torch.float64)
+        acting = steps * (k.cpu()[:, None] == torch.arange(self.num_flows))
+        first = first_states(self.ways, drawn, acting * within)
+        places = first[:, None] + acting[:, None] * (within - passed if is_backward else passed)[:, None]
+        parts = zip(self.transforms.values(), places.unbind(-1), strict=True)
+        return torch.stack([amount_of(transform, place) for (transform, _), place in parts], -1)
 
     def _backwards(self, transform: Warper, amounts: Tensor) -> Tensor:
         """The first amounts from the last frame to the first, and on to before it where sequences are longer."""
@@ -294,7 +287,7 @@ class TransformedImages(SequenceDataset):
             found[..., k] = self._backwards(self.transforms[self.flow_names[k]][0], own) if draw.is_backward else own
             return found
         drawn = uniforms(draw.seed, self._elements[indices], self.num_flows)
-        return torch.stack([part.expand(shape[:2]) for part in self._amounts(k, drawn, draw.is_backward)], -1)
+        return self._amounts(torch.full(shape[:1], k), drawn, draw.is_backward)
 
     def _apply(self, name: str, images: Tensor, out: Tensor | None = None, is_backward: bool = False) -> Tensor:
         transform, amounts = self.transforms[name]
@@ -310,7 +303,9 @@ class TransformedImages(SequenceDataset):
         images = to_unit(self.images[:1])
         if self.ways:  # at both ends of all ranges
             ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(-1, self.num_flows)
-            frames = self._anywhere(self.flow_names.index(name), images.expand(2, -1, -1, -1), ends)
+            amounts = self._amounts(torch.full((2,), self.flow_names.index(name)), ends, False)
+            transforms = [transform for transform, _ in self.transforms.values()]
+            frames = shown(images.expand(2, -1, -1, -1), transforms, amounts, self.colour)
             frames = frames.flatten(0, 1).unsqueeze(0)[:, : len(self.t)]
         else:
             frames = self._apply(name, images)

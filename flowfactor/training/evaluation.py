@@ -156,8 +156,8 @@ class EvaluationConfig:
         images: Test images for the equivariance errors and the factor accuracy, under every transformation.
         likelihood_images: Test images for the likelihood, under every transformation; 0 leaves it out.
         likelihood_samples: Samples of its importance-weighted bound.
-        latent_images: Test images for the latent equivariance error and for how flows move, under every transformation; 0
-            leaves these out.
+        latent_images: Test images for the latent equivariance error and for how flows move and combine, under every
+            transformation; 0 leaves these out.
         search_images: Training images of each transformation: to search the best latent dimension of models without
             transformations on, and to match the flows of models that infer k on (ten times as many).
         factor_samples: Test pictures for the disentanglement metrics, where the data have factor labels; 0 leaves them
@@ -219,7 +219,7 @@ def measure(
 
     Returns:
         The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``gradient_share``, ``arc_over_chord``,
-        ``translation_share``, ``solver_gap``, ``factor_accuracy``, ``spikes``, ``mig``, ``dci``, ``sap`` and ``vp``, and of
+        ``translation_share``, ``solver_gap``, ``combining`` (as in `evaluate`), ``factor_accuracy``, ``spikes``, ``mig``, ``dci``, ``sap`` and ``vp``, and of
         ``reconstruction`` where the sequences have no labels. What a model or data set
         does not have holds ``{"missing": reason}`` instead.
     """
@@ -230,7 +230,7 @@ def measure(
     figures: dict[str, Any] = {}
     measured: Any = model
     if not test.num_flows:
-        names = ("factor_accuracy", "equivariance", "latent_equivariance", *_MOTION, "vp")
+        names = ("factor_accuracy", "equivariance", "latent_equivariance", *_MOTION, "combining", "vp")
         figures = dict.fromkeys(names, _NO_LABELS)
         figures["reconstruction"] = _reconstruction(model, test, settings.images, seed)
         figures["likelihood"] = _likelihood(model, model, test, settings, seed)
@@ -258,6 +258,7 @@ def measure(
         lambda: latent_equivariance_error(measured, test, limit=settings.latent_images, seed=seed).as_dict(),
     )
     figures |= _motion(measured, test, settings.latent_images, seed)
+    figures["combining"] = _combining(model, measured, test, settings.latent_images, seed)
     figures["vp"] = _vp(measured, test, settings, seed)
     figures |= _disentanglement(model, test, settings, seed)
     return figures
