@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from flowfactor.data.epochs import Batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Planned(Protocol):
@@ -27,8 +24,9 @@ class Planned(Protocol):
         """The elements and flows of every batch of an epoch, and what else is drawn."""
         ...
 
-    def batch(self, indices: Tensor, k: Tensor, *drawn: Any) -> Batch:
-        """One batch of what the plan says."""
+    @property
+    def batch(self) -> Callable[..., Batch]:
+        """Makes one batch of what the plan says, handed over argument by argument."""
         ...
 
 

@@ -350,7 +350,7 @@ def _checked_transforms(
             ends = coordinate_of(own, torch.tensor([part[1], part[2]], dtype=torch.float64)).tolist()
             if not all(map(math.isfinite, ends)):
                 raise ValueError(f"transformation {name!r} cannot go from {part[1]} to {part[2]} by {own!r}")
-            amounts = amount_of(own, torch.linspace(*ends, steps + 1, dtype=torch.float64))
+            amounts = amount_of(own, torch.linspace(ends[0], ends[1], steps + 1, dtype=torch.float64))
         else:
             amounts = torch.as_tensor(part[1], dtype=torch.float64)
         if amounts.shape != (steps + 1,) or not bool(amounts.isfinite().all()):

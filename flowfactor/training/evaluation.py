@@ -219,8 +219,8 @@ def measure(
 
     Returns:
         The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``gradient_share``, ``arc_over_chord``,
-        ``translation_share``, ``solver_gap``, ``combining`` (as in `evaluate`), ``factor_accuracy``, ``spikes``, ``mig``, ``dci``, ``sap`` and ``vp``, and of
-        ``reconstruction`` where the sequences have no labels. What a model or data set
+        ``translation_share``, ``solver_gap``, ``combining`` (as in `evaluate`), ``factor_accuracy``, ``spikes``, ``mig``,
+        ``dci``, ``sap`` and ``vp``, and of ``reconstruction`` where the sequences have no labels. What a model or data set
         does not have holds ``{"missing": reason}`` instead.
     """
     device = next(model.parameters()).device

@@ -222,3 +222,12 @@ def test_wrong_starts_are_told(name: str, options: dict, message: str, tmp_path:
     root = str(write_mnist(tmp_path)) if name == "mnist" else None
     with pytest.raises(ValueError, match=message):
         DataConfig(name, root=root, options=options).dataset("test")
+
+
+def test_validation_runs_both_ways_by_turns() -> None:
+    flows = {"turn": (ff.data.Rotate(), 0.0, 40.0)}
+    data = ff.data.TransformedImages(torch.rand(12, 1, 8, 8), flows, 2, start="any", direction="both")
+    loader = ff.training.SequenceData(data, 4, val=data).val_dataloader()
+    first, again = (list(loader) for _ in range(2))
+    assert [float(batch["t"][-1]) for batch in first] == [2, -2, 2]
+    assert all(torch.equal(one["frames"], other["frames"]) for one, other in zip(first, again, strict=True))
