@@ -164,7 +164,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             A data set of the same class which shares everything with this one.
 
         Raises:
-            ValueError: If the data cannot tell what sequences from such a start look like, or there is no such direction.
+            ValueError: If the data cannot begin so, or there is no such direction.
 
         Example:
             >>> import flowfactor as ff
@@ -182,7 +182,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
                 "those of TransformedImages, MNIST, Digits and CombinedImages may"
             )
         part = copy.copy(self)
-        part.direction = self.direction if direction is None else direction
+        part.direction = direction or self.direction
         return part
 
     def subset(self, indices: Tensor | Sequence[int] | Sequence[bool]) -> Self:
@@ -210,11 +210,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         return part
 
     def to(self, device: torch.device | str) -> Self:
-        """Gives the same data set with its data on another device, where batches are then made.
-
-        Args:
-            device: The device.
-        """
+        """Gives the same data set with its data on another device, where batches are then made."""
         moved = copy.copy(self)
         for name in self._tensors:
             value = getattr(self, name)
