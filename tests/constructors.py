@@ -241,11 +241,21 @@ def _irregular(folder: Path) -> ff.data.Sequences:
 
 DATASETS: dict[str, Callable[[Path], ff.data.SequenceDataset]] = {
     "images": lambda folder: ff.data.TransformedImages(_images(), FLOWS, steps=3, colour="red"),
+    "images-any": lambda folder: ff.data.TransformedImages(
+        _images(), FLOWS, steps=3, colour="red", start="any", direction="both"
+    ),
+    "images-backward": lambda folder: ff.data.TransformedImages(
+        _images(), FLOWS, steps=3, colour="red", direction="backward"
+    ),
     "sequences": lambda folder: ff.data.Sequences(_images(9, (4, 5, 7))),
     "sequences-labelled": lambda folder: ff.data.Sequences(_images(9, (4, 5, 7)), torch.arange(9) % 3),
     "sequences-irregular": _irregular,
     "scenes": lambda folder: ff.data.Scenes("test", **SCENES),
+    "scenes-both": lambda folder: ff.data.Scenes("test", direction="both", **SCENES),
     "combined-images": lambda folder: ff.data.CombinedImages(_images(), FLOWS, steps=3, colour="red"),
+    "combined-images-any": lambda folder: ff.data.CombinedImages(
+        _images(), FLOWS, steps=3, colour="red", start="any", direction="both"
+    ),
     "combined-scenes": lambda folder: ff.data.CombinedScenes(ff.data.Scenes("test", **SCENES), 12),
     "mnist": lambda folder: ff.data.MNIST(write_mnist(folder), "test", steps=3),
     "digits": _digits,

@@ -99,7 +99,7 @@ def table(result: dict[str, Any]) -> str:
     drawn = result.get("equivariance", {})
     if drawn.get("limit") is not None:
         lines.append(f"(of {drawn['limit']:,} test sequences each, drawn at random, seed {drawn['seed']})")
-    lines += _motion(result)
+    lines += _motion(result) + _combining(result)
     rebuilt = result.get("reconstruction")
     if rebuilt is not None:
         lines.append(
@@ -118,6 +118,35 @@ def table(result: dict[str, Any]) -> str:
             f"({bound['likelihood']}, {bound['objective']} bound, {bound['samples']} samples)"
         )
     return "\n".join(lines)
+
+
+def _combining(result: dict[str, Any]) -> list[str]:
+    """How flows run backwards and combine: lines of the table."""
+    found = result.get("combining", {})
+    backward = found.get("backward", {})
+    lines = []
+    if "error" in backward:
+        lines = ["", f"{'backwards':<26}{'E':>10}{'forward':>12}{'doing nothing':>16}"]
+        for name, value in backward["error"].items():
+            forward, nothing = found["single"]["error"][name], backward["doing_nothing"][name]
+            lines.append(f"{name:<26}{value:>10.1f}{forward:>12.1f}{nothing:>16.1f}")
+    for mode, title in (("superpose", "both at once"), ("switch", "one after another")):
+        pairs = found.get(mode, {})
+        if "error" in pairs:
+            lines += ["", f"{title:<26}{'E':>10}{'over singles':>14}{'doing nothing':>16}"]
+            for name, value in pairs["error"].items():
+                over, nothing = pairs["over_singles"][name], pairs["doing_nothing"][name]
+                lines.append(f"{name:<26}{value:>10.1f}{over:>14.2f}{nothing:>16.1f}")
+    if "error" in found.get("untouched", {}):
+        lines += ["", f"{'from the untouched image':<26}{'E':>10}{'doing nothing':>28}"]
+        nothing = found["untouched"]["doing_nothing"]
+        lines += [
+            f"{name:<26}{value:>10.1f}{nothing[name]:>28.1f}" for name, value in found["untouched"]["error"].items()
+        ]
+    if lines:
+        start = "anywhere" if found["start"] == "any" else "where those of the test split do"
+        lines.append(f"(of at most {found['count']:,} test sequences each, which begin {start})")
+    return lines
 
 
 _MOTION = {

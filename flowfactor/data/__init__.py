@@ -9,10 +9,12 @@ from __future__ import annotations
 from flowfactor._datasets import register_dataset
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.colours import colour, hue_to_rgb, shift_hue
-from flowfactor.data.combined import COMBINED_MODES, CombinedImages, CombinedScenes, CombinedSequences, weights_schedule
+from flowfactor.data.combined import CombinedImages, CombinedScenes
+from flowfactor.data.compose import Compose
 from flowfactor.data.densities import Banana, EightGaussians, KnownDensity, PlanarMixture, TwoMoons
 from flowfactor.data.factors import FactorSequences
 from flowfactor.data.loader import SequenceLoader
+from flowfactor.data.mixing import COMBINED_MODES, CombinedSequences, weights_schedule
 from flowfactor.data.raycast import SCENE_SHAPES
 from flowfactor.data.readers.digits import Digits
 from flowfactor.data.readers.dsprites import DSprites
@@ -26,7 +28,6 @@ from flowfactor.data.render import SCENE_FACTORS, VIEW_FACTORS, render_scenes
 from flowfactor.data.scenes import Scenes
 from flowfactor.data.transformed import TransformedImages
 from flowfactor.data.transforms import (
-    Compose,
     Geometric,
     Hue,
     Perspective,

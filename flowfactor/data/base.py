@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flowfactor.data.checks import sha256_of
 from flowfactor.data.epochs import Batch, draw_epoch
 from flowfactor.data.loader import SequenceLoader
+from flowfactor.data.starts import Direction, Draw, Start, check_start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Index: TypeAlias = int | tuple[int, int]
 
 _LOOKED_AT = 32  # elements in a fingerprint
+_ALONG_TIME = ("frames", "mask", "factors", "weights")  # what a batch holds of frames, or of steps between them
 
 
 class SequenceDataset(Dataset[dict[str, Any]]):
@@ -39,17 +41,27 @@ class SequenceDataset(Dataset[dict[str, Any]]):
     ``dataset[i]`` takes ``k = i % K``, and ``dataset[i, k]`` any. Where sequences are recorded (`Sequences`), k is what
     their label says; without labels it is -1 and `num_flows` is 0.
 
+    Sequences may also run backwards (see `running`): their frames come from the last to the first, at times that fall. All
+    sequences of a batch run one way and share their times ``[T+1]``, so that any method can be trained on them, also those
+    that take no times of each sequence. With ``direction="both"`` every other batch of an epoch runs backwards, the first or
+    the second by a draw; what is asked for by its index runs forward.
+
     Subclasses set the attributes below, and implement `__len__` and `_frames`.
 
     Attributes:
         flow_names: Names of the K transformations.
         image_shape: (C, H, W).
         t: Times of the frames [T+1], float32.
+        start: Whether sequences begin at a ``"first"`` state that the data decide, or at ``"any"``.
+        direction: Whether they run ``"forward"``, ``"backward"`` or, batch by batch, ``"both"`` ways.
     """
 
     flow_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     t: Tensor
+    start: Start = "first"
+    direction: Direction = "forward"
+    _beyond: float = 0.0  # how much time sequences go on after their usual end
     _tensors: tuple[str, ...] = ("t",)  # names of the attributes that `to` moves
 
     @property
@@ -80,6 +92,13 @@ class SequenceDataset(Dataset[dict[str, Any]]):
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
         """Makes sequences: checked indices [B] and k [B] to ``"frames"`` and whatever else the batch holds."""
 
+    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
+        """Makes sequences as `_frames` does, from the starts and in the direction that are drawn."""
+        made = self._frames(indices, k)
+        if not draw.is_backward:
+            return made
+        return {name: value.flip(1) if name in _ALONG_TIME else value for name, value in made.items()}
+
     def _select(self, indices: Tensor) -> None:
         """Keeps the elements of checked indices, in place: called on a shallow copy by `subset`."""
         raise TypeError(f"{type(self).__name__} has no subsets")
@@ -97,6 +116,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         self,
         indices: Tensor | Sequence[int],
         k: Tensor | Sequence[int] | int | None = None,
+        draw: Draw | None = None,
         *,
         generator: torch.Generator | None = None,
     ) -> Batch:
@@ -106,6 +126,8 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             indices: Elements [B], each in [0, len).
             k: Transformations [B], or one for all. None takes the labels where the data set has them; elsewhere it
                 draws k uniformly with `generator`, or takes ``index % K`` if there is none.
+            draw: What else `plan` drew for the batch: the seed of starts, and the direction. None is the same for ever,
+                as test sets are, and forward unless all run backwards.
             generator: Source of the draw of k.
 
         Returns:
@@ -123,8 +145,45 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """
         indices = self._indices(indices)
         k = self._resolve(indices, k, generator)
-        made = self._frames(indices, k)
-        return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": self.t, **made}
+        draw = draw or Draw(is_backward=self.direction == "backward")
+        made = self._drawn(indices, k, draw)
+        t = made.pop("t", self.t)
+        if draw.is_backward:
+            # Where any state may be the first, so may the last frame's: its time is that of a start, others lie before.
+            t = t.flip(-1) - (t[..., -1:] - t[..., :1] if self.start == "any" else self._beyond)
+        return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": t, **made}
+
+    def running(self, *, start: Start | None = None, direction: Direction | None = None) -> Self:
+        """Gives the same elements, begun elsewhere or run another way.
+
+        Args:
+            start: ``"first"`` or ``"any"``; None as it is.
+            direction: ``"forward"``, ``"both"`` or ``"backward"``; None as it is.
+
+        Returns:
+            A data set of the same class which shares everything with this one.
+
+        Raises:
+            ValueError: If the data cannot begin so, or there is no such direction.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> data = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=4)
+            >>> back = data.running(direction="backward").batch([0])
+            >>> torch.equal(back["frames"].flip(1), data.batch([0])["frames"]), back["t"]
+            (True, tensor([4., 3., 2., 1., 0.]))
+            >>> data.running(start="any", direction="backward").batch([0])["t"]
+            tensor([ 0., -1., -2., -3., -4.])
+        """
+        check_start(self.start if start is None else start, self.direction if direction is None else direction)
+        if start not in (None, self.start):
+            raise ValueError(
+                f"sequences of {type(self).__name__} begin where the data say (start={self.start!r}), not at {start!r}: "
+                "those of TransformedImages, MNIST, Digits and CombinedImages may"
+            )
+        part = copy.copy(self)
+        part.direction = direction or self.direction
+        return part
 
     def subset(self, indices: Tensor | Sequence[int] | Sequence[bool]) -> Self:
         """Gives the same data set with some of its elements only.
@@ -151,14 +210,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         return part
 
     def to(self, device: torch.device | str) -> Self:
-        """Gives the same data set with its data on another device, where batches are then made.
-
-        Args:
-            device: The device.
-
-        Returns:
-            A data set of the same class.
-        """
+        """Gives the same data set with its data on another device, where batches are then made."""
         moved = copy.copy(self)
         for name in self._tensors:
             value = getattr(self, name)
@@ -184,22 +236,18 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(self), generator=generator)[:_LOOKED_AT].sort().values
-        digest = hashlib.sha256()
-        for mark in self._marks(chosen):
-            digest.update(mark.cpu().contiguous().numpy().tobytes())
         labels = getattr(self, "labels", None)
-        for part in (self._substance(chosen), self.fixed_k, None if labels is None else labels[chosen]):
-            if part is not None:
-                # Pictures that were bytes once are these bytes again, whatever the device made of them.
-                whole = part if not part.is_floating_point() else (part * 255).round().clamp(0, 255).to(torch.uint8)
-                digest.update(whole.cpu().contiguous().numpy().tobytes())
+        marks = self._marks(chosen)
+        if (self.start, self.direction) != ("first", "forward"):
+            marks.append(torch.tensor(list(f"{self.start} {self.direction}".encode()), dtype=torch.uint8))
+        parts = (self._substance(chosen), self.fixed_k, None if labels is None else labels[chosen])
         return {
             "class": type(self).__name__,
             "elements": len(self),
             "image_shape": list(self.image_shape),
             "steps": self.num_steps,
             "flows": list(self.flow_names),
-            "sha256": digest.hexdigest(),
+            "sha256": sha256_of(marks, [part for part in parts if part is not None]),
         }
 
     def _marks(self, indices: Tensor) -> list[Tensor]:
@@ -218,14 +266,22 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         stratified: bool = True,
         shuffle: bool = True,
         drop_last: bool = True,
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> list[tuple[Any, ...]]:
         """Draws one epoch: what each batch will hold, before any frame is made. `batches` documents the arguments.
 
         Returns:
-            A list of (indices [B], k [B]), each sorted by k.
+            A list of what `batch` takes: (indices [B], k [B]), sorted by k, with a draw where starts or ways are drawn.
         """
         draws: dict[str, Any] = {"generator": generator, "stratified": stratified, "shuffle": shuffle}
-        return draw_epoch(len(self), self.num_flows, self.fixed_k, batch_size, drop_last=drop_last, **draws)
+        epoch = draw_epoch(len(self), self.num_flows, self.fixed_k, batch_size, drop_last=drop_last, **draws)
+        if self.start == "first" and self.direction != "both":
+            return list(epoch)
+        device = generator.device if generator else None
+        seed, turn = torch.randint(2**62, (2,), generator=generator, device=device).tolist() if shuffle else (0, 0)
+        way = {"forward": (False, False), "backward": (True, True), "both": (turn % 2 == 1, turn % 2 == 0)}[
+            self.direction
+        ]
+        return [(*drawn, Draw(seed, way[n % 2])) for n, drawn in enumerate(epoch)]
 
     def batches(
         self,
@@ -264,7 +320,7 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             [[0, 0, 1, 1], [0, 0, 1, 1]]
         """
         epoch = self.plan(batch_size, generator=generator, stratified=stratified, shuffle=shuffle, drop_last=drop_last)
-        return (self.batch(indices, k) for indices, k in epoch)
+        return (self.batch(*drawn) for drawn in epoch)
 
     def loader(
         self,

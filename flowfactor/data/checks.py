@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,6 +74,30 @@ def check_times(
     if times.shape != (steps + 1,) or not bool((times.diff() > 0).all()) or not bool(times.isfinite().all()):
         raise ValueError(f"t must be {steps + 1} strictly increasing times, one a frame, got {times.tolist()}")
     return times
+
+
+def sha256_of(marks: Sequence[Tensor], pictures: Sequence[Tensor]) -> str:
+    """Hashes tensors, wherever they lie.
+
+    Args:
+        marks: Tensors that are hashed as they are.
+        pictures: Tensors in which floating-point numbers are pictures in [0, 1]: those that were bytes once are these bytes
+            again, whatever a device made of them.
+
+    Returns:
+        The SHA-256 in hexadecimal digits.
+
+    Example:
+        >>> sha256_of([], [torch.tensor([0.5])]) == sha256_of([], [torch.tensor([128], dtype=torch.uint8)])
+        True
+    """
+    digest = hashlib.sha256()
+    for mark in marks:
+        digest.update(mark.cpu().contiguous().numpy().tobytes())
+    for part in pictures:
+        whole = part if not part.is_floating_point() else (part * 255).round().clamp(0, 255).to(torch.uint8)
+        digest.update(whole.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def to_unit(pictures: Tensor) -> Tensor:

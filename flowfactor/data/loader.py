@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from flowfactor.data.epochs import Batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Planned(Protocol):
@@ -23,12 +20,13 @@ class Planned(Protocol):
 
     def plan(
         self, batch_size: int, *, generator: Generator, stratified: bool, shuffle: bool, drop_last: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The elements and flows of every batch of an epoch."""
+    ) -> list[tuple[Any, ...]]:
+        """The elements and flows of every batch of an epoch, and what else is drawn."""
         ...
 
-    def batch(self, indices: Tensor, k: Tensor) -> Batch:
-        """One batch."""
+    @property
+    def batch(self) -> Callable[..., Batch]:
+        """Makes one batch of what the plan says, handed over argument by argument."""
         ...
 
 
@@ -144,7 +142,7 @@ class SequenceLoader(IterableDataset[Batch]):
         self._resumed = False
         return self._epoch
 
-    def _ahead(self) -> list[tuple[Any, Any]]:
+    def _ahead(self) -> list[tuple[Any, ...]]:
         """What the batches from the position to the end of the epoch hold."""
         return self._plan(self._epoch)[self.rank :: self.world_size][self._position : self._length]
 
@@ -155,7 +153,7 @@ class SequenceLoader(IterableDataset[Batch]):
                 self._position = position + 1
             yield batch
 
-    def _plan(self, epoch: int) -> list[tuple[Any, Any]]:
+    def _plan(self, epoch: int) -> list[tuple[Any, ...]]:
         # Far-apart odd multiples keep the epochs of neighbouring seeds from meeting.
         generator = Generator().manual_seed((self.seed + epoch * 0x9E3779B97F4A7C15) % 2**63)
         return self.dataset.plan(
@@ -201,7 +199,7 @@ class _Made(Dataset[Batch]):
     def __init__(self, dataset: Planned) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, drawn: tuple[Any, Any]) -> Batch:
+    def __getitem__(self, drawn: tuple[Any, ...]) -> Batch:
         return self.dataset.batch(*drawn)
 
 

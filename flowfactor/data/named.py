@@ -24,7 +24,7 @@ _MIXING = ("modes", "strength", "seed", "count")
 def open_images(kind: str, split: Split, *, steps: int, flows: Sequence[str] | None = None, **options: Any) -> Any:
     """Opens a data set of transformed pictures; `flows` are names of `flowfactor.data.paper_transforms`."""
     if flows is not None:
-        options["transforms"] = paper_transforms(steps, flows)
+        options["transforms"] = paper_transforms(steps, flows, start=options.get("start", "first"))
     return getattr(sets, kind)(split=split, steps=steps, **options)
 
 
@@ -43,10 +43,7 @@ def open_combined(name: str, split: Split, *, combined: bool, **settings: Any) -
         return plain
     if isinstance(plain, FactorSequences):
         return CombinedScenes(plain, **mixing)
-    colour = settings.get("colour", "red")
-    return CombinedImages(
-        plain.images, plain.transforms, settings["steps"], colour=colour, labels=plain.labels, **mixing
-    )
+    return CombinedImages.of(plain, **mixing)
 
 
 def open_sequences(

@@ -23,6 +23,7 @@ from flowfactor.data.render import (
     paint,
     render_scenes,
 )
+from flowfactor.data.starts import check_start
 
 _HUES = tuple(name for name in SCENE_FACTORS if name.endswith("hue"))
 _COLOURS = (*_HUES, "light_intensity")  # factors that need no other shade
@@ -72,6 +73,7 @@ class Scenes(FactorSequences):
         held_out: Share of the scenes that the test split holds out.
         supersampling: Rays per pixel, along each of its sides.
         t: Times of the frames [T+1], strictly increasing; by default 0, 1, ..., T.
+        direction: ``"forward"``, ``"backward"``, or ``"both"``: half of the batches of an epoch run backwards.
 
     Attributes:
         factor_names: `SCENE_FACTORS`, and after them those of `VIEW_FACTORS` that scenes have.
@@ -113,8 +115,11 @@ class Scenes(FactorSequences):
         held_out: float = 0.2,
         supersampling: int = 3,
         t: Tensor | Sequence[float] | None = None,
+        direction: Literal["forward", "both", "backward"] = "forward",
     ) -> None:
         check_sizes(size, supersampling)
+        check_start("first", direction)
+        self.direction = direction
         names = checked_names(shapes, raycast.SCENE_SHAPES, "shapes")
         varied = checked_names(vary, SCENE_FACTORS + VIEW_FACTORS, "vary")
         at_least = steps + 1 if isinstance(steps, int) else 1  # what steps may be is checked below

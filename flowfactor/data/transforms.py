@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,10 +28,17 @@ Amounts: TypeAlias = Tensor | Sequence[float]
 class Transform(ABC):
     """A deterministic transformation of images, indexed by an amount.
 
-    Subclasses implement `__call__` and have a `name`, which names the flow that learns the transformation.
+    Subclasses implement `__call__` and have a `name`, which names the flow that learns the transformation. Where sequences
+    are to begin anywhere, they say where its amounts lie: on a `circle`, or on a line, in whose `coordinate` equal steps
+    have equal effects.
+
+    Attributes:
+        name: Its name.
+        circle: The amount that leads once round, to the same picture; None where amounts lie on a line.
     """
 
     name: str = "transformation"
+    circle: float | None = None
 
     @abstractmethod
     def __call__(self, images: Tensor, amounts: Amounts) -> Tensor:
@@ -63,6 +70,28 @@ class Transform(ABC):
         frames = self(images * colour.to(images)[:, None, None], amounts)
         return frames if out is None else out.copy_(frames)
 
+    def coordinate(self, amounts: Tensor) -> Tensor:
+        """Gives the coordinate of amounts in which the transformation moves at an even pace; by default the amount.
+
+        Args:
+            amounts: Amounts, any shape, floating point.
+
+        Returns:
+            Coordinates of the same shape.
+        """
+        return amounts
+
+    def amount(self, coordinates: Tensor) -> Tensor:
+        """Gives the amounts at coordinates: the inverse of `coordinate`."""
+        return coordinates
+
+    def composing(self) -> Transform:
+        """Gives the transformation at the pace whose steps compose: a step has the same effect wherever it begins.
+
+        Sequences that begin anywhere are made with it. By default the transformation is of that kind.
+        """
+        return self
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -86,7 +115,7 @@ class Geometric(Transform):
 
     def __call__(self, images: Tensor, amounts: Amounts) -> Tensor:
         """Transforms every image by every amount: [B, C, H, W] and [S] to [B, S, C, H, W]."""
-        amounts = _checked(images, amounts)
+        amounts = checked_call(images, amounts)
         return warp(images, self.matrices(amounts, *images.shape[-2:]))
 
     def tint(self, images: Tensor, amounts: Amounts, colour: Tensor, out: Tensor | None = None) -> Tensor:
@@ -99,13 +128,45 @@ class Scale(Geometric):
 
     The amount is the factor, above 0: 1 leaves the picture as it is, 2 shows everything twice as large.
 
+    Args:
+        pace: How factors grow from frame to frame: ``"linear"``, by equal differences, as the paper's; or ``"geometric"``,
+            by equal ratios. Scalings one after another multiply their factors, so that a step is the same transformation
+            wherever it begins only at the latter. None is linear, and geometric where sequences begin anywhere.
+
+    Raises:
+        ValueError: If there is no such pace.
+
     Example:
         >>> images = torch.rand(5, 1, 28, 28)
         >>> Scale()(images, [1.0, 1.4, 1.8]).shape
         torch.Size([5, 3, 1, 28, 28])
+        >>> import flowfactor as ff
+        >>> data = ff.data.TransformedImages(images, [(ff.data.Scale("geometric"), 1.0, 4.0)], steps=2)
+        >>> data.transforms["scaling"][1]
+        tensor([1., 2., 4.], dtype=torch.float64)
     """
 
     name = "scaling"
+
+    def __init__(self, pace: Literal["linear", "geometric"] | None = None) -> None:
+        if pace not in (None, "linear", "geometric"):
+            raise ValueError(f"pace is 'linear' or 'geometric', got {pace!r}")
+        self.pace = pace
+
+    def coordinate(self, amounts: Tensor) -> Tensor:
+        """Gives the factors, or at a geometric pace their logarithms."""
+        return amounts.log() if self.pace == "geometric" else amounts
+
+    def amount(self, coordinates: Tensor) -> Tensor:
+        """Gives the factors at coordinates."""
+        return coordinates.exp() if self.pace == "geometric" else coordinates
+
+    def composing(self) -> Scale:
+        """Gives the scaling at a geometric pace, unless another was asked for."""
+        return self if self.pace is not None else Scale("geometric")
+
+    def __repr__(self) -> str:
+        return "Scale()" if self.pace is None else f"Scale(pace={self.pace!r})"
 
     def matrices(self, amounts: Tensor, height: int, width: int) -> Tensor:
         """Gives diag(1 / factor, 1 / factor, 1)."""
@@ -128,6 +189,7 @@ class Rotate(Geometric):
     """
 
     name = "rotation"
+    circle = 360.0
 
     def matrices(self, amounts: Tensor, height: int, width: int) -> Tensor:
         """Gives the rotations by minus the angle, in coordinates whose y points down."""
@@ -221,15 +283,16 @@ class Hue(Transform):
     """
 
     name = "hue"
+    circle = 360.0
 
     def __call__(self, images: Tensor, amounts: Amounts) -> Tensor:
         """Shifts the hue of every image by every amount: [B, 3, H, W] and [S] to [B, S, 3, H, W]."""
-        amounts = _checked(images, amounts)
+        amounts = checked_call(images, amounts)
         return shift_hue(images, amounts.to(images))
 
     def tint(self, images: Tensor, amounts: Amounts, colour: Tensor, out: Tensor | None = None) -> Tensor:
         """Shifts the colour and multiplies: [B, S, 3, H, W]."""
-        colours = self.colours(_checked(images, amounts), colour).to(images)
+        colours = self.colours(checked_call(images, amounts), colour).to(images)
         return torch.mul(images.unsqueeze(1), colours[:, :, None, None], out=out)
 
     def colours(self, amounts: Tensor, colour: Tensor) -> Tensor:
@@ -244,100 +307,7 @@ def _hues(colour: tuple[float, ...], degrees: tuple[float, ...]) -> Tensor:
     return shift_hue(shown, torch.tensor(degrees, dtype=torch.float64))[..., 0, 0]
 
 
-class Compose(Transform):
-    """Several transformations at once, led by one amount.
-
-    The amount is the progress: at 0 every part is at its start, at 1 at its end, and in between (or beyond) on the
-    straight line through both. Geometric parts are multiplied into one homography, applied in the order given, so that
-    the picture is interpolated once however many there are; hue shifts follow.
-
-    Args:
-        *parts: Triples (transformation, start, end), the transformation being geometric or a `Hue`.
-        name: Name of the whole; by default the parts' names joined by ``+``.
-
-    Raises:
-        ValueError: If there is no part.
-        TypeError: If a part is not such a triple.
-
-    Example:
-        >>> both = Compose((Rotate(), 0.0, 80.0), (Hue(), 0.0, 160.0))
-        >>> both.name
-        'rotation+hue'
-        >>> both(torch.rand(2, 3, 28, 28), torch.linspace(0, 1, 9)).shape
-        torch.Size([2, 9, 3, 28, 28])
-    """
-
-    def __init__(self, *parts: tuple[Transform, float, float], name: str | None = None) -> None:
-        if not parts:
-            raise ValueError("Compose needs at least one part: (transformation, start, end)")
-        for part in parts:
-            if not (isinstance(part, tuple) and len(part) == 3 and isinstance(part[0], Geometric | Hue)):
-                raise TypeError(
-                    f"a part is (transformation, start, end) with a geometric transformation or Hue, got {part!r}"
-                )
-        self.parts = tuple((transform, float(start), float(end)) for transform, start, end in parts)
-        self.name = name or "+".join(transform.name for transform, _, _ in parts)
-
-    def __call__(self, images: Tensor, amounts: Amounts) -> Tensor:
-        """Applies all parts at every progress: [B, C, H, W] and [S] to [B, S, C, H, W]."""
-        amounts = _checked(images, amounts)
-        frames = self._moved(images, amounts)
-        shift = self.shift(amounts)
-        if shift is None:
-            return frames
-        # The shifts differ along S, not across images: one colour function a time, each over all images.
-        shifted = [shift_hue(frames[:, s], degrees.item()) for s, degrees in enumerate(shift)]
-        return torch.stack(shifted, dim=1)
-
-    def tint(self, images: Tensor, amounts: Amounts, colour: Tensor, out: Tensor | None = None) -> Tensor:
-        """Moves the grey images, shifts the colour and multiplies: [B, S, 3, H, W]."""
-        amounts = _checked(images, amounts)
-        shift = self.shift(amounts)
-        colours = colour.to(images).expand(len(amounts), 3) if shift is None else Hue().colours(shift, colour)
-        return torch.mul(self._moved(images, amounts), colours.to(images)[:, :, None, None], out=out)
-
-    def _moved(self, images: Tensor, amounts: Tensor) -> Tensor:
-        whole = self.matrices(amounts, *images.shape[-2:])
-        if whole is None:
-            return images.unsqueeze(1).expand(-1, len(amounts), -1, -1, -1)
-        return warp(images, whole)
-
-    def matrices(self, amounts: Tensor, height: int, width: int) -> Tensor | None:
-        """Gives the homographies [S, 3, 3] of all geometric parts together, or None if there are none.
-
-        Args:
-            amounts: Progress [S], float64.
-            height: Height of the pictures in pixels.
-            width: Width of the pictures in pixels.
-
-        Returns:
-            Homographies as `Geometric.matrices` gives them.
-        """
-        maps = [
-            transform.matrices(start + (end - start) * amounts, height, width)
-            for transform, start, end in self.parts
-            if isinstance(transform, Geometric)
-        ]
-        # Back from the result: the last transformation is undone first.
-        return functools.reduce(torch.matmul, maps) if maps else None
-
-    def shift(self, amounts: Tensor) -> Tensor | None:
-        """Gives the hue shift [S] in degrees of all hue parts together, or None if there are none.
-
-        Args:
-            amounts: Progress [S], float64.
-
-        Returns:
-            The shifts.
-        """
-        shifts = [start + (end - start) * amounts for transform, start, end in self.parts if isinstance(transform, Hue)]
-        return torch.stack(shifts).sum(0) if shifts else None
-
-    def __repr__(self) -> str:
-        return f"Compose({', '.join(f'({t!r}, {a:g}, {b:g})' for t, a, b in self.parts)})"
-
-
-def _checked(images: Tensor, amounts: Amounts) -> Tensor:
+def checked_call(images: Tensor, amounts: Amounts) -> Tensor:
     """Checks the arguments of a transformation and returns the amounts as float64, on the images' device."""
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         what = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__

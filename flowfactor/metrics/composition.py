@@ -14,7 +14,8 @@ from flowfactor._evaluating import evaluating
 from flowfactor.context import Context
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset, weights_schedule
-from flowfactor.metrics._checks import check_order
+from flowfactor.data.starts import Direction, Start
+from flowfactor.metrics._checks import check_order, running_as
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.estimates import (
     CONFIDENCE,
@@ -103,6 +104,8 @@ def composition_error(
     *,
     order: Tensor | None = None,
     control: Callable[[Mapping[str, Any]], Control] | None = None,
+    start: Start | None = None,
+    direction: Direction | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
@@ -125,6 +128,10 @@ def composition_error(
         order: The model's flow of each true transformation, ``[K]``, as `factor_accuracy` finds it; the same where None.
         control: Makes the control of a batch itself, for example ``lambda batch:
             model.schedule(model.infer_weights(batch["frames"]).mean, batch["t"])``; None makes it of the true weights.
+        start: Where sequences begin: ``"first"`` or ``"any"``, for data that can begin anywhere (`TransformedImages` and its
+            kin, `CombinedImages`); None as they do.
+        direction: ``"forward"``, or ``"backward"``: the flow runs back from the encoded last frame, at times that fall; None
+            as the data do, those that run both ways forward. Neither applies to batches.
         limit: Draw so many sequences of a data set at random; None for all. It does not apply to batches.
         seed: Seed of that draw.
         batch_size: Sequences per batch of a data set.
@@ -135,7 +142,8 @@ def composition_error(
 
     Raises:
         TypeError: If the data is neither of the two.
-        ValueError: If a batch has no weights, a shape does not fit, or the model has other flows than the data.
+        ValueError: If a batch has no weights, a shape does not fit, the model has other flows than the data, or the data
+            cannot begin or run so.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -146,6 +154,7 @@ def composition_error(
         ['single', 'superpose', 'switch']
     """
     normal_quantile(confidence)
+    data = running_as(data, start, direction, "composition_error")  # type: ignore[arg-type]
     errors, resting, kinds = [], [], []
     t = torch.zeros(0)
     with evaluating(model):
@@ -179,12 +188,16 @@ def composition_error(
 @torch.no_grad()
 def extrapolation_error(
     model: Transforms,
-    frames: Tensor,
-    t: Any,
+    frames: Tensor | SequenceDataset,
+    t: Any = None,
     k: Control = 0,
     *,
     context: Context | None = None,
+    start: Start | None = None,
+    direction: Direction | None = None,
     trained_until: float | None = None,
+    limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 256,
 ) -> ErrorCurve:
     r"""The equivariance error at each time, running on past the times of training.
@@ -196,11 +209,19 @@ def extrapolation_error(
 
     Args:
         model: A model with ``transform(x0, t, control)``.
-        frames: True frames ``[N, T+1, C, H, W]``, over longer times than in training.
+        frames: True frames ``[N, T+1, C, H, W]``, over longer times than in training. Or a data set of such sequences, which
+            `TransformedImages.longer` makes; its times and contexts are then its own, and k is an int.
         t: Their times ``[T+1]``, strictly monotone; backwards from 0 extrapolates to before the start.
         k: Which flow acts: an int, one index a sequence ``[N]``, weights ``[N, K]`` or a schedule.
         context: Features of each sequence ``[N, C]``, or such a tensor for each name, for a model that takes a context.
-        trained_until: The last time that training saw, to tell the times `beyond`; ``t[0]`` where None.
+        start: Where sequences begin: ``"first"`` or ``"any"``, for data that can begin anywhere (`TransformedImages` and its
+            kin, `CombinedImages`); None as they do.
+        direction: ``"forward"``, or ``"backward"``: the flow runs back from the encoded last frame, at times that fall; None
+            as the data do, those that run both ways forward. Both are for data sets alone.
+        trained_until: The last time that training saw, to tell the times `beyond`; where None ``t[0]``, and for a
+            data set that was made `longer` the last time of the shorter one.
+        limit: Draw so many sequences of a data set at random; None for all.
+        seed: Seed of that draw.
         batch_size: Sequences per batch.
 
     Returns:
@@ -208,7 +229,7 @@ def extrapolation_error(
 
     Raises:
         TypeError: If frames are no floats.
-        ValueError: If a shape does not fit.
+        ValueError: If a shape does not fit, or the data cannot begin or run so.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -216,7 +237,16 @@ def extrapolation_error(
         >>> curve = ff.metrics.extrapolation_error(model, torch.rand(3, 5, 1, 8, 8), range(5), trained_until=2)
         >>> curve.t.tolist(), curve.beyond.tolist()
         ([1.0, 2.0, 3.0, 4.0], [False, False, True, True])
+        >>> data = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=2)
+        >>> turn = ff.metrics.extrapolation_error(model, data.longer(6), start="any", direction="backward")
+        >>> turn.t.tolist(), turn.beyond.tolist()
+        ([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0], [False, False, True, True, True, True])
     """
+    data: Any = running_as(frames, start, direction, "extrapolation_error")  # type: ignore[arg-type]
+    if isinstance(data, SequenceDataset):
+        frames, t, context = _of_data(data, t, k, context, limit, seed)
+        within = getattr(data, "within", 0)
+        trained_until = float(t[within]) if trained_until is None and within else trained_until
     frames, t = check_frames(frames, list(t) if isinstance(t, range) else t, None)
     if len(t) < 2 or not len(frames):
         raise ValueError(f"frames must hold at least one sequence of two frames, got {list(frames.shape)}")
@@ -235,12 +265,27 @@ def extrapolation_error(
     return _curve(t, torch.cat(errors), _per_frame(frames, frames[:, :1]), (t[1:] - t[0]).abs() > until)
 
 
+def _of_data(
+    data: SequenceDataset, t: Any, k: Control, context: Context | None, limit: int | None, seed: int
+) -> tuple[Tensor, Tensor, Context | None]:
+    """The frames, times and context of the sequences of one flow."""
+    if t is not None or context is not None or not isinstance(k, int):
+        raise ValueError("a data set has times and contexts of its own, and k is an int: leave t and context out")
+    fixed = data.fixed_k
+    own = torch.arange(len(data)) if fixed is None else (fixed == k).nonzero().flatten()
+    if not len(own):
+        raise ValueError(f"the data set has no sequence of flow {k}")
+    batch = data.batch(own[draw_elements(len(own), limit, seed)], None if fixed is not None else k)
+    refuse_missing(batch, "extrapolation_error")
+    return batch["frames"], batch["t"], batch.get("context")
+
+
 def as_control(weights: Tensor, t: Tensor) -> Control:
     """The control of weights ``[B, T, K]``: weights ``[B, K]`` where they hold all along, else a schedule.
 
     Args:
         weights: Weights, of which ``weights[:, s]`` act between frames s and s + 1.
-        t: Times of the frames ``[T+1]``, strictly increasing.
+        t: Times of the frames ``[T+1]``, strictly monotone.
 
     Returns:
         The control.
@@ -281,8 +326,8 @@ def _checked(batch: Mapping[str, Any], model: HasFlows, order: Tensor | None) ->
         raise ValueError(f"weights must have shape [B, T, K] = [{expected[0]}, {expected[1]}, K], got {got}")
     if not expected[1]:
         raise ValueError("a sequence needs at least two frames, got 1")
-    if not bool((t.diff() > 0).all()):
-        raise ValueError(f"t must increase strictly, got {t.tolist()}")
+    if not bool((t.diff() * (t[-1] - t[0]) > 0).all()):
+        raise ValueError(f"t must increase or decrease strictly, got {t.tolist()}")
     flows = weights.shape[2]
     if model.num_flows != flows:
         raise ValueError(f"the model has {model.num_flows} flows and the weights are of {flows} transformations")

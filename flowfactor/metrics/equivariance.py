@@ -12,7 +12,8 @@ from torch import Tensor
 from flowfactor._evaluating import evaluating
 from flowfactor.control import Control
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics._checks import check_flows
+from flowfactor.data.starts import Direction, Start
+from flowfactor.metrics._checks import check_flows, running_as
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.estimates import MeanInterval
 from flowfactor.metrics.estimates import standard_error as error_of_mean
@@ -63,7 +64,14 @@ class EquivarianceError(MeanInterval):
 
 @torch.no_grad()
 def equivariance_error(
-    model: Transforms, data: SequenceDataset, *, limit: int | None = None, seed: int = 0, batch_size: int = 256
+    model: Transforms,
+    data: SequenceDataset,
+    *,
+    start: Start | None = None,
+    direction: Direction | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
 ) -> EquivarianceError:
     r"""The equivariance error of every flow (Song et al. 2023, section 4.1).
 
@@ -77,6 +85,10 @@ def equivariance_error(
     Args:
         model: The model, with ``transform`` and ``num_flows``.
         data: Sequences of true transformations; take the test split.
+        start: Where sequences begin: ``"first"`` or ``"any"``, for data that can begin anywhere (`TransformedImages` and its
+            kin, `CombinedImages`); None as they do.
+        direction: ``"forward"``, or ``"backward"``: the flow runs back from the encoded last frame, at times that fall; None
+            as the data do, those that run both ways forward.
         limit: Draw so many images at random, the same for every flow (recorded sequences: so many of each); None for all.
         seed: Seed of that draw.
         batch_size: Images per batch.
@@ -85,7 +97,7 @@ def equivariance_error(
         The errors, ``[K]``, in units of pixel values summed over a sequence.
 
     Raises:
-        ValueError: If the model has other flows than the data set, or there are no images.
+        ValueError: If the model has other flows than the data set, there are no images, or the data cannot begin so.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -93,7 +105,10 @@ def equivariance_error(
         >>> model = ff.models.build_vae((1, 8, 8), num_flows=1, latent_dim=4, hidden=(8, 8))
         >>> ff.metrics.equivariance_error(model, data).mean.shape
         torch.Size([1])
+        >>> ff.metrics.equivariance_error(model, data, start="any", direction="backward").count
+        4
     """
+    data = running_as(data, start, direction, "equivariance_error")
     check_flows(model, data)
     errors: list[list[Tensor]] = [[] for _ in range(data.num_flows)]
     resting: list[list[Tensor]] = [[] for _ in range(data.num_flows)]

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from flowfactor._evaluating import evaluating
 from flowfactor.control import Control, Schedule
 from flowfactor.data import SequenceDataset
-from flowfactor.data.combined import CombinedSequences
+from flowfactor.data.mixing import CombinedSequences
 from flowfactor.metrics._checks import check_flows
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_flow, latent_path

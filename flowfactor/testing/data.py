@@ -64,6 +64,7 @@ def _check_batches(contract: Contract, d: SequenceDataset) -> None:
     contract.require("every flow has a name", names_fit, d.flow_names, "a tuple of names")
     steps = (d.t.diff() > 0).all() and d.t.shape == (d.num_steps + 1,)
     contract.require("times are [T+1] and increase", steps, d.t, "one time a frame")
+    falls = d.direction == "backward"  # batches then begin with the last frame
     indices = torch.arange(len(d))[:: max(1, len(d) // LOOKED_AT)][:LOOKED_AT]
     batch = contract.attempt("a batch is made", lambda: d.batch(indices))
     frames, k = batch["frames"], batch["k"]
@@ -75,9 +76,10 @@ def _check_batches(contract: Contract, d: SequenceDataset) -> None:
     in_range = bool(((k >= 0) & (k < d.num_flows)).all()) or (d.fixed_k is not None and bool((d.fixed_k == -1).all()))
     contract.require("k names a flow", in_range, k.tolist(), f"[0, {d.num_flows}), or fixed_k of -1 throughout")
     if batch["t"].ndim == 1:
-        contract.close("t of a batch is that of the data set", batch["t"], d.t)
+        way = (batch["t"].flip(0) - batch["t"][-1]) if falls else batch["t"] - batch["t"][0]
+        contract.close("t of a batch is that of the data set", way, d.t - d.t[0])
     else:
-        _check_own_times(contract, batch["t"], (len(indices), d.num_steps + 1))
+        _check_own_times(contract, batch["t"].flip(1) if falls else batch["t"], (len(indices), d.num_steps + 1))
     mask = batch.get("mask")
     if mask is not None:
         observed = mask.dtype == torch.bool and mask.shape == frames.shape[:2] and bool(mask[:, 0].all())
@@ -125,14 +127,14 @@ def _check_epochs(contract: Contract, d: SequenceDataset) -> None:
     drawn: list[list[Any]] = []
     for seed in (0, 0, 1):
         plan = d.plan(size, generator=torch.Generator().manual_seed(seed))
-        drawn.append([(indices.tolist(), k.tolist()) for indices, k in plan])
+        drawn.append([(indices.tolist(), k.tolist(), *draw) for indices, k, *draw in plan])
     contract.require("equal generators draw equal epochs", drawn[0] == drawn[1], drawn[1], drawn[0])
-    seen = [i for indices, _ in drawn[0] for i in indices]
+    seen = [i for indices, *_ in drawn[0] for i in indices]
     contract.require(
         "an epoch has an element at most once", len(seen) == len(set(seen)), sorted(seen), "no index twice"
     )
     if size == 2 * flows and (d.fixed_k is None or bool((d.fixed_k >= 0).all())):
-        for _, k in drawn[0]:
+        for _, k, *_ in drawn[0]:
             counts = [k.count(flow) for flow in range(flows)]
             contract.require(
                 "a stratified batch has as many of each k", max(counts) - min(counts) <= 1, counts, "equal"

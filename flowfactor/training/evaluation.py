@@ -38,6 +38,7 @@ from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
 from flowfactor.models.inputs import shown
 from flowfactor.models.protocols import InfersWeights, SequenceModel, code_of, infers_k, knows_transformations
 from flowfactor.objectives import NoImportanceWeightsError
+from flowfactor.training._combining import combining, missing
 
 _NO_LABELS = {"missing": "the test sequences have no labels of what acts in them"}
 _VP_REPEATS, _VP_STEPS = 2, 100
@@ -78,8 +79,8 @@ def evaluate(
         likelihood_limit: Sequences for the likelihood, drawn at random; None for all, 0 to leave it out.
         samples: Samples of its importance-weighted bound.
         search_images: Training images of each transformation for the search.
-        path_limit: The most sequences of each transformation for the figures of the flows' paths, drawn at random; 0 leaves
-            these out.
+        path_limit: The most sequences of each transformation for the figures of the flows' paths and combinations, drawn
+            at random; 0 leaves these out.
         seed: Seed of all draws.
 
     Returns:
@@ -88,6 +89,9 @@ def evaluate(
         for a model that infers k also ``factor_accuracy`` (the figures of `flowfactor.metrics.factor_accuracy`).
         How the flows move: ``gradient_share``, ``arc_over_chord``, ``translation_share`` and ``solver_gap``, all figures of
         the metric of that name, or ``{"missing": reason}`` where a model or its field has none.
+        ``combining``: E of flows run backwards from the last frame, superposed by pairs and switched midway, where the test
+        data can give the truth (``backward``, ``superpose``, ``switch``, with ``over_singles``, the error of a pair over the
+        mean of its two flows' own), on at most ``path_limit`` sequences each.
         Where the sequences have no labels, there are no errors by transformation, but ``reconstruction``: the L1 norm
         between a frame and its reconstruction from the mean of the posterior, mean over the frames.
     """
@@ -96,7 +100,7 @@ def evaluate(
     generator = torch.Generator(device).manual_seed(seed)
     if not test.num_flows:
         result = {"equivariance_error": {}, "doing_nothing": {}, "equivariance": _NO_LABELS}
-        result |= dict.fromkeys(_MOTION, _NO_LABELS)
+        result |= dict.fromkeys(_MOTION, _NO_LABELS) | {"combining": missing(_NO_LABELS["missing"])}
         result["reconstruction"] = _reconstruction(model, test, limit, seed)
         if likelihood_limit != 0:
             result["log_likelihood"] = _bound(model, test, samples, likelihood_limit, seed, generator)
@@ -116,11 +120,22 @@ def evaluate(
         "doing_nothing": dict(zip(test.flow_names, error.doing_nothing.tolist(), strict=True)),
         "equivariance": error.as_dict(),
     }
-    result |= _motion(measured, test, path_limit if limit is None else min(limit, path_limit), seed)
+    paths = path_limit if limit is None else min(limit, path_limit)
+    result |= _motion(measured, test, paths, seed)
+    result["combining"] = _combining(model, measured, test, paths, seed)
     if likelihood_limit != 0:
         per_flow = None if likelihood_limit is None else max(likelihood_limit // test.num_flows, 1)
         result["log_likelihood"] = _bound(measured, test, samples, per_flow, seed, generator)
     return result
+
+
+def _combining(model: Any, measured: Any, test: SequenceDataset, limit: int, seed: int) -> dict[str, Any]:
+    """How flows run backwards and combine, as far as the model has flows that were taught what they do."""
+    if not limit:
+        return missing("not asked for")
+    if not knows_transformations(model):
+        return missing("the method knows no transformations")
+    return combining(measured, test, limit, seed)
 
 
 def _bound(
@@ -141,8 +156,8 @@ class EvaluationConfig:
         images: Test images for the equivariance errors and the factor accuracy, under every transformation.
         likelihood_images: Test images for the likelihood, under every transformation; 0 leaves it out.
         likelihood_samples: Samples of its importance-weighted bound.
-        latent_images: Test images for the latent equivariance error and for how flows move, under every transformation; 0
-            leaves these out.
+        latent_images: Test images for the latent equivariance error and for how flows move and combine, under every
+            transformation; 0 leaves these out.
         search_images: Training images of each transformation: to search the best latent dimension of models without
             transformations on, and to match the flows of models that infer k on (ten times as many).
         factor_samples: Test pictures for the disentanglement metrics, where the data have factor labels; 0 leaves them
@@ -204,8 +219,8 @@ def measure(
 
     Returns:
         The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``gradient_share``, ``arc_over_chord``,
-        ``translation_share``, ``solver_gap``, ``factor_accuracy``, ``spikes``, ``mig``, ``dci``, ``sap`` and ``vp``, and of
-        ``reconstruction`` where the sequences have no labels. What a model or data set
+        ``translation_share``, ``solver_gap``, ``combining`` (as in `evaluate`), ``factor_accuracy``, ``spikes``, ``mig``,
+        ``dci``, ``sap`` and ``vp``, and of ``reconstruction`` where the sequences have no labels. What a model or data set
         does not have holds ``{"missing": reason}`` instead.
     """
     device = next(model.parameters()).device
@@ -215,7 +230,7 @@ def measure(
     figures: dict[str, Any] = {}
     measured: Any = model
     if not test.num_flows:
-        names = ("factor_accuracy", "equivariance", "latent_equivariance", *_MOTION, "vp")
+        names = ("factor_accuracy", "equivariance", "latent_equivariance", *_MOTION, "combining", "vp")
         figures = dict.fromkeys(names, _NO_LABELS)
         figures["reconstruction"] = _reconstruction(model, test, settings.images, seed)
         figures["likelihood"] = _likelihood(model, model, test, settings, seed)
@@ -243,6 +258,7 @@ def measure(
         lambda: latent_equivariance_error(measured, test, limit=settings.latent_images, seed=seed).as_dict(),
     )
     figures |= _motion(measured, test, settings.latent_images, seed)
+    figures["combining"] = _combining(model, measured, test, settings.latent_images, seed)
     figures["vp"] = _vp(measured, test, settings, seed)
     figures |= _disentanglement(model, test, settings, seed)
     return figures

@@ -168,3 +168,66 @@ def test_spikes_are_measured_where_transformations_combine(tmp_path: Path) -> No
     # Two of three act in each of six sequences, between three frames.
     assert made["figures"]["spikes"]["recall"]["count"] == 6 * 2 * 2
     assert made["figures"]["factor_accuracy"]["count"] == made["figures"]["equivariance"]["count"] * 3
+
+
+def test_sequences_from_anywhere_are_trained_on_and_measured_both_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {
+        "data": {"name": "mnist", "root": str(write_mnist(tmp_path)), "steps": 2},
+        "model": {"latent_dim": 4, "hidden": [8, 8], "frames_per_step": 1},
+        "train": {"steps": 2, "batch_size": 6, "likelihood_limit": 0, "validate_every": 1, "progress": False},
+        "output": str(tmp_path / "run"),
+    }
+    options = {"start": "any", "direction": "both", "ranges": {"rotation": [-90, 90]}}
+    values["data"]["options"] = options
+    config = Config.from_dict(values)
+    data = config.data.dataset("train")
+    assert (data.start, data.direction) == ("any", "both")
+    assert data.amounts([0, 1], 1)[..., 1].abs().max() <= 90
+    again, other = (Config.from_dict(values).data.dataset(split) for split in ("test", "test"))
+    assert torch.equal(again.batch([0, 1, 2])["frames"], other.batch([0, 1, 2])["frames"])
+    result = train(config)
+    found = result["combining"]
+    assert found["start"] == "any"
+    names = ["scaling", "rotation", "colouring"]
+    assert [list(found[way]["error"]) for way in ("single", "backward", "untouched")] == [names] * 3
+    assert set(found["superpose"]["over_singles"]) == {"scaling+rotation", "scaling+colouring", "rotation+colouring"}
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["combining"] == found
+    assert main(["evaluate", str(tmp_path / "run"), "--limit", "3", "--samples", "0"]) == 0
+    told = capsys.readouterr().out
+    for part in ("backwards", "both at once", "one after another", "from the untouched image", "begin anywhere"):
+        assert part in told
+
+
+def test_combined_digits_from_anywhere(tmp_path: Path) -> None:
+    options = {"start": "any", "direction": "both", "modes": ["superpose"]}
+    config = DataConfig("mnist-combined", root=str(write_mnist(tmp_path)), steps=2, options=options)
+    data = config.dataset("train")
+    assert isinstance(data, CombinedImages)
+    assert (data.start, data.direction, data.modes) == ("any", "both", ("superpose",))
+    scenes = DataConfig("scenes", steps=2, options=SMALL_SCENES | {"direction": "both"}).dataset("train")
+    assert scenes.direction == "both"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mnist", {"start": "somewhere"}, "data.options.start"),
+        ("digits", {"direction": "back"}, "data.options.direction"),
+        ("digits", {"start": "any", "ranges": {"size": [1, 2]}}, "ranges names 'size'"),
+    ],
+)
+def test_wrong_starts_are_told(name: str, options: dict, message: str, tmp_path: Path) -> None:
+    root = str(write_mnist(tmp_path)) if name == "mnist" else None
+    with pytest.raises(ValueError, match=message):
+        DataConfig(name, root=root, options=options).dataset("test")
+
+
+def test_validation_runs_both_ways_by_turns() -> None:
+    flows = {"turn": (ff.data.Rotate(), 0.0, 40.0)}
+    data = ff.data.TransformedImages(torch.rand(12, 1, 8, 8), flows, 2, start="any", direction="both")
+    loader = ff.training.SequenceData(data, 4, val=data).val_dataloader()
+    first, again = (list(loader) for _ in range(2))
+    assert [float(batch["t"][-1]) for batch in first] == [2, -2, 2]
+    assert all(torch.equal(one["frames"], other["frames"]) for one, other in zip(first, again, strict=True))

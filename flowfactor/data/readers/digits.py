@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowfactor.data.colours import Colour
 from flowfactor.data.readers.mnist import default_transforms
+from flowfactor.data.starts import check_start
 from flowfactor.data.transformed import TransformedImages, TransformRange
 from flowfactor.errors import require
 
@@ -31,6 +32,10 @@ class Digits(TransformedImages):
         transforms: As in `TransformedImages`; by default `paper_transforms` (scaling, rotation, colouring).
         steps: Number T of steps; a sequence has T + 1 frames.
         colour: Colour of the digits. None leaves them grey, and the colouring out of the default transformations.
+        start: ``"first"``, the digit as it is, or ``"any"``, a random state of all transformations: as in
+            `TransformedImages`. Digits are by default scaled by 1/1.8 to 1.8, turned by any angle and of any hue.
+        direction: ``"forward"``, ``"both"`` or ``"backward"``, likewise.
+        ranges: Ranges of amounts for ``start="any"``, likewise.
 
     Attributes:
         labels: The digits' classes [N], int64.
@@ -54,15 +59,20 @@ class Digits(TransformedImages):
         transforms: Mapping[str, TransformRange] | Sequence[TransformRange] | None = None,
         steps: int = 8,
         colour: Colour | None = "red",
+        start: Literal["first", "any"] = "first",
+        direction: Literal["forward", "both", "backward"] = "forward",
+        ranges: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
+        check_start(start, direction)
         if split not in ("train", "test", "all"):
             raise ValueError(f"split is 'train', 'test' or 'all', got {split!r}")
         source = require("sklearn.datasets", extra="data").load_digits()
         pictures, classes = torch.tensor(source.images), torch.tensor(source.target)
         chosen = _split(classes, split)
-        transforms = default_transforms(steps, colour) if transforms is None else transforms
+        transforms = default_transforms(steps, colour, start) if transforms is None else transforms
         self.split = split
-        super().__init__(_enlarge(pictures[chosen] / 16), transforms, steps, colour=colour, labels=classes[chosen])
+        enlarged, running = _enlarge(pictures[chosen] / 16), {"start": start, "direction": direction, "ranges": ranges}
+        super().__init__(enlarged, transforms, steps, colour=colour, labels=classes[chosen], **running)
 
 
 def _split(classes: Tensor, split: str) -> Tensor:

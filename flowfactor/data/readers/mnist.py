@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from flowfactor.data.colours import Colour
+from flowfactor.data.compose import Compose
 from flowfactor.data.factors import checked_names
 from flowfactor.data.readers.download import data_root, download_file
 from flowfactor.data.readers.mnist_files import find_file, read_values, seen
+from flowfactor.data.starts import Start, check_start
 from flowfactor.data.transformed import TransformedImages, TransformRange
-from flowfactor.data.transforms import Compose, Hue, Perspective, Rotate, Scale
+from flowfactor.data.transforms import Hue, Perspective, Rotate, Scale
 
 MNIST_MIRRORS: tuple[str, ...] = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -34,7 +36,7 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def paper_transforms(
-    steps: int = 8, names: Sequence[str] = ("scaling", "rotation", "colouring")
+    steps: int = 8, names: Sequence[str] = ("scaling", "rotation", "colouring"), *, start: Start = "first"
 ) -> dict[str, TransformRange]:
     """Gives the transformations of the paper's coloured digits.
 
@@ -47,6 +49,8 @@ def paper_transforms(
     Args:
         steps: Number T of steps.
         names: Which of the five, in the order of k.
+        start: ``"any"`` for sequences that begin anywhere, in which scaling goes by equal ratios: 1.0 to 1.8 at 8 steps, by
+            a factor of 1.8^(1/8) from one frame to the next.
 
     Returns:
         ``{"scaling": ..., "rotation": ..., "colouring": ...}``, as `TransformedImages` takes it.
@@ -61,7 +65,9 @@ def paper_transforms(
         ['perspective', 'rotation+hue']
     """
     known: dict[str, TransformRange] = {
-        "scaling": (Scale(), 1.0, 1.0 + 0.1 * steps),
+        "scaling": (Scale(), 1.0, 1.0 + 0.1 * steps)
+        if start == "first"
+        else (Scale("geometric"), 1.0, 1.8 ** (steps / 8)),
         "rotation": (Rotate(), 0.0, 10.0 * steps),
         "colouring": (Hue(), 0.0, 20.0 * steps),
         "rotation+hue": (Compose((Rotate(), 0.0, 10.0 * steps), (Hue(), 0.0, 20.0 * steps)), 0.0, 1.0),
@@ -72,9 +78,10 @@ def paper_transforms(
     return {name: known[name] for name in checked_names(names, tuple(known), "names")}
 
 
-def default_transforms(steps: int, colour: Colour | None) -> dict[str, TransformRange]:
+def default_transforms(steps: int, colour: Colour | None, start: Start = "first") -> dict[str, TransformRange]:
     """Gives the paper's transformations of digits; grey ones have no hue to turn."""
-    return paper_transforms(steps, ("scaling", "rotation") if colour is None else ("scaling", "rotation", "colouring"))
+    names = ("scaling", "rotation") if colour is None else ("scaling", "rotation", "colouring")
+    return paper_transforms(steps, names, start=start)
 
 
 class MNIST(TransformedImages):
@@ -90,6 +97,10 @@ class MNIST(TransformedImages):
         transforms: As in `TransformedImages`; by default `paper_transforms` (scaling, rotation, colouring).
         steps: Number T of steps; a sequence has T + 1 frames.
         colour: Colour of the digits. None leaves them grey, and the colouring out of the default transformations.
+        start: ``"first"``, the digit as it is, or ``"any"``, a random state of all transformations: as in
+            `TransformedImages`. Digits are by default scaled by 1/1.8 to 1.8, turned by any angle and of any hue.
+        direction: ``"forward"``, ``"both"`` or ``"backward"``, likewise.
+        ranges: Ranges of amounts for ``start="any"``, likewise.
         download: Fetch the files of the split that are missing, from `mirrors`, and check their MD5.
         mirrors: Addresses of folders that hold MNIST's files, tried in turn.
         variant: Which of EMNIST's splits, such as ``"letters"``, where the folder holds several.
@@ -116,10 +127,14 @@ class MNIST(TransformedImages):
         transforms: Mapping[str, TransformRange] | Sequence[TransformRange] | None = None,
         steps: int = 8,
         colour: Colour | None = "red",
+        start: Literal["first", "any"] = "first",
+        direction: Literal["forward", "both", "backward"] = "forward",
+        ranges: Mapping[str, Sequence[float]] | None = None,
         download: bool = False,
         mirrors: Sequence[str] = MNIST_MIRRORS,
         variant: str | None = None,
     ) -> None:
+        check_start(start, direction)
         if split not in _PREFIX:
             raise ValueError(f"split is 'train' or 'test', got {split!r}")
         self.split = split
@@ -127,8 +142,9 @@ class MNIST(TransformedImages):
         self.root = data_root(root, "mnist")
         images, labels = (self._file(kind, download, mirrors) for kind in ("images-idx3", "labels-idx1"))
         pictures, classes = _read_pair(images, labels)
-        transforms = default_transforms(steps, colour) if transforms is None else transforms
-        super().__init__(pictures, transforms, steps, colour=colour, labels=classes)
+        transforms = default_transforms(steps, colour, start) if transforms is None else transforms
+        running = {"start": start, "direction": direction, "ranges": ranges}
+        super().__init__(pictures, transforms, steps, colour=colour, labels=classes, **running)
 
     def _file(self, kind: str, download: bool, mirrors: Sequence[str]) -> Path:
         found = find_file(self.root, self.split, kind, self.variant)
