@@ -339,10 +339,11 @@ class TwoLayerPullback(Pullback):
 
     def _pull(self, at: int | slice, cotangent: Tensor, value: Tensor | None = None) -> Tensor:
         """See `Pullback.pull`; ``value [G, (S,) n, 1]`` is a cotangent of the value beside it, but for its part in w3."""
-        s, a, lam = self.stages, self.adjoint, cotangent
-        if self.lam0 is not None:
-            lam = lam + self.lam0[:, at]
-        self.lam[:, at] = lam
+        s, a, lam = self.stages, self.adjoint, self.lam[:, at]
+        if self.lam0 is None:
+            lam.copy_(cotangent)
+        else:
+            torch.add(cotangent, self.lam0[:, at], out=lam)
         p = self.p1[:, at]
         product(lam, a.lam_up, p)
         p1 = p[..., : a.h1]
