@@ -15,8 +15,8 @@ from benchmarks.timing import short
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "speed.md"
 TABLES = (
-    "machine", "step", "forward", "laplacian", "sizes", "steered", "paper", "data", "training", "parts", "memory",
-    "compile", "compiled", "processes", "growth", "import",
+    "machine", "step", "forward", "laplacian", "sizes", "steered", "paper", "data", "training", "parts", "adaptive",
+    "memory", "compile", "compiled", "processes", "growth", "import",
 )  # fmt: skip
 """The tables of the page, in its order."""
 CURVES = ("growth", "precision")  # groups that are drawn; of growth, the exponents are a table too

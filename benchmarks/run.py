@@ -53,6 +53,7 @@ CASES: dict[str, Case] = {
     "growth": lambda n, threads: growth.growth(min(n, 5)),
     "precision": lambda n, threads: precision.precision(min(n, 5), threads),
     "training": lambda n, threads: training_step.training_step(n),  # after the others: it changes how memory is kept
+    "training-adaptive": lambda n, threads: training_step.adaptive_step(n),
     "import": lambda n, threads: potentials.import_time(n),
 }
 

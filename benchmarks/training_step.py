@@ -1,4 +1,4 @@
-"""A whole training step of the preset ``mnist-small``: steps per second of several solvers, and where the time goes."""
+"""A whole training step of a preset: steps per second of several solvers, and where the time goes."""
 
 from __future__ import annotations
 
@@ -33,20 +33,24 @@ class Trainer:
     """A model of the preset in training, step by step, whole or cut into its parts.
 
     Args:
-        solver: Keyword arguments of the solver.
+        solver: Keyword arguments of the solver; None for the preset's own.
         dataset: The sequences.
         form: One of `FORMATS`, or None.
+        preset: The preset.
     """
 
-    def __init__(self, solver: dict[str, Any], dataset: Any, form: str | None = None) -> None:
-        config = load_config("mnist-small")
+    def __init__(
+        self, solver: dict[str, Any] | None, dataset: Any, form: str | None = None, preset: str = "mnist-small"
+    ) -> None:
+        config = load_config(preset)
+        settings = config.model if solver is None else config.model | {"solver": solver}
         shape: dict[str, Any] = {
             "image_shape": dataset.image_shape,
             "num_flows": dataset.num_flows,
             "num_frames": len(dataset.t),
         }
         torch.manual_seed(0)
-        self.model: Any = build_model(config.method, **shape, **(config.model | {"solver": solver})).train()
+        self.model: Any = build_model(config.method, **shape, **settings).train()
         if form == "channels-last":
             self.model.to(memory_format=torch.channels_last)
         self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=form == "bfloat16 autocast")
@@ -104,18 +108,20 @@ class Trainer:
         """Evaluations that a solve takes now."""
         batch = self.stream()
         with torch.no_grad():
-            z0 = objectives.draw(self.model.encode(batch["frames"][:, 0]), generator=self.generator)
+            z0, _ = self.model._begin(batch["frames"], batch["k"], self.generator)
             return self.model.flow(z0, batch["t"], batch["k"]).stats.nfe
 
     def check_cut(self) -> None:
         """Stops the benchmark unless the step in parts has the loss and the gradients of the whole one."""
         batch, state = self.stream(), self.generator.get_state()
+        buffers = {name: x.clone() for name, x in self.model.named_buffers()}  # steps that are remembered among them
         self.optimizer.zero_grad()
         loss = self.model(batch["frames"], batch["t"], batch["k"], generator=self.generator).loss
         loss.backward()
         whole = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
         self.optimizer.zero_grad()
         self.generator.set_state(state)
+        self.model.load_state_dict(buffers, strict=False)
         same(self.cut(batch), loss.detach(), 1e-4, "loss of the step in parts")
         parts = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
         same(parts, whole, 1e-3, "gradient of the step in parts")
@@ -177,6 +183,31 @@ def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
     return rows + [row for solver, turns in readings.items() for row in _shares(solver, turns)]
 
 
+def adaptive_step(repeats: int, warm_up: float = 4 * WARM_UP) -> list[Row]:
+    """Steps per second of the preset ``mnist-gradient``, solved adaptively, against unit Euler steps of the same model."""
+    found = digits()
+    if found is None:
+        print("  neither MNIST nor scikit-learn is at hand: left out")
+        return []
+    prepare_process()
+    dataset, name = found
+    own = "its own solver"
+    trainers = {
+        side: Trainer(how, dataset, None, "mnist-gradient") for side, how in ((own, None), ("euler", SOLVERS["euler"]))
+    }
+    for trainer in trainers.values():
+        trainer.check_cut()
+        end = time.monotonic() + warm_up
+        while time.monotonic() < end:
+            trainer.step()
+    times = interleaved({side: _several(trainer.step) for side, trainer in trainers.items()}, repeats, at_least=0.0)
+    ours, euler = (times[side].rate(_STEPS, "steps/s") for side in (own, "euler"))
+    row = Row("adaptive", f"mnist-gradient on {name}, {own}", ours, euler, "euler", target=Target(0.85, "at least"))
+    row.notes = {"evaluations a solve": trainers[own].nfe(), "by Euler steps": trainers["euler"].nfe()}
+    turns = [_mean([trainers[own].parts() for _ in range(_STEPS)]) for _ in range(max(repeats, 1))]
+    return [row, *_shares(own, turns, "adaptive")]
+
+
 def _several(step: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         for _ in range(_STEPS):
@@ -189,11 +220,11 @@ def _mean(turns: list[dict[str, float]]) -> dict[str, float]:
     return {part: sum(turn[part] for turn in turns) / len(turns) for part in PARTS}
 
 
-def _shares(solver: str, turns: list[dict[str, float]]) -> list[Row]:
+def _shares(solver: str, turns: list[dict[str, float]], group: str = "parts") -> list[Row]:
     rows = []
     whole = Readings([sum(turn.values()) for turn in turns])
     for part in PARTS:
-        row = Row("parts", f"{solver}: {part}", Readings([turn[part] for turn in turns]), whole, "whole step")
+        row = Row(group, f"{solver}: {part}", Readings([turn[part] for turn in turns]), whole, "whole step")
         if part == "data":
             row.target = Target(0.10)
         if part == "flow" and solver.startswith("dopri5"):

@@ -55,11 +55,13 @@ class Solver:
             potentials and fields of your own, whose derivatives come from automatic differentiation; those built in have
             closed forms, which it replaces. The first solve waits for the compiler, later processes for its cache. Goes
             with ``gradient="direct"``; gradients of gradients, and ``backward(retain_graph=True)``, cannot be had.
-        remember_steps: Whether a flow in training mode begins a solve with the step that the one before it, in the same
-            direction, found best at its start, in place of looking for one and growing it: fewer evaluations, with a result
-            that differs within the tolerance. What is remembered is a buffer of the flow, so that a training that goes on
-            from a checkpoint is the same; in ``eval()`` mode nothing is remembered or used. For adaptive methods; the way
-            back of ``gradient="adjoint"`` looks for its own first step.
+        remember_steps: Whether a flow in training mode plans its steps by those of the solve before, in the same direction:
+            fewer evaluations, with a result that differs within the tolerance. In closed form, where steps land on the last
+            time alone, the errors that it met say how few steps over the same time, or a part of it, keep within the
+            tolerance, each with an equal share of the error; a step that fails hands over to the usual control. Elsewhere
+            the first step alone is remembered, in place of looking for one and growing it. What is remembered are buffers of
+            the flow, so that a training that goes on from a checkpoint is the same; in ``eval()`` mode nothing is
+            remembered or used. For adaptive methods; the way back of ``gradient="adjoint"`` looks for its own first step.
         engine: What takes the steps. ``"auto"``: closed forms of the field's derivatives and of the solve's adjoint,
             without an autograd graph, where the field and the running costs have them; else the general engine,
             torchdiffeq and autograd. Both take the same steps with the same result, up to rounding; `SolveStats.engine`

@@ -112,8 +112,10 @@ def test_diffrax_solves_the_same_problem() -> None:
     assert largest_difference(outcome, problem.outcomes["direct/batch, forward"])[0] < 1e-2
 
 
-def test_the_step_in_parts_is_the_whole_step() -> None:
-    trainer = training_step.Trainer({"method": "euler"}, ff.data.Digits())
+@pytest.mark.parametrize(("preset", "solver"), [("mnist-small", {"method": "euler"}), ("mnist-gradient", None)])
+def test_the_step_in_parts_is_the_whole_step(preset: str, solver: dict[str, str] | None) -> None:
+    trainer = training_step.Trainer(solver, ff.data.Digits(), preset=preset)
+    trainer.step()
     trainer.check_cut()
     spent = trainer.parts()
     assert tuple(spent) == training_step.PARTS and min(spent.values()) > 0

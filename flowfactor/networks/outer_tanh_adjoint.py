@@ -29,6 +29,10 @@ from flowfactor.networks.two_layer_adjoint import Residuals, TwoLayerAdjoint, Tw
 class OuterTanhAdjoint(TwoLayerAdjoint):
     """See `TwoLayerAdjoint`; ``stack`` holds ``b3`` as well."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.keeps_velocity = False  # the inner one is kept anyway
+
     def velocity(self, z: Tensor, terms: Any, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
         inner, residuals = super().velocity(z, terms)
         h2 = residuals[4]  # of tanh the base is the value

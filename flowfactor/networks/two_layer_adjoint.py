@@ -68,6 +68,8 @@ class TwoLayerAdjoint(NetworkAdjoint):
         timely = stack if self.rows is None else {**stack, "b1": torch.zeros_like(b1[:, :1])}
         self.leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in timely.items()}
         self.act, self.time_maps, self.derivative = activation, time_maps, derivative
+        # A cost that reads the time derivative reads the velocity too: a copy of it is cheaper than one more product.
+        self.keeps_velocity = derivative
         self.laplacian = laplacian
         self.w1, self.w2, self.w3, self.skew = p["w1"], p["w2"], p["w3"], p.get("skew")
         self.h1, self.has_quad = self.w1.shape[-2], "quad" in p
@@ -132,7 +134,8 @@ class TwoLayerAdjoint(NetworkAdjoint):
         gradient = torch.bmm(inner, self.out, out=out)
         if self.bias is not None:
             gradient += self.bias
-        return gradient, (z, inner, a2, b1, b2, g1, h1)
+        kept = () if not self.keeps_velocity else (gradient,) if out is None else (gradient.clone(),)
+        return gradient, (z, inner, a2, b1, b2, g1, h1, *kept)
 
     def divergence(self, residuals: Sequence[Residuals]) -> Tensor:
         """The Laplacians of u."""
@@ -163,7 +166,8 @@ class TwoLayerStages(Stages):
 
     def __init__(self, adjoint: TwoLayerAdjoint, residuals: Sequence[Tensor], ts: Times) -> None:
         self.adjoint, self.ts = adjoint, ts
-        self.z, self.inner, self.a2, self.b1, self.b2, self.g1, self.h1_value = residuals
+        self.z, self.inner, self.a2, self.b1, self.b2, self.g1, self.h1_value, *kept = residuals
+        self.velocities = kept[0] if kept else None
 
     # Worked out when an output or a pullback needs it: until then the solve holds the residuals alone.
 
@@ -223,7 +227,9 @@ class TwoLayerStages(Stages):
                 value = value + 0.5 * (a.p["scale"].unsqueeze(1) * q * q).sum(-1)
                 value = value + (self.z * a.p["linear"].unsqueeze(1)).sum(-1)
             out["value"] = value
-        if "velocity" in want:
+        if "velocity" in want and self.velocities is not None:
+            out["velocity"] = self.velocities
+        elif "velocity" in want:
             out["velocity"] = product(self.inner, a.out)
             if a.bias is not None:
                 out["velocity"] += a.bias.unsqueeze(1)
@@ -333,10 +339,11 @@ class TwoLayerPullback(Pullback):
 
     def _pull(self, at: int | slice, cotangent: Tensor, value: Tensor | None = None) -> Tensor:
         """See `Pullback.pull`; ``value [G, (S,) n, 1]`` is a cotangent of the value beside it, but for its part in w3."""
-        s, a, lam = self.stages, self.adjoint, cotangent
-        if self.lam0 is not None:
-            lam = lam + self.lam0[:, at]
-        self.lam[:, at] = lam
+        s, a, lam = self.stages, self.adjoint, self.lam[:, at]
+        if self.lam0 is None:
+            lam.copy_(cotangent)
+        else:
+            torch.add(cotangent, self.lam0[:, at], out=lam)
         p = self.p1[:, at]
         product(lam, a.lam_up, p)
         p1 = p[..., : a.h1]

@@ -84,7 +84,9 @@ def _compile(function: Any) -> Any:
     # torch.compile counts programs by a function's code, and from the ninth on runs uncompiled: each field has its own copy.
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     validates = Distribution._validate_args
-    compiled = torch.compile(own, dynamic=True)
+    # The compiler would build three programs, for six seconds, to try the instructions that torch itself runs by here.
+    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    compiled = torch.compile(own, dynamic=True, options={"cpp.vec_isa_ok": True} if known else None)
     # The first call in a process stops all of torch's distributions from checking their parameters.
     Distribution.set_default_validate_args(validates)
     return compiled

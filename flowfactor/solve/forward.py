@@ -190,8 +190,10 @@ class Forward:
         ell = plan.start[..., 0] if self.steered else None
         self._begin(z, t)
         memory = plan.memory
-        size = (memory and memory.recall(sign)) or self._first_step(control, z, t, sign)
         landings = times[1:] if plan.jumps or not table.dense else [end]
+        planned = memory.planned(t, end) if memory is not None and len(landings) == 1 else []
+        size = planned.pop(0) if planned else (memory and memory.recall(sign)) or self._first_step(control, z, t, sign)
+        taken: list[tuple[float, float]] = []
         attempts = plan.attempted
         while t != end:
             landing = next(x for x in landings if (x - t) * sign > 0)
@@ -212,9 +214,12 @@ class Forward:
             size = control.next(abs(dt), ratio)
             if ratio > 1:
                 plan.stats.rejected += 1
+                planned = []
                 continue
             if memory is not None and t == times[0]:
                 memory.note(sign, size)
+            taken.append((dt, ratio))
+            size = planned.pop(0) if planned else size
             self._accept(moments, residuals)
             step = Step(dt, list(range(begun - 1, begun + table.size - 1)), [])
             ell = self._read(step, z, at, t, e, ell)
@@ -223,6 +228,8 @@ class Forward:
             self._end_step(step, z, t, self.reached)
             if plan.jumps and step.outputs and t != end:
                 self._begin(z, t)
+        if memory is not None:
+            memory.note_steps(times[0], taken, table.order)
 
     def _read(self, step: Step, z: Tensor, at: Tensor, t: float, e: float, ell: Tensor | None) -> Tensor | None:
         """Enters the outputs of an accepted step from ``z`` at ``t`` to ``at`` at ``e``; returns the integral at its end."""

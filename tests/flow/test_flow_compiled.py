@@ -49,7 +49,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled: Callable[..., Any] = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **settings: compiled(f, **settings, backend=counter))
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic, options: compiled(f, dynamic=dynamic, backend=counter))
     yield counter
     torch._dynamo.reset()
 
@@ -165,7 +165,7 @@ def test_distributions_go_on_checking_their_parameters() -> None:
 import torch, flowfactor as ff
 flow = ff.LatentFlow(ff.fields.FreeField(2, 1, (3, 3)), ff.Solver("euler", compile=True))
 compiled = torch.compile
-torch.compile = lambda f, **settings: compiled(f, **settings, backend="eager")
+torch.compile = lambda f, dynamic, options: compiled(f, dynamic=dynamic, backend="eager")
 flow(torch.ones(4, 2), [0.0, 1.0])
 torch.distributions.Normal(torch.tensor(float("nan")), 1.0)
 """

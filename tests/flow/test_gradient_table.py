@@ -210,7 +210,7 @@ def _compiled_and_steered(gradient: Any, engine: Any) -> Tensor:
     c = torch.linspace(-1, 1, 9).double().reshape(3, 3).requires_grad_()
     t, compile_ = _OWN_TIMES.clone().requires_grad_(), torch.compile
     # What would be compiled is traced, and run as it is.
-    with mock.patch.object(torch, "compile", lambda f, **how: compile_(f, **how, backend="eager")):
+    with mock.patch.object(torch, "compile", lambda f, options, **how: compile_(f, **how, backend="eager")):
         flow = _flow(gradient, engine, _steered(), method="rk4", step_size=0.1, compile=True)
         path = flow(_start(), t, torch.tensor([1, 0, 1]), context=c, log_det=True)
     assert path.log_det is not None

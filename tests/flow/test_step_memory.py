@@ -91,19 +91,81 @@ def test_a_memory_that_misleads_is_forgotten(engine: Any) -> None:
     fresh = one(states(0), [0.5, 2.0])
     assert one.step_memory is not None
     one.step_memory.sizes[0] = 1e-30  # a step below the clock's resolution
+    one.step_memory.costs[0] = 0.0
     again = one(states(0), [0.5, 2.0])
     assert torch.equal(again.z, fresh.z)
     assert again.stats.engine == engine
 
 
 def test_times_of_each_sample_and_schedules_remember_too() -> None:
-    one, t = flow(), torch.rand(4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).cumsum(0)
+    t = torch.rand(4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).cumsum(0)
     for times, control in ((t, 0), ([0.0, 1.0, 2.0], ff.Schedule([(0.0, 0), (0.9, 0)]))):
-        assert one.step_memory is not None
-        one.step_memory.sizes.zero_()
+        one = flow()
         first, again = one(states(0), times, control), one(states(0), times, control)
         assert again.stats.nfe < first.stats.nfe
         torch.testing.assert_close(again.z, first.z, rtol=0, atol=1e-3)
+
+
+def lengths(one: ff.LatentFlow, times: list[float], seed: int = 0) -> tuple[ff.FlowPath, list[float]]:
+    """A path, and the lengths of the steps that its solve took."""
+    path, memory = one(states(seed), times), one.step_memory
+    assert memory is not None
+    which = int(times[-1] < times[0])
+    return path, memory.ends[which, : path.stats.accepted + 1].diff().tolist()
+
+
+@pytest.mark.parametrize("times", [[0.0, 1.0, 3.0], [3.0, 0.5]])
+@pytest.mark.parametrize(("method", "stages"), [("bosh3", 3), ("dopri5", 6)])
+def test_a_whole_sequence_is_remembered(method: str, stages: int, times: list[float]) -> None:
+    """The next solve takes as few steps as can all be accurate, of one share of the error each, and none in vain."""
+    one = flow(method=method, rtol=1e-6, atol=1e-6)
+    first, _ = lengths(one, times)
+    again, steps = lengths(one, times)
+    assert again.stats.rejected == 0 and again.stats.nfe == 1 + stages * again.stats.accepted
+    assert again.stats.nfe < first.stats.nfe
+    assert sum(steps) == pytest.approx(times[-1] - times[0], abs=1e-5)
+    costs = one.step_memory.costs[int(times[-1] < times[0]), : len(steps)]  # type: ignore[union-attr]
+    assert bool((costs <= (1 / 0.9) ** (1 / 3)).all())  # no error above the tolerance
+    assert float(costs.min()) > 0.7 * float(costs.max())
+    assert all(lengths(one, times)[0].stats.nfe < first.stats.nfe for _ in range(4))
+    accurate = flow(method="dopri5", rtol=1e-10, atol=1e-10, remember_steps=False)(states(0), times)
+    torch.testing.assert_close(again.z, accurate.z, rtol=0, atol=1e-5)
+
+
+def test_a_part_of_a_remembered_time_has_its_part_of_the_steps() -> None:
+    one = flow()
+    for _ in range(2):
+        lengths(one, [0.0, 4.0])
+    memory = deepcopy(one.step_memory)
+    assert memory is not None
+    assert sum(memory.planned(1.0, 3.0)[:-1]) < 2.0
+    assert 0 < len(memory.planned(1.0, 3.0)) < len(memory.planned(0.0, 4.0))
+    assert memory.planned(0.0, 4.5) == memory.planned(-0.5, 3.0) == memory.planned(4.0, 0.0) == []
+    assert lengths(one, [1.0, 3.0])[0].stats.nfe == 1 + 3 * len(memory.planned(1.0, 3.0))
+
+
+def test_a_planned_step_that_fails_hands_over_to_the_control() -> None:
+    one, fresh = flow(), flow(remember_steps=False)
+    lengths(one, [0.0, 2.0])
+    memory = one.step_memory
+    assert memory is not None
+    memory.costs[0] = 0.0
+    memory.costs[0, 0], memory.ends[0, :2] = 0.5, torch.tensor([0.0, 2.0])  # says that one step is enough
+    path, steps = lengths(one, [0.0, 2.0])
+    assert path.stats.rejected > 0 and len(steps) > 1
+    torch.testing.assert_close(path.z, fresh(states(0), [0.0, 2.0]).z, rtol=0, atol=1e-3)
+
+
+def test_planned_steps_that_cannot_end_within_the_limit_are_forgotten() -> None:
+    one = flow(max_steps=20)
+    fresh = one(states(0), [0.0, 2.0])
+    memory = one.step_memory
+    assert memory is not None
+    memory.sizes[0] = 0.0
+    memory.costs[0] = 0.0
+    memory.costs[0, 0], memory.ends[0, :2] = 60.0, torch.tensor([0.0, 2.0])
+    again = one(states(0), [0.0, 2.0])
+    assert torch.equal(again.z, fresh.z) and again.stats.engine == "closed form"
 
 
 @pytest.mark.parametrize(
