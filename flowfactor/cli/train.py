@@ -80,8 +80,8 @@ def table(result: dict[str, Any]) -> str:
     """Writes measurements as a small table.
 
     Args:
-        result: With ``equivariance_error`` and ``doing_nothing`` by transformation, and perhaps ``log_likelihood`` and how
-            flows move.
+        result: With ``equivariance_error`` and ``doing_nothing`` by transformation, and perhaps ``latent_equivariance``,
+            ``log_likelihood`` and how flows move.
 
     Returns:
         The table.
@@ -91,11 +91,15 @@ def table(result: dict[str, Any]) -> str:
         transformation            E_k   doing nothing
         turn                    120.2           962.0
     """
-    lines = [f"{'transformation':<16}{'E_k':>13}{'doing nothing':>16}"]
+    latent = result.get("latent_equivariance", {}).get("mean")  # methods without flows have none
+    lines = [
+        f"{'transformation':<16}{'E_k':>13}{'doing nothing':>16}" + ("" if latent is None else f"{'latent error':>15}")
+    ]
     if not result["equivariance_error"]:
         lines = ["no labels of what acts in the test sequences: no E_k"]
-    for name, value in result["equivariance_error"].items():
-        lines.append(f"{name:<16}{value:>13.1f}{result['doing_nothing'][name]:>16.1f}")
+    for k, (name, value) in enumerate(result["equivariance_error"].items()):
+        row = f"{name:<16}{value:>13.1f}{result['doing_nothing'][name]:>16.1f}"
+        lines.append(row if latent is None else row + f"{latent[k]:>15.3f}")
     drawn = result.get("equivariance", {})
     if drawn.get("limit") is not None:
         lines.append(f"(of {drawn['limit']:,} test sequences each, drawn at random, seed {drawn['seed']})")

@@ -24,6 +24,24 @@ _MEANT = {
 }
 
 
+def latent_table(runs: Sequence[Record]) -> str:
+    """Writes the table of latent errors, which stands beside that of E_k.
+
+    Args:
+        runs: Runs whose figures can be compared.
+
+    Returns:
+        Its Markdown; empty where no run has such figures.
+    """
+    columns = [
+        Column(f"latent {name}", _of("latent_equivariance", "mean", k), -1, ".3f")
+        for k, name in enumerate(runs[0]["flows"])
+    ]
+    if not any(column.get(run) is not None for run in runs for column in columns):
+        return ""
+    return "Latent errors, 1 for leaving the code as it is:\n\n" + table(runs, columns)
+
+
 def motion_tables(runs: Sequence[Record]) -> str:
     """Writes the tables of how flows move.
 

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from flowfactor._files import read_json
-from flowfactor.comparison.motion import motion_explained, motion_tables
+from flowfactor.comparison.motion import latent_table, motion_explained, motion_tables
 from flowfactor.comparison.tables import Column, Record, by_variant, spread, table
 from flowfactor.errors import require
 from flowfactor.training.datasets import data_identity
@@ -152,6 +152,7 @@ def markdown(runs: Sequence[Record], others: dict[str, str] | None = None, pictu
         if first["flows"]:
             parts.append(table(group, _errors(group), reference=True))
             parts.append(_lowest(group))
+            parts.append(latent_table(group))
         parts.append("### Other figures")
         parts.append(table(group, _figures()))
         parts.append(motion_tables(group))
@@ -309,8 +310,8 @@ def _explained(runs: Sequence[Record]) -> str:
         )
     if images is not None:
         lines += [
-            "- Latent E_k: distance between flowed and encoded latents, mean over transformations, relative to leaving the "
-            "latent as it is.",
+            "- Latent errors: distance between the flowed code of the first frame and the codes of the others, relative to "
+            "leaving it as it is; latent E_k is their mean over transformations.",
             "- VP score: accuracy of a small classifier that is trained on a tenth of the pairs [x_0, x_T] to tell k.",
         ]
     lines += motion_explained(runs)

@@ -143,8 +143,8 @@ def latent_equivariance_error(
     neither the scale nor the size of the latent space matters: 0 is exact, and leaving the code as it is scores 1. It
     says nothing about the decoder: read it with the error in pixel space. Dimensions at rest, which no encoder writes, are
     left out of both norms. It asks the encoder for transformed frames:
-    one that was trained on first frames alone, as that of `FlowFactorizedVAE` is, may miss them by more than 1 where the
-    decoded frames are good. The standard error is that of a ratio of means (the delta method).
+    one that was trained on first frames alone, as that of `FlowFactorizedVAE` is without ``code_weight``, may miss them by
+    more than 1 where the decoded frames are good. The standard error is that of a ratio of means (the delta method).
 
     Args:
         model: The model, with ``encode``, ``num_flows`` and latent paths (``flow``, or ``path(z0, t, control)``).

@@ -29,6 +29,7 @@ from flowfactor.models.inputs import Inputs, beside, check_inputs, clock
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.models.reference import without
+from flowfactor.models.tie import code_error
 from flowfactor.path import FlowPath
 from flowfactor.priors import Augmented, Prior, StandardNormal
 from flowfactor.regularizers import Acceleration, HamiltonJacobi, NegativeSquare, Solenoidal, StartAtRest
@@ -56,6 +57,9 @@ class Autoencoder(PretrainedMixin, nn.Module):
 
     def encode(self, x: Tensor) -> Distribution:
         """The posterior q(z|x) of frames ``[*batch, C, H, W]``: a distribution with event ``[D]``.
+
+        The encoder of a model with a flow is trained on the frames that its paths begin with, the first of each sequence as
+        a rule. What it says of others is left to chance, unless it is trained on them too, as by ``code_weight``.
 
         The first `code_dim` dimensions are the code of the frame. Those that may follow are room at rest, which says nothing
         of it: the latent has them since a flow writes them and the decoder reads them.
@@ -124,6 +128,7 @@ class FlowModel(Autoencoder):
         start_weight: float,
         solenoidal_weight: float = 0.0,
         acceleration_weight: float = 0.0,
+        code_weight: float = 0.0,
         relative_weights: bool = False,
         frames_per_step: int | None,
         regularize_every: int,
@@ -136,6 +141,7 @@ class FlowModel(Autoencoder):
         self.start_weight = check_weight("start_weight", start_weight)
         self.solenoidal_weight = check_weight("solenoidal_weight", solenoidal_weight)
         self.acceleration_weight = check_weight("acceleration_weight", acceleration_weight)
+        self.code_weight = check_weight("code_weight", code_weight)
         check_running_costs(flow, self.solenoidal_weight, self.acceleration_weight)
         self.relative_weights = check_relative(relative_weights, self._frame_shape)
         self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
@@ -198,6 +204,7 @@ class FlowModel(Autoencoder):
             "start": self.start_weight,
             "solenoidal": self.solenoidal_weight,
             "acceleration": self.acceleration_weight,
+            "code": self.code_weight,
         }
 
     def transform(
@@ -279,6 +286,17 @@ class FlowModel(Autoencoder):
         if times and self.start_weight > 0:
             found["start"] = times * self._start_at_rest(self.flow, z0, control, t[0], context=context)
         return found
+
+    def _tied(
+        self,
+        given: Inputs,
+        z: Tensor,
+        generator: torch.Generator | None,
+        row: Tensor | None = None,
+        reference: int | Tensor = 0,
+    ) -> dict[str, Tensor]:
+        """What `code_weight` weighs, of paths ``z [T+1, N, D]``; without it no frame is encoded."""
+        return {"code": code_error(self, given, z, generator, row, reference)} if self.code_weight else {}
 
     def _reconstruction(
         self, given: Inputs, z: Tensor, generator: torch.Generator | None, row: Tensor | None = None

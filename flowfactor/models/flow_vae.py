@@ -51,6 +51,9 @@ class FlowFactorizedVAE(FlowModel):
             (`flowfactor.regularizers.Solenoidal`), which has a Helmholtz field flow along its potential; 0 leaves it out.
         acceleration_weight: Weight of the squared acceleration, mean over time (`flowfactor.regularizers.Acceleration`),
             which straightens the paths of any field; 0 leaves it out.
+        code_weight: Weight of the squared distance between the path at another frame of each sequence, drawn at random, and
+            the code of that frame (`flowfactor.regularizers.LatentEquivariance`): codes then follow their flow, whichever
+            frame is encoded; 0 leaves it out. It counts in every step, whatever ``regularize_every``.
         relative_weights: Whether these weights are relative to the size of the likelihood: they then count C H W times, the
             values of a frame, so that one weight serves frames of any size (0.1 is 235 for 28 x 28 in colour, and 1,229 for
             64 x 64).
@@ -87,8 +90,8 @@ class FlowFactorizedVAE(FlowModel):
 
     _parts = (*FlowModel._parts, "objective")
     _settings = (
-        "kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "relative_weights",
-        "frames_per_step", "regularize_every", "reference",
+        "kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "code_weight",
+        "relative_weights", "frames_per_step", "regularize_every", "reference",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +107,7 @@ class FlowFactorizedVAE(FlowModel):
         start_weight: float = 1.0,
         solenoidal_weight: float = 0.0,
         acceleration_weight: float = 0.0,
+        code_weight: float = 0.0,
         relative_weights: bool = False,
         force: nn.Module | Literal["negative_square"] | None = "negative_square",
         frames_per_step: int | None = None,
@@ -115,18 +119,10 @@ class FlowFactorizedVAE(FlowModel):
     ) -> None:
         bound = named(objectives.Objective, objective)
         super().__init__(
-            encoder,
-            decoder,
-            flow,
-            kl_weight=kl_weight,
-            hj_weight=hj_weight,
-            start_weight=start_weight,
-            solenoidal_weight=solenoidal_weight,
-            acceleration_weight=acceleration_weight,
-            relative_weights=relative_weights,
-            frames_per_step=frames_per_step,
-            regularize_every=regularize_every,
-        )
+            encoder, decoder, flow, kl_weight=kl_weight, hj_weight=hj_weight, start_weight=start_weight,
+            solenoidal_weight=solenoidal_weight, acceleration_weight=acceleration_weight, code_weight=code_weight,
+            relative_weights=relative_weights, frames_per_step=frames_per_step, regularize_every=regularize_every,
+        )  # fmt: skip
         self.objective, self.reference = bound, check_reference(reference, bound)
         self._set_prior(prior)
         self._set_force(force)
@@ -293,6 +289,7 @@ class FlowFactorizedVAE(FlowModel):
         reconstruction = self._reconstruction(given, path.z, generator, row)
         t, context = given.rows(row)
         found = self._regularizers(path, path.z[0], k, t, times, context)
+        found |= self._tied(given, path.z, generator, row, begin.frame)
         loss = -reconstruction + self.kl_weight * kl + self._penalties(found)
         return SequenceTerms(loss, reconstruction, kl, kl_factor=torch.zeros_like(kl), **found)
 

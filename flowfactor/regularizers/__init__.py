@@ -8,7 +8,7 @@ from flowfactor.regularizers.costs import (
     Solenoidal,
     TransportCost,
 )
-from flowfactor.regularizers.endpoints import SinkhornMatch, StartAtRest
+from flowfactor.regularizers.endpoints import LatentEquivariance, SinkhornMatch, StartAtRest
 from flowfactor.regularizers.matching import ActionMatching, FlowMatching
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "FlowMatching",
     "HamiltonJacobi",
     "JacobianNorm",
+    "LatentEquivariance",
     "NegativeSquare",
     "SinkhornMatch",
     "Solenoidal",

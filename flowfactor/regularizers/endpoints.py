@@ -5,6 +5,7 @@ from __future__ import annotations
 import geomloss
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
 
 from flowfactor.context import Context
 from flowfactor.control import Control
@@ -57,6 +58,108 @@ class StartAtRest(Recorded, nn.Module):
         if not isinstance(part, Field):
             raise TypeError(f"StartAtRest takes a LatentFlow, Field or Potential, got {type(flow).__name__}")
         return part(z0, t, control, context=context).square().sum(-1)
+
+
+class LatentEquivariance(Recorded, nn.Module):
+    r"""Whether the code of one frame follows the flow to the code of another, per sample.
+
+    $|\phi_{r \to s}(z_r) - \mathrm E[z|x_s]|^2$, summed over the dimensions that the encoder writes, of a state $z_r$ of
+    frame r: its code, or a draw of $q(z|x_r)$, whose noise then counts as well, by the trace of its pushed covariance. It is
+    zero where encoding and transforming commute, and its gradient reaches both the encoder and the flow. It is never
+    negative, so that a bound less a multiple of it stays a bound.
+
+    With ``distributions=True`` it is an estimate from the one draw $z_r$ of the divergence of the pushed posterior from
+    that of the other frame,
+
+    $$KL[\phi_\# q(z|x_r) \,|\, q(z|x_s)] = -H[q(z|x_r)] - E \ln|\det \partial\phi/\partial z_r| - E \ln q(\phi(z_r)|x_s) ,$$
+
+    in nats: distances are weighed by how sure the encoder is, and noise costs nothing where both posteriors have the same.
+    Without ``log_det`` the flow is taken to keep volumes, as divergence-free ones do; one that contracts may then have a
+    negative value, and no bound is left.
+
+    Args:
+        distributions: Whether to compare distributions, not states with means.
+
+    Example:
+        >>> import torch, flowfactor as ff
+        >>> from torch.distributions import Independent, Normal
+        >>> turn = ff.LatentFlow(ff.fields.from_module(lambda z, t: torch.stack([-z[:, 1], z[:, 0]], -1), dim=2))
+        >>> path = turn(torch.tensor([[3.0, 0.0]]), [0.0, torch.pi / 2])         # to (0, 3)
+        >>> other = Independent(Normal(torch.tensor([[0.0, 1.0]]), torch.ones(1, 2)), 1)
+        >>> ff.regularizers.LatentEquivariance()(path.z[-1], other).item()       # doctest: +NUMBER
+        4.00
+    """
+
+    def __init__(self, distributions: bool = False) -> None:
+        super().__init__()
+        if not isinstance(distributions, bool):
+            raise TypeError(f"distributions must be True or False, got {distributions!r}")
+        self.distributions = distributions
+
+    def forward(
+        self,
+        z: Tensor,
+        posterior: Distribution | Tensor,
+        start: Distribution | None = None,
+        log_det: Tensor | None = None,
+        *,
+        code_dim: int | None = None,
+    ) -> Tensor:
+        r"""Compares states that a flow has reached with the posterior of the frames there.
+
+        Args:
+            z: States ``[*batch, D]`` of a path at frame s, such as ``path.z[s]``.
+            posterior: q(z|x_s), batch ``[*batch]``, event ``[D]``; for distances its mean ``[*batch, D]`` will do.
+            start: q(z|x_r), of which the path began with a draw; for ``distributions`` alone.
+            log_det: Log-determinants of the flow from r to s, ``[*batch]``, such as ``path.log_det[s]``; likewise.
+            code_dim: How many dimensions of a latent, the first, the encoder writes; None for all. Room at rest, which no
+                encoder writes, is left out.
+
+        Returns:
+            Squared distances ``[*batch]``, or divergences in nats.
+
+        Raises:
+            TypeError: If distributions are to be compared and there are none, or, in some dimensions, none of independent
+                normals.
+            ValueError: If shapes do not match, ``start`` is missing, or there is what has no effect.
+        """
+        given = isinstance(posterior, Tensor)
+        shape = posterior.shape if given else posterior.batch_shape + posterior.event_shape
+        if shape != z.shape:
+            raise ValueError(
+                f"the states {list(z.shape)} and the posterior {list(shape)} that they are compared with must have one "
+                "shape [*batch, D]"
+            )
+        if not self.distributions:
+            if start is not None or log_det is not None:
+                raise ValueError(
+                    "start and log_det have no effect on a distance: give LatentEquivariance(distributions=True)"
+                )
+            mean = posterior if given else posterior.mean
+            return (z - mean)[..., :code_dim].square().sum(-1)
+        if given:
+            raise TypeError("a divergence needs the posterior q(z|x_s) itself, not its mean alone")
+        if start is None:
+            raise ValueError("a divergence needs start, the posterior q(z|x_r) of which the path began with a draw")
+        if log_det is not None and code_dim not in (None, z.shape[-1]):
+            raise ValueError(
+                "log_det is that of all dimensions, and code_dim leaves some out: leave one of the two away"
+            )
+        there, begun = (_coded(q, code_dim) for q in (posterior, start))
+        divergence = -begun.entropy() - there.log_prob(z[..., :code_dim])
+        return divergence if log_det is None else divergence - log_det
+
+
+def _coded(q: Distribution, code_dim: int | None) -> Distribution:
+    """The marginal of the first dimensions; TypeError where a posterior is not one of independent normals."""
+    if code_dim in (None, q.event_shape[-1]):
+        return q
+    if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal)):
+        raise TypeError(
+            f"the marginal of some dimensions is known of Independent(Normal(mean, std), 1), got {type(q).__name__}: "
+            "compare all dimensions, or means, LatentEquivariance()"
+        )
+    return Independent(Normal(q.base_dist.loc[..., :code_dim], q.base_dist.scale[..., :code_dim]), 1)
 
 
 class SinkhornMatch(Recorded, nn.Module):

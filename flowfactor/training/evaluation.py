@@ -79,14 +79,16 @@ def evaluate(
         likelihood_limit: Sequences for the likelihood, drawn at random; None for all, 0 to leave it out.
         samples: Samples of its importance-weighted bound.
         search_images: Training images of each transformation for the search.
-        path_limit: The most sequences of each transformation for the figures of the flows' paths and combinations, drawn
-            at random; 0 leaves these out.
+        path_limit: The most sequences of each transformation for the figures of codes, of the flows' paths and of
+            combinations, drawn at random; 0 leaves these out.
         seed: Seed of all draws.
 
     Returns:
         ``equivariance_error`` and ``doing_nothing`` by transformation's name, ``equivariance`` (all figures of
         `flowfactor.metrics.equivariance_error`) and ``log_likelihood`` (those of `flowfactor.metrics.log_likelihood`);
         for a model that infers k also ``factor_accuracy`` (the figures of `flowfactor.metrics.factor_accuracy`).
+        Whether codes follow the flows: ``latent_equivariance`` (all figures of
+        `flowfactor.metrics.latent_equivariance_error`: 0 where they do, 1 for leaving the code of the first frame as it is).
         How the flows move: ``gradient_share``, ``arc_over_chord``, ``translation_share`` and ``solver_gap``, all figures of
         the metric of that name, or ``{"missing": reason}`` where a model or its field has none.
         ``combining``: E of flows run backwards from the last frame, superposed by pairs and switched midway, where the test
@@ -100,7 +102,8 @@ def evaluate(
     generator = torch.Generator(device).manual_seed(seed)
     if not test.num_flows:
         result = {"equivariance_error": {}, "doing_nothing": {}, "equivariance": _NO_LABELS}
-        result |= dict.fromkeys(_MOTION, _NO_LABELS) | {"combining": missing(_NO_LABELS["missing"])}
+        result |= dict.fromkeys(("latent_equivariance", *_MOTION), _NO_LABELS)
+        result["combining"] = missing(_NO_LABELS["missing"])
         result["reconstruction"] = _reconstruction(model, test, limit, seed)
         if likelihood_limit != 0:
             result["log_likelihood"] = _bound(model, test, samples, likelihood_limit, seed, generator)
@@ -121,6 +124,7 @@ def evaluate(
         "equivariance": error.as_dict(),
     }
     paths = path_limit if limit is None else min(limit, path_limit)
+    result["latent_equivariance"] = _latent(measured, test, paths, seed)
     result |= _motion(measured, test, paths, seed)
     result["combining"] = _combining(model, measured, test, paths, seed)
     if likelihood_limit != 0:
@@ -253,10 +257,7 @@ def measure(
         figures["equivariance"] = error.as_dict()
         measured = TraversalModel(model, [Traversal(*found) for found in error.traversals], _span(test))
     figures["likelihood"] = _likelihood(model, measured, test, settings, seed)
-    figures["latent_equivariance"] = _tried(
-        settings.latent_images,
-        lambda: latent_equivariance_error(measured, test, limit=settings.latent_images, seed=seed).as_dict(),
-    )
+    figures["latent_equivariance"] = _latent(measured, test, settings.latent_images, seed)
     figures |= _motion(measured, test, settings.latent_images, seed)
     figures["combining"] = _combining(model, measured, test, settings.latent_images, seed)
     figures["vp"] = _vp(measured, test, settings, seed)
@@ -286,6 +287,11 @@ def _single(train: SequenceDataset, test: SequenceDataset) -> SequenceDataset:
 
 def _span(data: SequenceDataset) -> float:
     return float((data.t[-1] - data.t[0]).abs())
+
+
+def _latent(measured: Any, test: SequenceDataset, limit: int, seed: int) -> dict[str, Any]:
+    """Whether codes follow the flows of a model, as far as it has flows."""
+    return _tried(limit, lambda: latent_equivariance_error(measured, test, limit=limit, seed=seed).as_dict())
 
 
 def _motion(measured: Any, test: SequenceDataset, limit: int, seed: int) -> dict[str, Any]:
