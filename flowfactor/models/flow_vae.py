@@ -53,6 +53,8 @@ class FlowFactorizedVAE(FlowModel):
             (`flowfactor.regularizers.Solenoidal`), which has a Helmholtz field flow along its potential; 0 leaves it out.
         acceleration_weight: Weight of the squared acceleration, mean over time (`flowfactor.regularizers.Acceleration`),
             which straightens the paths of any field; 0 leaves it out.
+        commutator_weight: Weight of $|[v_i, v_j]|^2$ (`flowfactor.regularizers.Commutator`), which asks flows to commute, at
+            the states of the frames, mean over these and pairs; one pair and frame a step, drawn. 0 leaves it out.
         relative_weights: Whether these weights are relative to the size of the likelihood: they then count C H W times, the
             values of a frame, so that one weight serves frames of any size (0.1 is 235 for 28 x 28 in colour, and 1,229 for
             64 x 64).
@@ -87,7 +89,7 @@ class FlowFactorizedVAE(FlowModel):
     _parts = (*FlowModel._parts, "objective")
     _settings = (
         "kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "relative_weights",
-        "frames_per_step", "regularize_every",
+        "frames_per_step", "regularize_every", "commutator_weight",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +105,7 @@ class FlowFactorizedVAE(FlowModel):
         start_weight: float = 1.0,
         solenoidal_weight: float = 0.0,
         acceleration_weight: float = 0.0,
+        commutator_weight: float = 0.0,
         relative_weights: bool = False,
         force: nn.Module | Literal["negative_square"] | None = "negative_square",
         frames_per_step: int | None = None,
@@ -121,6 +124,7 @@ class FlowFactorizedVAE(FlowModel):
             start_weight=start_weight,
             solenoidal_weight=solenoidal_weight,
             acceleration_weight=acceleration_weight,
+            commutator_weight=commutator_weight,
             relative_weights=relative_weights,
             frames_per_step=frames_per_step,
             regularize_every=regularize_every,
@@ -287,7 +291,7 @@ class FlowFactorizedVAE(FlowModel):
         path, kl = self._path(given, begin, k, generator, row, self._costs(times))
         reconstruction = self._reconstruction(given, path.z, generator, row)
         t, context = given.rows(row)
-        found = self._regularizers(path, path.z[0], k, t, times, context)
+        found = self._regularizers(path, path.z[0], k, t, times, context, generator)
         loss = -reconstruction + self.kl_weight * kl + self._penalties(found)
         return SequenceTerms(loss, reconstruction, kl, kl_factor=torch.zeros_like(kl), **found)
 

@@ -23,6 +23,7 @@ class Terms:
         kl_factor: KL[q(k|x) | p(k)], mean over sequences; 0 where k is given.
         solenoidal: The squared speed of what is not the gradient of the potential, like ``hj``; 0 without a weight.
         acceleration: The squared acceleration |Dv/Dt|^2, likewise.
+        commutator: |[v_i, v_j]|^2, mean over pairs of flows and over frames, likewise.
     """
 
     loss: Tensor
@@ -34,6 +35,7 @@ class Terms:
     kl_factor: Tensor = field(default_factory=lambda: torch.zeros(()))
     solenoidal: Tensor = field(default_factory=lambda: torch.zeros(()))
     acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
+    commutator: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @classmethod
     def plain(cls, reconstruction: Tensor, kl: Tensor, loss: Tensor | None = None) -> Terms:
@@ -59,6 +61,7 @@ class SequenceTerms:
         kl_factor: KL[q(k|x) | p(k)]; 0 where k is given.
         solenoidal: The squared speed of what is not the gradient of the potential; 0 where left out.
         acceleration: The squared acceleration, likewise.
+        commutator: |[v_i, v_j]|^2, likewise.
     """
 
     loss: Tensor
@@ -69,9 +72,10 @@ class SequenceTerms:
     kl_factor: Tensor
     solenoidal: Tensor = field(default_factory=lambda: torch.zeros(()))
     acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
+    commutator: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __post_init__(self) -> None:
-        for name in ("solenoidal", "acceleration"):  # where they are left out, 0 for each
+        for name in ("solenoidal", "acceleration", "commutator"):  # where they are left out, 0 for each
             value = getattr(self, name)
             if isinstance(value, Tensor) and not value.ndim:
                 object.__setattr__(self, name, value.to(self.kl).expand_as(self.kl))
