@@ -184,7 +184,7 @@ def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
 
 
 def adaptive_step(repeats: int, warm_up: float = 4 * WARM_UP) -> list[Row]:
-    """Steps per second of the preset ``mnist-gradient``, solved adaptively, against unit Euler steps of the same model."""
+    """Steps per second of the preset ``mnist-small``, solved adaptively, against unit Euler steps of the same model."""
     found = digits()
     if found is None:
         print("  neither MNIST nor scikit-learn is at hand: left out")
@@ -193,7 +193,7 @@ def adaptive_step(repeats: int, warm_up: float = 4 * WARM_UP) -> list[Row]:
     dataset, name = found
     own = "its own solver"
     trainers = {
-        side: Trainer(how, dataset, None, "mnist-gradient") for side, how in ((own, None), ("euler", SOLVERS["euler"]))
+        side: Trainer(how, dataset, None, "mnist-small") for side, how in ((own, None), ("euler", SOLVERS["euler"]))
     }
     for trainer in trainers.values():
         trainer.check_cut()
@@ -202,7 +202,7 @@ def adaptive_step(repeats: int, warm_up: float = 4 * WARM_UP) -> list[Row]:
             trainer.step()
     times = interleaved({side: _several(trainer.step) for side, trainer in trainers.items()}, repeats, at_least=0.0)
     ours, euler = (times[side].rate(_STEPS, "steps/s") for side in (own, "euler"))
-    row = Row("adaptive", f"mnist-gradient on {name}, {own}", ours, euler, "euler", target=Target(0.85, "at least"))
+    row = Row("adaptive", f"mnist-small on {name}, {own}", ours, euler, "euler", target=Target(0.85, "at least"))
     row.notes = {"evaluations a solve": trainers[own].nfe(), "by Euler steps": trainers["euler"].nfe()}
     turns = [_mean([trainers[own].parts() for _ in range(_STEPS)]) for _ in range(max(repeats, 1))]
     return [row, *_shares(own, turns, "adaptive")]

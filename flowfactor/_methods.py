@@ -16,7 +16,7 @@ SHARED_OPTIONS = ("latent_dim", "encoder", "decoder", "likelihood", "frames_per_
 _OF_THE_FLOW = (
     *("field", "potential", "hidden", "activation", "skew", "prior", "solver", "divergence"),
     *("evaluation_solver", "augment_dim", "augment_scale"),
-    *("kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight"),
+    *("kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "commutator_weight"),
     *("code_weight", "relative_weights", "force", "regularize_every"),
 )
 

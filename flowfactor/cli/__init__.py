@@ -123,10 +123,12 @@ def _evaluate() -> argparse.ArgumentParser:
 def _traverse() -> argparse.ArgumentParser:
     parser = _Parser("traverse")
     parser.add_argument("run_dir", type=_path, help="folder of a run")
-    parser.add_argument("--output", type=_path, help="picture to write (default: RUN_DIR/traversal.png)")
+    parser.add_argument("--output", type=_path, help="picture to write (default: RUN_DIR/traversal.png, or grid.png)")
     parser.add_argument("--gif", type=_path, help="animation to write too")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--images", type=int, default=3, help="how many test images (default: 3)")
+    text = "two flows, by name or number: one test image carried by the first across and by the second down, in place of all flows"
+    parser.add_argument("--grid", nargs=2, metavar=("FLOW", "FLOW"), help=text)
+    parser.add_argument("--images", type=int, help="how many test images (default: 3; 1 for a grid)")
     parser.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")
     parser.add_argument("--back", type=int, default=0, help="steps backwards, beyond what was trained (default: 0)")
     _of_a_run(parser)

@@ -20,6 +20,7 @@ from flowfactor.training.folder import (
     ANIMATION,
     CONFIG,
     EVALUATION,
+    GRID,
     OF_THE_MODEL,
     TRAVERSAL,
     check_writable,
@@ -131,7 +132,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def run_traverse(arguments: argparse.Namespace) -> int:
-    """Draws test images along every flow of a run's model.
+    """Draws test images along every flow of a run's model, or one along two of them.
 
     Args:
         arguments: Its arguments.
@@ -139,7 +140,9 @@ def run_traverse(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    picture, animation = arguments.output or arguments.run_dir / TRAVERSAL, arguments.gif
+    grid, animation = arguments.grid, arguments.gif
+    picture = arguments.output or arguments.run_dir / (GRID if grid else TRAVERSAL)
+    images = (1 if grid else 3) if arguments.images is None else arguments.images
     try:
         for path, suffix in ((picture, ".png"), (animation, ".gif")):
             if path is not None and (path.suffix != suffix or not path.parent.is_dir()):
@@ -150,16 +153,22 @@ def run_traverse(arguments: argparse.Namespace) -> int:
                 check_target(path, arguments.overwrite)
         test = config.data.dataset("test")
         _checked_data(arguments, test)
-        if not 1 <= arguments.images <= len(test) or (arguments.steps is not None and arguments.steps < 1):
+        if grid and images != 1:
+            raise ValueError(f"--grid draws one test image, got --images {images}: leave that out")
+        if not 1 <= images <= len(test) or (arguments.steps is not None and arguments.steps < 1):
             raise ValueError(f"--images must be between 1 and {len(test)}, and --steps at least 1")
         if arguments.back < 0:
             raise ValueError(f"--back must not be negative, got {arguments.back}")
         for module in ("matplotlib", "PIL.Image"):
             require(module, extra="plot")
+        flows = _grid_flows(grid, model, test) if grid else None
     except USER_ERRORS as error:
         fail("traverse", error)
     with listed(picture):
-        draw(model, test, picture, animation, images=arguments.images, steps=arguments.steps, back=arguments.back)
+        if flows:
+            draw_grid(model, test, flows, picture, animation, steps=arguments.steps, back=arguments.back)
+        else:
+            draw(model, test, picture, animation, images=images, steps=arguments.steps, back=arguments.back)
     say("\n".join(str(path) for path in (picture, animation) if path is not None))
     return 0
 
@@ -198,6 +207,56 @@ def draw(
     plot.save(plot.traverse_figure(model, x0, t=whole, flow_names=names, context=context, title=title), picture)
     if animation is not None:
         plot.to_gif(plot.traversal_frames(model, x0, t=halves, scale=2, context=context), animation)
+
+
+def draw_grid(
+    model: Any,
+    test: Any,
+    flows: tuple[int, int],
+    picture: Path,
+    animation: Path | None = None,
+    *,
+    steps: int | None = None,
+    back: int = 0,
+) -> None:
+    """Draws a test image carried by one flow of a model across, and by another down.
+
+    Args:
+        model: The model.
+        test: The test split, for the image and the names of the flows.
+        flows: Both flows, by their number in the model.
+        picture: PNG to write.
+        animation: GIF to write too, or None.
+        steps: Steps forwards; those of the data where None.
+        back: Steps backwards.
+    """
+    from flowfactor import plot
+    from flowfactor.metrics.matched import flow_names
+
+    batch = test.batch(_spread(1, len(test)))
+    context = batch.get("context")
+    reach = test.num_steps if steps is None else steps
+    # One image: a context of its own, or by name, has one row.
+    asked = {"context": context, "t": range(-back, reach + 1), "flow_names": flow_names(model, test)}
+    plot.save(plot.traverse_grid_figure(model, batch["frames"][0, 0], flows, **asked), picture)
+    if animation is not None:
+        plot.to_gif(plot.grid_frames(model, batch["frames"][0, 0], flows, scale=1, **asked), animation)
+
+
+def _grid_flows(given: Sequence[str], model: Any, test: Any) -> tuple[int, int]:
+    """The two flows of a grid by their number in the model, of their names or numbers; raises ValueError."""
+    from flowfactor.metrics.matched import flow_names
+    from flowfactor.models.protocols import knows_transformations
+
+    if not knows_transformations(model):
+        raise ValueError(f"--grid draws two flows, and a {type(model).__name__} has none")
+    names = flow_names(model, test)
+    found = [names.index(flow) if flow in names else int(flow) if flow.isdecimal() else -1 for flow in given]
+    if found[0] == found[1] or not all(0 <= k < len(names) for k in found):
+        raise ValueError(
+            f"--grid takes two different flows of {', '.join(names)}, or their numbers; got {' '.join(given)}"
+        )
+    return found[0], found[1]
 
 
 def _carried(model: Any, test: Any, names: Sequence[str]) -> str | None:

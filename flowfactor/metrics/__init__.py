@@ -12,6 +12,7 @@ from flowfactor.metrics.equivariance import (
 )
 from flowfactor.metrics.estimates import Estimate, wilson
 from flowfactor.metrics.gaps import GapScore, mig, sap
+from flowfactor.metrics.group import CommutatorError, GroupError, commutator_error, group_error
 from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood, paper_log_likelihood
 from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
 from flowfactor.metrics.matching import FactorAccuracy, SpikeMetrics, factor_accuracy, spike_metrics
@@ -28,6 +29,7 @@ from flowfactor.metrics.traversal import (
 
 __all__ = [
     "DCI",
+    "CommutatorError",
     "CompositionError",
     "EquivarianceError",
     "ErrorCurve",
@@ -35,6 +37,7 @@ __all__ = [
     "FactorAccuracy",
     "GapScore",
     "GridMass",
+    "GroupError",
     "LogLikelihood",
     "MatchedModel",
     "NoLatentFlowError",
@@ -47,12 +50,14 @@ __all__ = [
     "VPScore",
     "arc_over_chord",
     "best_traversal",
+    "commutator_error",
     "composition_error",
     "dci",
     "equivariance_error",
     "extrapolation_error",
     "factor_accuracy",
     "gradient_share",
+    "group_error",
     "inverse_error",
     "kl_divergence",
     "latent_equivariance_error",

@@ -17,6 +17,7 @@ from flowfactor.context import Context, ContextSize
 from flowfactor.control import Control
 from flowfactor.latent_flow import LatentFlow
 from flowfactor.models.checks import (
+    check_commutator,
     check_flow_parts,
     check_force,
     check_latent_size,
@@ -32,7 +33,7 @@ from flowfactor.models.reference import without
 from flowfactor.models.tie import code_error
 from flowfactor.path import FlowPath
 from flowfactor.priors import Augmented, Prior, StandardNormal
-from flowfactor.regularizers import Acceleration, HamiltonJacobi, NegativeSquare, Solenoidal, StartAtRest
+from flowfactor.regularizers import Acceleration, Commutator, HamiltonJacobi, NegativeSquare, Solenoidal, StartAtRest
 
 
 class FrameDecoder(Protocol):
@@ -129,6 +130,7 @@ class FlowModel(Autoencoder):
         solenoidal_weight: float = 0.0,
         acceleration_weight: float = 0.0,
         code_weight: float = 0.0,
+        commutator_weight: float = 0.0,
         relative_weights: bool = False,
         frames_per_step: int | None,
         regularize_every: int,
@@ -142,7 +144,9 @@ class FlowModel(Autoencoder):
         self.solenoidal_weight = check_weight("solenoidal_weight", solenoidal_weight)
         self.acceleration_weight = check_weight("acceleration_weight", acceleration_weight)
         self.code_weight = check_weight("code_weight", code_weight)
+        self.commutator_weight = check_weight("commutator_weight", commutator_weight)
         check_running_costs(flow, self.solenoidal_weight, self.acceleration_weight)
+        check_commutator(flow, self.commutator_weight)
         self.relative_weights = check_relative(relative_weights, self._frame_shape)
         self.frames_per_step = check_optional_count("frames_per_step", frames_per_step)
         self.regularize_every = check_count("regularize_every", regularize_every)
@@ -162,6 +166,7 @@ class FlowModel(Autoencoder):
         learned = NegativeSquare(self.flow.dim) if isinstance(force, str) and self.penalised else None
         self.hamilton_jacobi = HamiltonJacobi(learned if isinstance(force, str) else force)
         self._start_at_rest, self._solenoidal, self._acceleration = StartAtRest(), Solenoidal(), Acceleration()
+        self._commutator = Commutator(draw=1)
 
     @property
     def num_flows(self) -> int:
@@ -205,6 +210,7 @@ class FlowModel(Autoencoder):
             "solenoidal": self.solenoidal_weight,
             "acceleration": self.acceleration_weight,
             "code": self.code_weight,
+            "commutator": self.commutator_weight,
         }
 
     def transform(
@@ -274,8 +280,9 @@ class FlowModel(Autoencoder):
         return self.penalty_unit * torch.stack(weighted).sum(0)
 
     def _regularizers(
-        self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int, context: Context | None = None
-    ) -> dict[str, Tensor]:
+        self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int, context: Context | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """The regularizers of each path, so many times: at the start, or in the mean over time; 0 where left out."""
         found = dict.fromkeys(self._weights, z0.new_zeros(z0.shape[:-1]))
         if len(t) > 1:
@@ -285,6 +292,8 @@ class FlowModel(Autoencoder):
             found |= {name: times * path.costs[name][-1] / span for name in self._costs(times)}
         if times and self.start_weight > 0:
             found["start"] = times * self._start_at_rest(self.flow, z0, control, t[0], context=context)
+        if times and self.commutator_weight > 0:
+            found["commutator"] = times * self._commute(path.z, t, context, generator)
         return found
 
     def _tied(
@@ -297,6 +306,14 @@ class FlowModel(Autoencoder):
     ) -> dict[str, Tensor]:
         """What `code_weight` weighs, of paths ``z [T+1, N, D]``; without it no frame is encoded."""
         return {"code": code_error(self, given, z, generator, row, reference)} if self.code_weight else {}
+
+    def _commute(self, z: Tensor, t: Tensor, context: Context | None, generator: torch.Generator | None) -> Tensor:
+        """|[v_i, v_j]|^2 in the mean over pairs and states ``[T+1, N, D]``; of one pair and one frame in training."""
+        if self.training:
+            frame = int(torch.randint(len(z), (), generator=generator, device=z.device))
+            return self._commutator(self.flow, z[frame], t[frame], context=context, generator=generator)
+        when = (t if t.ndim > 1 else t.unsqueeze(-1)).expand(z.shape[:-1])
+        return Commutator()(self.flow, z, when, context=context).mean(0)
 
     def _reconstruction(
         self, given: Inputs, z: Tensor, generator: torch.Generator | None, row: Tensor | None = None

@@ -121,6 +121,14 @@ def check_running_costs(flow: LatentFlow, solenoidal: float, acceleration: float
         )
 
 
+def check_commutator(flow: LatentFlow, weight: float) -> None:
+    """Raises ValueError where a weight of the flows' commutators meets one flow alone."""
+    if weight and flow.num_flows < 2:
+        raise ValueError(
+            f"commutator_weight={weight:g} asks pairs of flows to commute, and the model has one flow alone: leave it at 0"
+        )
+
+
 def check_relative(relative: bool, event: tuple[int, ...] | None) -> bool:
     """Checks whether weights are relative to the size of a frame, which the decoder then has to say."""
     if not isinstance(relative, bool):

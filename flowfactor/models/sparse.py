@@ -76,6 +76,7 @@ class SparseTransformationVAE(FlowModel):
         solenoidal_weight: As in `FlowFactorizedVAE`.
         acceleration_weight: As in `FlowFactorizedVAE`; that the weights g switch between frames is no acceleration.
         code_weight: As in `FlowFactorizedVAE`.
+        commutator_weight: As in `FlowFactorizedVAE`, of the flows at weight 1.
         relative_weights: Whether these are relative to the size of a frame, as in `FlowFactorizedVAE`.
         force: As in `FlowFactorizedVAE`.
         frames_per_step: How many frames to decode in a training step, as in `FlowFactorizedVAE`.
@@ -110,8 +111,8 @@ class SparseTransformationVAE(FlowModel):
     _parts = (*FlowModel._parts, "pair_encoder", "weights_prior")
     _settings = (
         "kl_weight", "factor_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight",
-        "code_weight", "relative_weights", "frames_per_step", "regularize_every", "temperature", "anneal_steps",
-        "warmup_steps", "warmup_temperature", "warmup_span",
+        "code_weight", "commutator_weight", "relative_weights", "frames_per_step", "regularize_every", "temperature",
+        "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
     )  # fmt: skip
     step: Tensor
     unit: Tensor
@@ -132,6 +133,7 @@ class SparseTransformationVAE(FlowModel):
         solenoidal_weight: float = 0.0,
         acceleration_weight: float = 0.0,
         code_weight: float = 0.0,
+        commutator_weight: float = 0.0,
         relative_weights: bool = False,
         force: nn.Module | str | None = "negative_square",
         frames_per_step: int | None = None,
@@ -148,6 +150,7 @@ class SparseTransformationVAE(FlowModel):
             encoder, decoder, flow, kl_weight=kl_weight, hj_weight=hj_weight, start_weight=start_weight,
             solenoidal_weight=solenoidal_weight, acceleration_weight=acceleration_weight, code_weight=code_weight,
             relative_weights=relative_weights, frames_per_step=frames_per_step, regularize_every=regularize_every,
+            commutator_weight=commutator_weight,
         )  # fmt: skip
         check_pair_encoder(pair_encoder, flow)
         self.pair_encoder: Any = pair_encoder
@@ -277,7 +280,7 @@ class SparseTransformationVAE(FlowModel):
         times = self._lazy(generator, z0.device)
         path = self._along(z0, t, drawn.weights, given.context, generator, self._costs(times))
         reconstruction = self._reconstruction(given, path.z, generator)
-        found = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times, given.context)
+        found = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times, given.context, generator)
         found |= self._tied(given, path.z, generator)
         return reconstruction, self.weights_prior.kl(q, counted), torch.zeros_like(reconstruction), found
 
@@ -316,7 +319,7 @@ class SparseTransformationVAE(FlowModel):
         # With no flow at all the state stays where it is, and there is nothing to regularize.
         z = torch.where(acts.unsqueeze(-1), path.z, z0)
         reconstruction = self._reconstruction(given, z, generator)
-        regularizers = self._regularizers(path, z0, k, t, times, given.context)
+        regularizers = self._regularizers(path, z0, k, t, times, given.context, generator)
         found = {name: acts * value for name, value in regularizers.items()} | self._tied(given, z, generator)
         logits = self.pair_encoder(given.frames).spike_logits
         target = r[:, :flows].unsqueeze(-2).expand_as(logits)

@@ -24,6 +24,7 @@ class Terms:
         solenoidal: The squared speed of what is not the gradient of the potential, like ``hj``; 0 without a weight.
         acceleration: The squared acceleration |Dv/Dt|^2, likewise.
         code: The squared distance between a path and the code of a frame that it passes; 0 without a weight.
+        commutator: |[v_i, v_j]|^2, mean over pairs of flows and over frames, likewise.
     """
 
     loss: Tensor
@@ -36,6 +37,7 @@ class Terms:
     solenoidal: Tensor = field(default_factory=lambda: torch.zeros(()))
     acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
     code: Tensor = field(default_factory=lambda: torch.zeros(()))
+    commutator: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @classmethod
     def plain(cls, reconstruction: Tensor, kl: Tensor, loss: Tensor | None = None) -> Terms:
@@ -62,6 +64,7 @@ class SequenceTerms:
         solenoidal: The squared speed of what is not the gradient of the potential; 0 where left out.
         acceleration: The squared acceleration, likewise.
         code: The squared distance between a path and a code, likewise.
+        commutator: |[v_i, v_j]|^2, likewise.
     """
 
     loss: Tensor
@@ -73,9 +76,10 @@ class SequenceTerms:
     solenoidal: Tensor = field(default_factory=lambda: torch.zeros(()))
     acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
     code: Tensor = field(default_factory=lambda: torch.zeros(()))
+    commutator: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __post_init__(self) -> None:
-        for name in ("solenoidal", "acceleration", "code"):  # where they are left out, 0 for each
+        for name in ("solenoidal", "acceleration", "code", "commutator"):  # where they are left out, 0 for each
             value = getattr(self, name)
             if isinstance(value, Tensor) and not value.ndim:
                 object.__setattr__(self, name, value.to(self.kl).expand_as(self.kl))

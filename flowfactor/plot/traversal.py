@@ -31,7 +31,7 @@ from flowfactor.plot.grid import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MARK = (0.90, 0.33, 0.05)  # a vivid orange that stands out from white, black and the primaries
+MARK = (0.90, 0.33, 0.05)  # a vivid orange that stands out from white, black and the primaries
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Traversal:
         layout = layout_of(flows * images, columns, (height, width), pad, group=images)
         picture = assemble(self.tiles.reshape(-1, *self.tiles.shape[2:]), layout, background)
         if mark:
-            _draw_frame(picture, layout, self.origin, images)
+            draw_frame(picture, layout, self.origin, images)
         return picture, layout
 
 
@@ -103,7 +103,7 @@ def traverse(
         >>> traverse(model, torch.rand(3, 28, 28), steps=4).shape
         (62, 272, 3)
     """
-    _check_look(pad, scale, background, mark)
+    check_look(pad, scale, background, mark)
     found = _follow(model, x0, t, at, steps, 1, flows, flow_names, context)
     return enlarge(found.grid(pad, background, mark)[0], scale)
 
@@ -172,7 +172,7 @@ def traverse_figure(
     shown = [j for j in range(len(found.times)) if (j - found.origin) % every == 0]
     labels = [f"{found.times[j]:g}".replace("-", "\u2212") for j in shown]
     ax.set_xticks([layout.lefts[j] + layout.tile[1] / 2 - 0.5 for j in shown], labels=labels)
-    ax.get_xticklabels()[shown.index(found.origin)].set_color(_MARK)
+    ax.get_xticklabels()[shown.index(found.origin)].set_color(MARK)
     ax.set_xlabel("time (frames)")
     ax.tick_params(length=0)
     for spine in ax.spines.values():
@@ -230,7 +230,7 @@ def traversal_frames(
         >>> traversal_frames(still, torch.rand(1, 28, 28), steps=2).shape
         (16, 32, 92, 3)
     """
-    _check_look(pad, scale, background, mark=False)
+    check_look(pad, scale, background, mark=False)
     check_count("per_step", per_step)
     found = _follow(model, x0, t, at, steps, per_step, flows, flow_names, context)
     columns = found.tiles.transpose(1, 0, 2, 3, 4, 5)  # [images, flows, times, h, w, 3]
@@ -265,8 +265,8 @@ def _follow(
             f"got {type(model).__name__}"
         )
     check_frames(x0, "x0", 4 if isinstance(x0, Tensor) and x0.ndim == 4 else 3)
-    chosen, names = _choose(flows, flow_names, model.num_flows)
-    times, origin = _columns(t, at, steps, per_step)
+    chosen, names = chosen_flows(flows, flow_names, model.num_flows)
+    times, origin = columns_of(t, at, steps, per_step)
     batch = x0 if x0.ndim == 4 else x0.unsqueeze(0)
     starts = batch.repeat(len(chosen), 1, 1, 1)
     control = torch.tensor(chosen, device=x0.device).repeat_interleave(len(batch))
@@ -294,9 +294,10 @@ def _transformed(model: Transforms, x0: Tensor, t: Tensor, control: Tensor, **al
     return frames
 
 
-def _choose(
+def chosen_flows(
     flows: Sequence[int | str] | None, names: Sequence[str] | None, count: int
 ) -> tuple[list[int], tuple[str, ...]]:
+    """Flows by their indices, and their names, of such as are given by either; raises where there is no such flow."""
     if isinstance(names, str) or (names is not None and len(names) != count):
         raise ValueError(f"flow_names must name all {count} flows of the model, got {names!r}")
     labels = [f"flow {k}" for k in range(count)] if names is None else [str(name) for name in names]
@@ -320,7 +321,10 @@ def _choose(
     return chosen, tuple(labels[k] for k in chosen)
 
 
-def _columns(t: Tensor | Sequence[float] | None, at: float, steps: int, per_step: int) -> tuple[tuple[float, ...], int]:
+def columns_of(
+    t: Tensor | Sequence[float] | None, at: float, steps: int, per_step: int
+) -> tuple[tuple[float, ...], int]:
+    """The times of columns, and which of them is ``at``; raises where they do not increase, or none is."""
     if t is None:
         check_count("steps", steps)
         reach = steps * per_step
@@ -340,7 +344,7 @@ def _columns(t: Tensor | Sequence[float] | None, at: float, steps: int, per_step
     return tuple(values.tolist()), nearest
 
 
-def _draw_frame(picture: Picture, layout: Layout, column: int, group: int) -> None:
+def draw_frame(picture: Picture, layout: Layout, column: int, group: int) -> None:
     """Frames one column of tiles, group by group if there are groups, in the gaps: no tile loses a pixel."""
     group = group if group > 1 else len(layout.tops)
     gap = layout.lefts[0]
@@ -350,12 +354,13 @@ def _draw_frame(picture: Picture, layout: Layout, column: int, group: int) -> No
         top = layout.tops[first] - thick
         bottom = layout.tops[first + group - 1] + layout.tile[0] + thick
         for edge in (slice(top, top + thick), slice(bottom - thick, bottom)):
-            picture[edge, left:right] = _MARK
+            picture[edge, left:right] = MARK
         for edge in (slice(left, left + thick), slice(right - thick, right)):
-            picture[top:bottom, edge] = _MARK
+            picture[top:bottom, edge] = MARK
 
 
-def _check_look(pad: int, scale: int, background: float, mark: bool) -> None:
+def check_look(pad: int, scale: int, background: float, mark: bool) -> None:
+    """Checks how a grid of pictures shall look; raises ValueError."""
     check_count("pad", pad, 1 if mark else 0)  # the frame is drawn in the gap
     check_count("scale", scale)
     check_background(background)

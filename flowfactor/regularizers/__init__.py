@@ -1,5 +1,6 @@
 """What a flow can be asked for beyond fitting data: dynamic optimal transport, short paths, smooth fields, given states."""
 
+from flowfactor.regularizers.commutator import Commutator
 from flowfactor.regularizers.costs import (
     Acceleration,
     HamiltonJacobi,
@@ -14,6 +15,7 @@ from flowfactor.regularizers.matching import ActionMatching, FlowMatching
 __all__ = [
     "Acceleration",
     "ActionMatching",
+    "Commutator",
     "FlowMatching",
     "HamiltonJacobi",
     "JacobianNorm",

@@ -26,6 +26,7 @@ except ImportError:  # not a Unix: nothing keeps two processes apart there
 CONFIG, CHECKPOINT, MODEL, METRICS, TENSORBOARD = "config.yaml", "last.ckpt", "model", "metrics.csv", "tensorboard"
 PREVIOUS, BEST = "previous.ckpt", "best.ckpt"
 RESULT, EVALUATION, TRAVERSAL, ANIMATION = "result.json", "evaluation.json", "traversal.png", "transformations.gif"
+GRID = "grid.png"
 """In the folder of any run; those of the last line say what its model does."""
 
 DATA = "data.json"
@@ -40,7 +41,7 @@ REPORT, FIGURE = "report.md", "report.png"
 LIST = "flowfactor.json"
 """In any of these folders: which of the files in it are flowfactor's. Nothing else is deleted or replaced."""
 
-OF_THE_MODEL = (RESULT, EVALUATION, TRAVERSAL, ANIMATION)
+OF_THE_MODEL = (RESULT, EVALUATION, TRAVERSAL, ANIMATION, GRID)
 """What tells of the model that lies in the folder."""
 
 OF_A_TRAINING = (CONFIG, DATA, CHECKPOINT, PREVIOUS, BEST, METRICS)

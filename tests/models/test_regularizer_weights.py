@@ -71,27 +71,55 @@ def test_terms_are_means_over_time_along_the_path() -> None:
 )
 def test_the_loss_is_what_the_weights_say(kind: str, more: dict[str, Any], relative: bool) -> None:
     weights = {"hj_weight": 2.0, "start_weight": 0.25, "solenoidal_weight": 3.0, "acceleration_weight": 0.5}
+    weights["commutator_weight"] = 4.0
     terms, bare = (
         terms_of(build(kind, relative_weights=relative, **more, **given).train())
         for given in (weights, dict.fromkeys(weights, 0.0))
     )
-    added = 2 * terms.hj + 0.25 * terms.start + 3 * terms.solenoidal + 0.5 * terms.acceleration
+    added = 2 * terms.hj + 0.25 * terms.start + 3 * terms.solenoidal + 0.5 * terms.acceleration + 4 * terms.commutator
     torch.testing.assert_close(terms.loss - bare.loss, (64 if relative else 1) * added, rtol=1e-4, atol=1e-4)
     found = terms.as_dict()
-    assert all(float(found[name]) > 0 for name in ("hj", "start", "solenoidal", "acceleration"))
-    assert float(bare.solenoidal) == float(bare.acceleration) == 0
+    assert all(float(found[name]) > 0 for name in ("hj", "start", "solenoidal", "acceleration", "commutator"))
+    assert float(bare.solenoidal) == float(bare.acceleration) == float(bare.commutator) == 0
+
+
+@pytest.mark.parametrize("more", [{}, {"field": "free"}, {"field": "gradient"}, {"context": 2}])
+def test_commutators_are_means_over_pairs_and_frames(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = ff.models.build_vae(SHAPE, 3, D, hidden=(8, 8), solver=EULER, commutator_weight=2.0, **more)
+    c = {"context": torch.randn(4, 2)} if "context" in more else {}
+    z = objectives.draw(model.encode(FRAMES[:, 0]), generator=torch.Generator().manual_seed(0))
+    path = model.flow(z, TIMES, KS, **c)
+    alone = [
+        ff.regularizers.Commutator([pair])(model.flow, path.z[i], TIMES[i], **c).mean()
+        for pair in ((0, 1), (0, 2), (1, 2))
+        for i in range(4)
+    ]
+    each = torch.stack(alone).detach()
+    torch.testing.assert_close(terms_of(model.eval(), **c).commutator, each.mean())
+    monkeypatch.setattr(objectives, "draw", lambda *_, **__: z)
+    model.train()
+    drawn = [
+        model(FRAMES, TIMES, KS, generator=torch.Generator().manual_seed(seed), **c).commutator.detach()
+        for seed in range(40)
+    ]
+    near = (torch.stack(drawn)[:, None] / each - 1).abs().min(1)
+    assert float(near.values.max()) < 1e-4
+    assert len(near.indices.unique()) > 6  # of 12
 
 
 def test_terms_of_inferred_flows_are_expectations(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = []
     mean = ff.models.SequenceTerms.mean
     monkeypatch.setattr(ff.models.SequenceTerms, "mean", lambda one: pieces.append(one) or mean(one))
-    model = build(supervision="weak", num_frames=4, solenoidal_weight=1.0, acceleration_weight=1.0).eval()
+    model = build(
+        supervision="weak", num_frames=4, solenoidal_weight=1.0, acceleration_weight=1.0, commutator_weight=1.0
+    ).eval()
     for k in (None, 0, 1):
         model(FRAMES, TIMES, k, generator=torch.Generator().manual_seed(0))
     weak, *each = pieces
     q = model.infer_factor(FRAMES).probs
-    for name in ("solenoidal", "acceleration"):
+    for name in ("solenoidal", "acceleration", "commutator"):
         table = torch.stack([getattr(one, name) for one in each], -1)
         torch.testing.assert_close(getattr(weak, name), (q * table).sum(-1))
 
@@ -99,10 +127,17 @@ def test_terms_of_inferred_flows_are_expectations(monkeypatch: pytest.MonkeyPatc
 def test_an_estimator_may_leave_them_out() -> None:
     parts = [torch.rand(3, 2, dtype=torch.float64) for _ in range(6)]
     terms = ff.models.SequenceTerms(*parts)
-    for name in ("solenoidal", "acceleration"):
+    for name in ("solenoidal", "acceleration", "commutator"):
         assert getattr(terms, name).shape == (3, 2) and getattr(terms, name).dtype == torch.float64
         assert not getattr(terms.expected(parts[0].log()), name).any()
         assert float(getattr(terms.mean(), name)) == 0
+
+
+@pytest.mark.parametrize("kind", ["vae", "sparse"])
+def test_one_flow_alone_has_nothing_to_commute_with(kind: str) -> None:
+    made = {"vae": ff.models.build_vae, "sparse": ff.models.build_sparse_vae}[kind]
+    with pytest.raises(ValueError, match=r"commutator_weight=2 asks pairs .* one flow alone: leave it at 0"):
+        made(SHAPE, 1, D, hidden=(8, 8), commutator_weight=2.0)
 
 
 @pytest.mark.parametrize("kind", ["vae", "sparse"])
@@ -128,6 +163,8 @@ def test_times_of_each_sequence_and_missing_frames(monkeypatch: pytest.MonkeyPat
     """Each sequence has the terms that it has alone; one of a single observed frame has none."""
     monkeypatch.setattr(objectives, "draw", lambda q, *_, **__: q.mean)
     model = build(solver={"method": "rk4"}, solenoidal_weight=1.0, acceleration_weight=1.0, hj_weight=0.0)
+    model.commutator_weight = 1.0
+    model.eval()
     t = torch.tensor([[0.0, 1.0, 2.0, 4.0], [0.0, 0.5, 0.7, 3.0], [1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 2.0, 3.0]])
     mask = torch.ones(4, 4, dtype=torch.bool)
     mask[2, 2:], mask[3, 1:] = False, False
@@ -138,6 +175,9 @@ def test_times_of_each_sequence_and_missing_frames(monkeypatch: pytest.MonkeyPat
         each = torch.stack([getattr(terms, name) for terms in alone])
         torch.testing.assert_close(getattr(together, name), each.mean(), rtol=1e-3, atol=1e-7)
         assert bool((each[:3] > 0).all()) and not bool(each[3])
+    each = torch.stack([terms.commutator for terms in alone])
+    torch.testing.assert_close(together.commutator, each.mean(), rtol=1e-3, atol=1e-9)
+    assert bool((each > 0).all())  # one that rests is somewhere, too
 
 
 @pytest.mark.parametrize("control", ["single", "double"])
@@ -153,6 +193,17 @@ def test_inferred_weights_at_times_of_each_sequence(control: str) -> None:
     for name in ("solenoidal", "acceleration"):
         torch.testing.assert_close(getattr(own, name), getattr(common, name))
         torch.testing.assert_close(getattr(nearly, name), getattr(common, name), rtol=1e-3, atol=1e-7)
+
+
+def test_the_weight_has_flows_commute() -> None:
+    model = build(commutator_weight=1.0, hj_weight=0.0, start_weight=0.0).train()
+    step = torch.optim.Adam(model.flow.parameters(), lr=0.01)
+    before = terms_of(model.eval()).commutator
+    for _ in range(20):
+        step.zero_grad()
+        terms_of(model.train()).commutator.backward()
+        step.step()
+    assert terms_of(model.eval()).commutator < 0.5 * before
 
 
 def test_the_weight_has_the_potential_carry() -> None:
@@ -176,6 +227,7 @@ def test_the_weight_has_the_potential_carry() -> None:
             "solenoidal_weight=1 .* FreeField has no potential: leave it at 0",
         ),
         ({"solenoidal_weight": -1.0}, r"solenoidal_weight must be a finite number that is not negative, got -1\.0"),
+        ({"commutator_weight": -1.0}, r"commutator_weight must be a finite number that is not negative, got -1\.0"),
         ({"acceleration_weight": float("nan")}, "acceleration_weight must be a finite number"),
         ({"acceleration_weight": 1.0, "solver": {**EULER, "compile": True}}, "acceleration_weight=1 .*compile=True"),
         ({"acceleration_weight": 1.0, "evaluation_solver": {"compile": True}}, "acceleration_weight=1 .*compile=True"),
@@ -194,20 +246,20 @@ def test_every_field_can_be_straightened(field: str) -> None:
 @pytest.mark.parametrize("kind", ["vae", "sparse"])
 def test_weights_and_solvers_are_saved_and_old_files_load(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
-    model = build(kind, solenoidal_weight=2.0, acceleration_weight=0.5, evaluation_solver=FINE)
+    model = build(kind, solenoidal_weight=2.0, acceleration_weight=0.5, commutator_weight=4.0, evaluation_solver=FINE)
     model.save_pretrained(tmp_path)
     loaded = ff.models.load_pretrained(tmp_path)
-    assert (loaded.solenoidal_weight, loaded.acceleration_weight) == (2.0, 0.5)
+    assert (loaded.solenoidal_weight, loaded.acceleration_weight, loaded.commutator_weight) == (2.0, 0.5, 4.0)
     assert (loaded.flow.solver, loaded.flow.evaluation_solver) == (ff.Solver(**EULER), ff.Solver(**FINE))
     x0 = torch.rand(2, *SHAPE)
     torch.testing.assert_close(loaded.transform(x0, [0.0, 2.0], 1), model.eval().transform(x0, [0.0, 2.0], 1))
     config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("solenoidal_weight", "acceleration_weight"):  # as releases before them wrote it
+    for name in ("solenoidal_weight", "acceleration_weight", "commutator_weight"):  # as releases before them wrote it
         del config["settings"][name]
     del config["parts"]["flow"]["evaluation_solver"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     old = ff.models.load_pretrained(tmp_path)
-    assert old.solenoidal_weight == old.acceleration_weight == 0
+    assert old.solenoidal_weight == old.acceleration_weight == old.commutator_weight == 0
     assert old.flow.evaluation_solver is None
     assert old.flow.acting_solver == ff.Solver(**EULER)
     assert "evaluation_solver" not in old.config()["parts"]["flow"]
