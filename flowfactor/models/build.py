@@ -65,7 +65,8 @@ def build_vae(
         num_flows: K.
         latent_dim: D, the dimensions that the encoder writes.
         field: ``"helmholtz"``, ``"gradient"`` or ``"free"`` (a velocity network without potential).
-        potential: ``"mlp"``, ``"resnet"``, ``"convex"``, ``"paper"`` or ``"displacement"`` (into dimensions at rest).
+        potential: ``"mlp"``, ``"resnet"``, ``"convex"``, ``"paper"``, ``"displacement"`` (into dimensions at rest) or
+            ``"stationary"`` (`Stationary`, of ``{"name": "stationary", "potential": "mlp", "energy": 0.1}``, without time).
         hidden: The two hidden sizes of the networks (the residual network takes the first).
         activation: Activation of the ``mlp`` potential.
         skew: What the divergence-free part of a Helmholtz field is made of: None for a `SolenoidalField` of as many ridge

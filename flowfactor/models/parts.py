@@ -18,6 +18,7 @@ from flowfactor.potentials import (
     PaperPotential,
     Potential,
     ResNetPotential,
+    Stationary,
 )
 from flowfactor.priors import Augmented, Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
 from flowfactor.registry import BUILT_IN, declare, make, split
@@ -94,6 +95,15 @@ def make_potential(
 ) -> Potential:
     """Makes the potential of a name, with its options where a mapping has them; raises ValueError for unknown ones."""
     name, options = split("potential", given)
+    if name == "stationary":
+        if time_features:
+            raise ValueError(
+                f"the potential 'stationary' has no time features: give time_features=0, got {time_features}"
+            )
+        inner = options.pop("potential", "mlp")
+        own = split("potential", inner)[0] not in BUILT_IN["potential"]  # whose time nobody else knows about
+        phi = make_potential(inner, dim, num_flows, hidden, activation, generator, context, rest, None if own else 0)
+        return make("potential", {"name": name, **options}, potential=phi)
     if name == "displacement" and not options.get("rest", rest):
         raise ValueError("the potential 'displacement' moves dimensions at rest, and there are none: give augment_dim")
     sizes = {
@@ -182,5 +192,5 @@ def _without_options(kind: str, given: str | Mapping[str, Any]) -> Any:
 
 declare(
     "potential", mlp=MLPPotential, resnet=ResNetPotential, convex=ConvexPotential, paper=PaperPotential,
-    displacement=DisplacementPotential,
+    displacement=DisplacementPotential, stationary=Stationary,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from flowfactor.networks.displacement_adjoint import DisplacementAdjoint
 from flowfactor.networks.outer_tanh_adjoint import OuterTanhAdjoint
 from flowfactor.networks.ridge_adjoint import RidgeAdjoint
 from flowfactor.networks.stage_adjoint import Outputs, Residuals, StageAdjoint, Stages
+from flowfactor.networks.stationary_adjoint import StationaryAdjoint
 from flowfactor.networks.sum_adjoint import StackedSumAdjoint, SumAdjoint
 from flowfactor.networks.two_layer_adjoint import TwoLayerAdjoint
 from flowfactor.networks.velocity_adjoint import VelocityAdjoint
@@ -54,6 +55,7 @@ FIELDS: dict[str, tuple[Callable[[], ff.fields.Field], type[StageAdjoint]]] = {
         lambda: ff.fields.GradientField(ff.potentials.DisplacementPotential(D, K, rest=2, hidden=6, time_features=0)),
         DisplacementAdjoint,
     ),
+    "stationary": (lambda: ff.fields.GradientField(ff.potentials.Stationary(timeless())), StationaryAdjoint),
     "timeless sum": (lambda: ff.fields.HelmholtzField(timeless(), solenoidal(), mlp()), SumAdjoint),
     "timeless stacked sum": (lambda: ff.fields.HelmholtzField(timeless(), timeless()), StackedSumAdjoint),
     "stacked sum": (lambda: ff.fields.HelmholtzField(mlp(), mlp(), mlp()), StackedSumAdjoint),

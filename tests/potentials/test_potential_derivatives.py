@@ -54,6 +54,7 @@ MAKERS: dict[str, Callable[[], Potential]] = {
     "paper-timeless": lambda: P.PaperPotential(D, K, time_features=0),
     "resnet-timeless": lambda: P.ResNetPotential(D, K, width=6, depth=2, rank=2, time_features=0, init_scale=1.0),
     "displacement-timeless": lambda: P.DisplacementPotential(D, K, rest=2, hidden=6, scale=0.5, time_features=0),
+    "stationary": lambda: P.Stationary(P.MLPPotential(D, K, (7, 5), rank=2, time_features=0, init_scale=1.0)),
     "quadratic": lambda: P.QuadraticPotential(D, K, b=torch.randn(K, D)),
     "user": Wave,
     "module": lambda: P.from_module([Net() for _ in range(K)], D),
