@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from benchmarks.data import Stream, digits
 from benchmarks.problem import same
 from benchmarks.timing import Readings, Row, Target, interleaved
+from experiments import EULER
 from flowfactor import objectives
 from flowfactor.data.base import Batch
 from flowfactor.models import build_model
@@ -40,7 +42,7 @@ class Trainer:
     """
 
     def __init__(
-        self, solver: dict[str, Any] | None, dataset: Any, form: str | None = None, preset: str = "mnist-small"
+        self, solver: dict[str, Any] | None, dataset: Any, form: str | None = None, preset: str | Path = EULER
     ) -> None:
         config = load_config(preset)
         settings = config.model if solver is None else config.model | {"solver": solver}

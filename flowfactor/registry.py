@@ -26,7 +26,7 @@ class UnknownPartError(ValueError):
 
 
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
-    "potential": ("mlp", "resnet", "convex", "paper", "displacement"),
+    "potential": ("mlp", "resnet", "convex", "paper", "displacement", "stationary"),
     "field": ("helmholtz", "gradient", "free"),
     "prior": (
         "normal",

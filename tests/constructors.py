@@ -104,6 +104,12 @@ POTENTIALS: dict[str, Callable[[], P.Potential]] = {
     "resnet": lambda: P.ResNetPotential(D, K, width=6, depth=2),
     "quadratic": lambda: P.QuadraticPotential(D, K),
     "displacement": lambda: P.DisplacementPotential(D, K, rest=1, hidden=6, scale=0.5),
+    "mlp-timeless": lambda: P.MLPPotential(D, K, (6, 5), time_features=0),
+    "convex-timeless": lambda: P.ConvexPotential(D, K, (6, 5), time_features=0),
+    "paper-timeless": lambda: P.PaperPotential(D, K, time_features=0),
+    "resnet-timeless": lambda: P.ResNetPotential(D, K, width=6, depth=2, time_features=0),
+    "displacement-timeless": lambda: P.DisplacementPotential(D, K, rest=1, hidden=6, scale=0.5, time_features=0),
+    "stationary": lambda: P.Stationary(P.MLPPotential(D, K, (6, 5), time_features=0), [0.1, 0.5, 2.0]),
     "user": UserPotential,
     "module": lambda: P.from_module([LayeredPotential() for _ in range(K)], D),
 }
@@ -121,6 +127,15 @@ FIELDS: dict[str, Callable[[], F.Field]] = {
     "helmholtz-ridges": lambda: F.HelmholtzField(mlp(), F.SolenoidalField(D, K, 6, time_features=4), mlp()),
     "free": lambda: F.FreeField(D, K, (6, 5), rank=2, time_features=4, init_scale=1.0),
     "free-rank-0": lambda: F.FreeField(D, K, (6, 5), rank=0, time_features=4),
+    "helmholtz-stationary": lambda: F.HelmholtzField(
+        P.Stationary(P.MLPPotential(D, K, (6, 5), rank=2, time_features=0, init_scale=1.0)),
+        P.MLPPotential(D, K, (6, 5), rank=2, time_features=0),
+    ),
+    "gradient-timeless": lambda: F.GradientField(P.MLPPotential(D, K, (6, 5), rank=2, time_features=0, init_scale=1.0)),
+    "helmholtz-timeless": lambda: F.HelmholtzField(
+        P.MLPPotential(D, K, (6, 5), rank=2, time_features=0), F.SolenoidalField(D, K, 6, rank=2, time_features=0)
+    ),
+    "free-timeless": lambda: F.FreeField(D, K, (6, 5), rank=2, time_features=0, init_scale=1.0),
     "user": UserField,
     "module": lambda: F.from_module([LayeredField() for _ in range(K)], D),
 }

@@ -16,6 +16,7 @@ import flowfactor as ff
 from benchmarks import curves, growth, laplacians, peer, precision, report, run, solves, training_step
 from benchmarks.problem import Outcome, Problem, largest_difference, same
 from benchmarks.timing import Readings, Row, Target, interleaved, short
+from experiments import EULER
 
 
 class Counted:
@@ -112,7 +113,7 @@ def test_diffrax_solves_the_same_problem() -> None:
     assert largest_difference(outcome, problem.outcomes["direct/batch, forward"])[0] < 1e-2
 
 
-@pytest.mark.parametrize(("preset", "solver"), [("mnist-small", {"method": "euler"}), ("mnist-small", None)])
+@pytest.mark.parametrize(("preset", "solver"), [(EULER, {"method": "euler"}), ("mnist-small", None)])
 def test_the_step_in_parts_is_the_whole_step(preset: str, solver: dict[str, str] | None) -> None:
     trainer = training_step.Trainer(solver, ff.data.Digits(), preset=preset)
     trainer.step()

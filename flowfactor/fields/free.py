@@ -19,6 +19,7 @@ from flowfactor.networks.probes import Probes
 from flowfactor.networks.stacked import check_sizes, enter_context, own_tensors, uniform
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.networks.time import TimeFeatures
+from flowfactor.networks.two_layer import time_terms
 from flowfactor.networks.velocity_adjoint import VelocityAdjoint
 from flowfactor.potentials.module import list_of_modules
 
@@ -35,7 +36,7 @@ class FreeField(Field):
         num_flows: K.
         hidden: The two hidden sizes.
         rank: Rank of the linear term $B = P Q^\top$; 0 leaves it out.
-        time_features: Number of sinusoidal time features, even.
+        time_features: Number of sinusoidal time features, even; 0 for fields that do not depend on time.
         time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         init_scale: Scale of the output layer at the start.
         context: C, the number of features of a context, which enters the first layer; or a number for each name.
@@ -69,12 +70,15 @@ class FreeField(Field):
             raise ValueError(f"rank must not be negative, got {rank}")
         self._activation = activation_named("tanh")
         self.features = TimeFeatures(time_features, time_scale)
+        self.time_features = time_features
         K, g = num_flows, generator
         self.w1 = uniform((K, h1, dim), dim, generator=g)
-        self.v1 = uniform((K, h1, time_features), time_features, generator=g)
+        if time_features:
+            self.v1 = uniform((K, h1, time_features), time_features, generator=g)
         self.b1 = nn.Parameter(torch.zeros(K, 1, h1))
         self.w2 = uniform((K, h2, h1), h1, generator=g)
-        self.v2 = uniform((K, h2, time_features), time_features, generator=g)
+        if time_features:
+            self.v2 = uniform((K, h2, time_features), time_features, generator=g)
         self.b2 = nn.Parameter(torch.zeros(K, 1, h2))
         self.w3 = uniform((K, dim, h2), h2, init_scale, generator=g)
         self.bias = nn.Parameter(torch.zeros(K, 1, dim))
@@ -134,9 +138,9 @@ class FreeField(Field):
             return (s2 * probes.mean(along2 * back3)).sum(-1)
 
         def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
-            f, _ = self.features(t, derivative=False)
-            h1, s1, _ = self._activation(z @ w1.mT + (f @ p["v1"].mT + p["b1"]))
-            h2, s2, _ = self._activation(h1() @ w2.mT + (f @ p["v2"].mT + p["b2"]))
+            c1, _, c2, _ = time_terms(p, self.features, t, derivative=False)
+            h1, s1, _ = self._activation(z @ w1.mT + c1)
+            h2, s2, _ = self._activation(h1() @ w2.mT + c2)
             v = h2() @ w3.mT + p["bias"]
             if "p" in p:
                 v = v + (z @ p["q"].mT) @ p["p"].mT

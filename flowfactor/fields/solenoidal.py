@@ -36,7 +36,7 @@ class SolenoidalField(DivergenceFreeField):
         num_flows: K.
         hidden: Number of ridge functions.
         rank: Number of linear units; 0 leaves them out.
-        time_features: Number of sinusoidal time features, even.
+        time_features: Number of sinusoidal time features, even; 0 for fields that do not depend on time.
         time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         init_scale: Scale of the output weights at the start; small values start near the identity flow.
         context: C, the number of features of a context, which enters the first layer; or a number for each name.
@@ -73,9 +73,11 @@ class SolenoidalField(DivergenceFreeField):
             raise ValueError(f"hidden must be positive and rank must not be negative, got {hidden} and {rank}")
         self._activation = activation_named("tanh")
         self.features = TimeFeatures(time_features, time_scale)
+        self.time_features = time_features
         K, g = num_flows, generator
         self.w = uniform((K, hidden, dim), dim, generator=g)
-        self.v = uniform((K, hidden, time_features), time_features, generator=g)
+        if time_features:
+            self.v = uniform((K, hidden, time_features), time_features, generator=g)
         self.b = nn.Parameter(torch.zeros(K, 1, hidden))
         self.r = uniform((K, hidden, dim), hidden, init_scale, generator=g)
         if rank:
@@ -114,8 +116,11 @@ class SolenoidalField(DivergenceFreeField):
 
     def _bind_stack(self, s: Stack) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
         def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
-            f, _ = self.features(t, derivative=False)
-            velocity = torch.tanh(z @ s["w"].mT + (f @ s["v"].mT + s["b"])) @ s["r"]
+            shift = s["b"]
+            if "v" in s:
+                f, _ = self.features(t, derivative=False)
+                shift = f @ s["v"].mT + shift
+            velocity = torch.tanh(z @ s["w"].mT + shift) @ s["r"]
             return {"velocity": velocity + (z @ s["q"].mT) @ s["p"] if "p" in s else velocity}
 
         return evaluate

@@ -42,6 +42,7 @@ def build_vae(
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
+    time_features: int | None = None,
     context: int | Mapping[str, int] = 0,
     augment_dim: int | None = None,
     augment_scale: float = 0.05,
@@ -74,12 +75,15 @@ def build_vae(
         latent_dim: D, the dimensions that the encoder writes.
         field: ``"gradient"``, ``"helmholtz"`` (which has a divergence-free part too, for orbits that close: hues and angles
             that start anywhere on their circle) or ``"free"`` (a velocity network without potential).
-        potential: ``"mlp"``, ``"resnet"``, ``"convex"``, ``"paper"`` or ``"displacement"`` (into dimensions at rest).
+        potential: ``"mlp"``, ``"resnet"``, ``"convex"``, ``"paper"``, ``"displacement"`` (into dimensions at rest) or
+            ``"stationary"`` (`Stationary`, of ``{"name": "stationary", "potential": "mlp", "energy": 0.1}``, without time).
         hidden: The two hidden sizes of the networks (the residual network takes the first).
         activation: Activation of the ``mlp`` potential.
         skew: What the divergence-free part of a Helmholtz field is made of: None for a `SolenoidalField` of as many ridge
             functions as the networks have hidden units; ``"canonical"`` or ``"learned"`` for $J\nabla h$ of a stream
             potential h, with such a J.
+        time_features: The number of time features of potential and divergence-free part, or of the free field; 0 for a field
+            that does not depend on time, whose flows are one-parameter groups. The parts' own numbers where None.
         context: C, the number of features of each sequence that steer its flow (a class, a speed, an embedding), or such a
             number for each name; 0 for none. The encoder and the decoder do not see them.
         augment_dim: A, the number of dimensions at rest: the encoder does not write them, they start at a narrow normal
@@ -144,6 +148,7 @@ def build_vae(
         generator,
         context,
         augment_dim,
+        time_features,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     if solver is None:
@@ -179,6 +184,7 @@ def build_sparse_vae(
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
+    time_features: int | None = None,
     context: int | Mapping[str, int] = 0,
     augment_dim: int = 0,
     augment_scale: float = 0.05,
@@ -207,6 +213,7 @@ def build_sparse_vae(
         hidden: As in `build_vae`.
         activation: As in `build_vae`.
         skew: As in `build_vae`.
+        time_features: As in `build_vae`.
         context: As in `build_vae`.
         augment_dim: As in `build_vae`.
         augment_scale: As in `build_vae`.
@@ -255,6 +262,7 @@ def build_sparse_vae(
         generator,
         context,
         augment_dim,
+        time_features,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     made_solver = Solver(**(ADAPTIVE if solver is None else solver))

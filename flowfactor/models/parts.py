@@ -18,6 +18,7 @@ from flowfactor.potentials import (
     PaperPotential,
     Potential,
     ResNetPotential,
+    Stationary,
 )
 from flowfactor.priors import Augmented, Diffusion, GaussianMixture, Prior, StandardNormal, VampPrior
 from flowfactor.registry import BUILT_IN, declare, make, split
@@ -90,9 +91,19 @@ def make_potential(
     generator: torch.Generator | None = None,
     context: ContextSize = 0,
     rest: int = 0,
+    time_features: int | None = None,
 ) -> Potential:
     """Makes the potential of a name, with its options where a mapping has them; raises ValueError for unknown ones."""
     name, options = split("potential", given)
+    if name == "stationary":
+        if time_features:
+            raise ValueError(
+                f"the potential 'stationary' has no time features: give time_features=0, got {time_features}"
+            )
+        inner = options.pop("potential", "mlp")
+        own = split("potential", inner)[0] not in BUILT_IN["potential"]  # whose time nobody else knows about
+        phi = make_potential(inner, dim, num_flows, hidden, activation, generator, context, rest, None if own else 0)
+        return make("potential", {"name": name, **options}, potential=phi)
     if name == "displacement" and not options.get("rest", rest):
         raise ValueError("the potential 'displacement' moves dimensions at rest, and there are none: give augment_dim")
     sizes = {
@@ -102,7 +113,7 @@ def make_potential(
         "displacement": {"hidden": hidden[0], "rest": rest},
     }
     known = {"dim": dim, "num_flows": num_flows, "generator": generator, "context": context}
-    return make("potential", {"name": name, **sizes.get(name, {}), **options}, **known)
+    return make("potential", {"name": name, **sizes.get(name, {}), **_timed(time_features), **options}, **known)
 
 
 def make_field(
@@ -116,23 +127,26 @@ def make_field(
     generator: torch.Generator | None,
     context: ContextSize = 0,
     rest: int = 0,
+    time_features: int | None = None,
 ) -> Field:
     """Makes the field of a name; raises ValueError where a name is unknown, or the parts take no context and it has one."""
 
     def potential_of_its_own() -> Potential:
-        return make_potential(potential, dim, num_flows, hidden, activation, generator, context, rest)
+        return make_potential(potential, dim, num_flows, hidden, activation, generator, context, rest, time_features)
 
-    name = _without_options("field", field)
+    name, timed = _without_options("field", field), _timed(time_features)
     if name == "helmholtz":
         if skew is None:
-            streams = SolenoidalField(dim, num_flows, sum(hidden), generator=generator, context=context)
+            streams = SolenoidalField(dim, num_flows, sum(hidden), generator=generator, context=context, **timed)
             return HelmholtzField(potential_of_its_own(), streams)
         return HelmholtzField(potential_of_its_own(), potential_of_its_own(), skew=skew, generator=generator)
     if name == "gradient":
         return GradientField(potential_of_its_own())
     if name == "free":
-        return FreeField(dim, num_flows, hidden, generator=generator, context=context)
-    return make("field", field, dim=dim, num_flows=num_flows, generator=generator, context=context)
+        return FreeField(dim, num_flows, hidden, generator=generator, context=context, **timed)
+    name, options = split("field", field)
+    named = {"name": name, **timed, **options}
+    return make("field", named, dim=dim, num_flows=num_flows, generator=generator, context=context)
 
 
 def make_prior(
@@ -163,6 +177,11 @@ def make_prior(
     return Diffusion(base, num_flows) if name in ("diffusion", "diffusion-mixture") else base
 
 
+def _timed(time_features: int | None) -> dict[str, Any]:
+    """The option of a part for its time features, where it is not left to the part."""
+    return {} if time_features is None else {"time_features": time_features}
+
+
 def _without_options(kind: str, given: str | Mapping[str, Any]) -> Any:
     """The name of a part, whose options are refused unless it is the user's own."""
     name, options = split(kind, given)
@@ -173,5 +192,5 @@ def _without_options(kind: str, given: str | Mapping[str, Any]) -> Any:
 
 declare(
     "potential", mlp=MLPPotential, resnet=ResNetPotential, convex=ConvexPotential, paper=PaperPotential,
-    displacement=DisplacementPotential,
+    displacement=DisplacementPotential, stationary=Stationary,
 )  # fmt: skip

@@ -22,15 +22,15 @@ from flowfactor.networks.probes import Probes
 from flowfactor.networks.stage_adjoint import Bound, NetworkAdjoint, Outputs, Pullback, Stages, stacked, with_velocity
 from flowfactor.networks.time import Times
 
-Residuals = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Residuals = tuple[Tensor, Tensor, Tensor, Tensor, "Tensor | None"]
 BYPASSING = ("value", "time", "divergence")
 """What depends on the state without passing a velocity."""
 
 
 def displacement(
-    p: Stack, want: frozenset[str], laplacian: str | None, probe: Tensor | None
+    p: Stack, want: frozenset[str], laplacian: str | None, probe: Tensor | None, timed: bool = True
 ) -> Callable[[Tensor, Tensor], Outputs]:
-    """Binds one stack of networks; times are numbers or ``[*batch]``."""
+    """Binds one stack of networks; times are numbers or ``[*batch]``, and 0 unless ``timed``."""
     A, n = p["w2"].shape[-2], p["w1"].shape[-1]
     curvature = _curvature(p) if "laplacian" in want and laplacian == "exact" else None
 
@@ -40,16 +40,16 @@ def displacement(
         f = h @ p["w2"].mT + p["b2"]
         square, out = f.square().sum(-1), Outputs()
         if "value" in want:
-            out["value"] = (f * y).sum(-1) - 0.5 * t * square
+            out["value"] = (f * y).sum(-1) - 0.5 * t * square if timed else (f * y).sum(-1)
         if "time" in want:
-            out["time"] = -0.5 * square
+            out["time"] = -0.5 * square if timed else torch.zeros_like(square)
         if "gradient" not in want and "laplacian" not in want:
             return out
-        s, q = one_minus_square(h), (y - t[..., None] * f) @ p["w2"]
+        s, q = one_minus_square(h), (y - t[..., None] * f if timed else y) @ p["w2"]
         if "gradient" in want:
             out["gradient"] = torch.cat([(q * s) @ p["w1"], f], -1)
         if "laplacian" in want:
-            out["laplacian"] = _laplacian(p, t, h, s, q, curvature, probe, n + A)
+            out["laplacian"] = _laplacian(p, t if timed else None, h, s, q, curvature, probe, n + A)
         return out
 
     return evaluate
@@ -64,19 +64,21 @@ def _curvature(p: Stack) -> Curvature:
 
 
 def _laplacian(
-    p: Stack, t: Tensor, h: Tensor, s: Tensor, q: Tensor, exact: Curvature | None, probe: Tensor | None, dim: int
+    p: Stack, t: Tensor | None, h: Tensor, s: Tensor, q: Tensor, exact: Curvature | None, probe: Tensor | None, dim: int
 ) -> Tensor:
-    """The exact Laplacian, or its estimate by probes ``[*batch, P D]``."""
+    """The exact Laplacian, or its estimate by probes ``[*batch, P D]``; a time of None is 0."""
     if exact is not None:
         both, rows = exact
-        return -2 * (q * h * s * rows).sum(-1) - t * ((s @ both) * s).sum(-1)
+        bent = -2 * (q * h * s * rows).sum(-1)
+        return bent if t is None else bent - t * ((s @ both) * s).sum(-1)
     assert probe is not None
     probes, n = Probes(probe, dim), p["w1"].shape[-1]
     e_x, e_y = probes.e[..., :n], probes.e[..., n:]
     a = probes.product(e_x, p["w1"].mT)
     moved = probes.product(probes.spread(s) * a, p["w2"].mT)  # the Jacobian of f along the probe
     bent = -2 * (probes.spread(q * h * s) * a.square()).sum(-1, keepdim=True)
-    each = bent + ((2 * e_y - _for_probes(t, probes) * moved) * moved).sum(-1, keepdim=True)
+    back = 2 * e_y if t is None else 2 * e_y - _for_probes(t, probes) * moved
+    each = bent + (back * moved).sum(-1, keepdim=True)
     return probes.mean(each).squeeze(-1)
 
 
@@ -93,30 +95,35 @@ class DisplacementAdjoint(NetworkAdjoint):
         bind: The same potentials by autograd, of parameters.
         laplacian: How to take the Laplacian.
         probe: Hutchinson's probes ``[G, n, P D]``.
+        timed: Whether the potentials depend on time; else t is 0, and None here.
     """
 
     own_times = True
 
-    def __init__(self, stack: Stack, bind: Bound, laplacian: str | None, probe: Tensor | None) -> None:
+    def __init__(
+        self, stack: Stack, bind: Bound, laplacian: str | None, probe: Tensor | None, timed: bool = True
+    ) -> None:
         super().__init__(stack, lambda p: with_velocity(bind(p), None))
-        self.laplacian, self.probe = laplacian, probe
+        self.laplacian, self.probe, self.timed = laplacian, probe, timed
         self.size = self.p["w1"].shape[-1]  # coded dimensions
         self.w1, self.b1, self.w2, self.b2 = (self.p[name] for name in ("w1", "b1", "w2", "b2"))
         self.w1_t, self.w2_t = self.w1.mT.contiguous(), self.w2.mT.contiguous()
 
-    def time_terms(self, ts: Times) -> list[Tensor]:
+    def time_terms(self, ts: Times) -> Sequence[Tensor | None]:
         """The times, numbers as scalars, those of each sample as ``[G, n, 1]``."""
+        if not self.timed:
+            return [None] * len(ts)
         if isinstance(ts, Tensor):
             return list(ts.unsqueeze(-1).unbind(0))
         return list(self.w1.new_tensor(ts).unbind(0))
 
-    def velocity(self, z: Tensor, terms: Tensor, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
+    def velocity(self, z: Tensor, terms: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
         n = self.size
         out = torch.empty_like(z) if out is None else out
         h = torch.bmm(z[..., :n], self.w1_t).add_(self.b1)
         quick_tanh(h, out=h)
         f = torch.bmm(h, self.w2_t).add_(self.b2)
-        r = torch.addcmul(z[..., n:], terms, f, value=-1)
+        r = z[..., n:] if terms is None else torch.addcmul(z[..., n:], terms, f, value=-1)
         q = torch.bmm(r, self.w2)
         out[..., :n] = torch.bmm(q * one_minus_square(h), self.w1)
         out[..., n:] = f
@@ -125,8 +132,8 @@ class DisplacementAdjoint(NetworkAdjoint):
     def divergence(self, residuals: Sequence[Residuals]) -> Tensor:
         return torch.stack([self._divergence(*residual) for residual in residuals])
 
-    def _divergence(self, z: Tensor, h: Tensor, r: Tensor, q: Tensor, t: Tensor) -> Tensor:
-        t = t if t.ndim == 0 else t.squeeze(-1)
+    def _divergence(self, z: Tensor, h: Tensor, r: Tensor, q: Tensor, t: Tensor | None) -> Tensor:
+        t = t if t is None or t.ndim == 0 else t.squeeze(-1)
         return _laplacian(self.p, t, h, one_minus_square(h), q, self.curvature, self.probe, z.shape[-1])
 
     @cached_property
@@ -167,7 +174,7 @@ class DisplacementStages(Stages):
             return Outputs()
         probe = None if a.probe is None else a.probe.unsqueeze(1).expand(*z.shape[:-1], -1)
         wide = {name: x.unsqueeze(1) for name, x in p.items()}
-        found = displacement(wide, _of_potential(names), a.laplacian, probe)(z, self.t.expand(z.shape[:-1]))
+        found = displacement(wide, _of_potential(names), a.laplacian, probe, a.timed)(z, self.t.expand(z.shape[:-1]))
         return {name: found["laplacian" if name == "divergence" else name] for name in names}
 
     def pullback(self, cotangents: Outputs, *, parameters: bool = True) -> Pullback:
@@ -194,6 +201,8 @@ class DisplacementPullback(Pullback):
     ) -> tuple[Tensor | None, dict[str, Tensor | None]]:
         """The cotangents of z and of the parameters that do not come by a velocity."""
         a = stages.adjoint
+        if not a.timed:
+            cotangents = {name: x for name, x in cotangents.items() if name != "time"}
         if not cotangents:
             return None, {}
         with torch.enable_grad():
@@ -211,11 +220,12 @@ class DisplacementPullback(Pullback):
         s, a, n = self.stages, self.adjoint, self.adjoint.size
         lam = cotangent if self.lam0 is None else cotangent + self.lam0[:, at]
         slope, h = s.slope[:, at], s.h[:, at]
-        t = s.t.expand(s.z.shape[:-1])[:, at].unsqueeze(-1)
         along = product(lam[..., :n], a.w1_t)
         q_bar = along * slope
         y_bar = product(q_bar, a.w2_t)
-        f_bar = torch.addcmul(lam[..., n:], t, y_bar, value=-1)
+        f_bar = lam[..., n:]
+        if a.timed:
+            f_bar = torch.addcmul(f_bar, s.t.expand(s.z.shape[:-1])[:, at].unsqueeze(-1), y_bar, value=-1)
         a_bar = (product(f_bar, a.w2) - 2 * h * along * s.q[:, at]) * slope
         self.lam[:, at], self.f_bar[:, at], self.q_bar[:, at], self.a_bar[:, at] = lam, f_bar, q_bar, a_bar
         return torch.cat([product(a_bar, a.w1), y_bar], -1)

@@ -22,7 +22,8 @@ class RidgeAdjoint(NetworkAdjoint):
     r"""$v = R^\top \tanh(W z + c(t)) + P^\top Q z$ for stacked networks, without divergence.
 
     Args:
-        stack: Parameters by name, each ``[G, ...]``; ``w, v, b, r`` and optionally ``q, p``.
+        stack: Parameters by name, each ``[G, ...]``; ``w, b, r`` and optionally ``q, p``, and ``v`` where there are
+            time features.
         bind: The same velocities by autograd.
         features: Time features of c(t).
     """
@@ -37,7 +38,7 @@ class RidgeAdjoint(NetworkAdjoint):
         self.w = torch.cat([p["w"], p["q"]], -2) if self.linear else p["w"]
         self.r = torch.cat([p["r"], p["p"]], -2) if self.linear else p["r"]
         self.w_t, self.r_t = self.w.mT.contiguous(), self.r.mT.contiguous()
-        self.stage_terms = StageTerms(features, [(p["v"], p["b"], self.w.shape[-2])])
+        self.stage_terms = StageTerms(features, [(p.get("v"), p["b"], self.w.shape[-2])])
 
     def time_terms(self, ts: Times) -> list[Any]:
         """See `StageTerms`: ``[c, 0]``."""
@@ -98,8 +99,6 @@ class RidgePullback(Pullback):
     def _gradients(self) -> list[Tensor | None]:
         s, a, n = self.stages, self.adjoint, self.adjoint.hidden
         w_bar, r_bar = outer(self.a_bar, s.z), outer(s.h, self.lam)
-        v_bar, b_bar = a.stage_terms.gradients(0, self.a_bar[..., :n], s.ts)
-        out = {
-            "w": w_bar[:, :n], "r": r_bar[:, :n], "v": v_bar, "b": b_bar, "q": w_bar[:, n:], "p": r_bar[:, n:],
-        }  # fmt: skip
+        out = {"w": w_bar[:, :n], "r": r_bar[:, :n], "q": w_bar[:, n:], "p": r_bar[:, n:]}
+        out |= a.stage_terms.gradients(0, self.a_bar[..., :n], s.ts)
         return [out[name] for name in a.names]

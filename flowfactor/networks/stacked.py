@@ -47,6 +47,15 @@ def enter_context(module: Controlled, *biases: str, generator: torch.Generator |
         setattr(module, name + ENTERS, uniform((len(bias), bias.shape[-1], C), C, generator=generator))
 
 
+def one_or_no_time(time_features: int, time: str) -> int:
+    """Checks the time features of a part that takes time as it is, as ``time``, or not at all; raises ValueError."""
+    if time_features not in (0, 1):
+        raise ValueError(
+            f"time_features must be 1, the time as {time}, or 0 for a part without time, got {time_features}"
+        )
+    return int(time_features)
+
+
 def check_sizes(name: str, sizes: Sequence[int], count: int | None = None) -> tuple[int, ...]:
     """Checks a tuple of positive layer sizes; raises ValueError otherwise."""
     sizes = tuple(sizes)

@@ -24,7 +24,7 @@ class TimeFeatures(nn.Module):
     neighbouring frames as well as the two ends of a long sequence.
 
     Args:
-        size: Number of features, even.
+        size: Number of features, even; 0 for a part that does not depend on time.
         time_scale: The longest time scale, in frames: the slowest feature is sin(t / time_scale).
     """
 
@@ -32,8 +32,10 @@ class TimeFeatures(nn.Module):
 
     def __init__(self, size: int, time_scale: float = 100.0) -> None:
         super().__init__()
-        if size < 2 or size % 2:
-            raise ValueError(f"time_features must be an even number of at least 2, got {size}")
+        if size < 0 or size % 2:
+            raise ValueError(
+                f"time_features must be an even number of at least 2, or 0 for a part without time, got {size}"
+            )
         self.size, self.time_scale = size, time_scale
         self.register_buffer("frequencies", self._frequencies().float(), persistent=False)
 
@@ -62,25 +64,30 @@ class StageTerms:
     """What several layers of G networks add to their products: linear maps of time features, and a bias.
 
     For the stages of a solve in one product, where all samples share their time; a bias with a row for each sample, which a
-    context makes of it, is added once a stage.
+    context makes of it, is added once a stage. Without time features there is the bias alone, whatever the time.
 
     Args:
         features: The features.
-        layers: Weights ``[G, H, size]`` and bias ``[G, 1 or n, H]`` of each layer, and the width that zeros fill its terms
-            up to.
+        layers: Weights ``[G, H, size]`` (None without features) and bias ``[G, 1 or n, H]`` of each layer, and the width
+            up to which zeros fill its terms.
     """
 
-    def __init__(self, features: TimeFeatures, layers: Sequence[tuple[Tensor, Tensor, int]]) -> None:
+    def __init__(self, features: TimeFeatures, layers: Sequence[tuple[Tensor | None, Tensor, int]]) -> None:
         self.features, self.widths = features, [width for _, _, width in layers]
         self.known: tuple[Tensor, Tensor] | None = None
-        weights = [F.pad(v, (0, 0, 0, width - v.shape[-2])) for v, _, width in layers]
-        self.weights = torch.cat(weights, -2).mT
+        weights = [F.pad(v, (0, 0, 0, width - v.shape[-2])) for v, _, width in layers if v is not None]
+        self.timeless = not weights
         biases = [F.pad(b, (0, width - b.shape[-1])) for _, b, width in layers]
         self.rows = [b if b.shape[-2] != 1 else None for b in biases]
-        self.bias = torch.cat([b if b.shape[-2] == 1 else torch.zeros_like(b[:, :1]) for b in biases], -1)
+        self.always = [b if b.shape[-2] == 1 else None for b in biases]
+        if weights:
+            self.weights = torch.cat(weights, -2).mT
+            self.bias = torch.cat([b if b.shape[-2] == 1 else torch.zeros_like(b[:, :1]) for b in biases], -1)
 
     def __call__(self, ts: Times) -> list[Any]:
         """For each of S stages at ``ts``, what `add_to` takes: the terms ``[G, 1, width]`` of all layers, or features."""
+        if self.timeless:
+            return [self.always] * len(ts)
         f = self.features_at(ts)
         if f.ndim == 4:  # samples at times of their own: their features, and a one for the bias
             return list(F.pad(f, (0, 1), value=1.0).unbind(1))
@@ -105,12 +112,17 @@ class StageTerms:
         # A product and a sum in place cost half of `baddbmm` where a sum is broadcast.
         rows = self.rows[layer]
         out = torch.bmm(x, weight) if rows is None else torch.baddbmm(rows, x, weight)
-        return out.baddbmm_(terms, self.with_bias[layer]) if isinstance(terms, Tensor) else out.add_(terms[layer])
+        if isinstance(terms, Tensor):
+            return out.baddbmm_(terms, self.with_bias[layer])
+        return out if terms[layer] is None else out.add_(terms[layer])
 
-    def gradients(self, layer: int, bar: Tensor, ts: Times) -> tuple[Tensor, Tensor]:
-        """The cotangents of a layer's weights and bias, of those of its terms at all stages, ``[G, S, n, H]``."""
-        f, rows = self.features_at(ts), self.rows[layer] is not None
+    def gradients(self, layer: int, bar: Tensor, ts: Times) -> dict[str, Tensor]:
+        """The cotangents of a layer's weights ``v`` and bias ``b``, of those of its terms at all stages ``[G, S, n, H]``."""
+        of_rows = None if self.rows[layer] is None else bar.sum(1)
+        if self.timeless:
+            return {"b": bar.sum((1, 2)).unsqueeze(1) if of_rows is None else of_rows}
+        f = self.features_at(ts)
         if f.ndim == 4:
-            return outer(bar, f), bar.sum(1) if rows else bar.sum((1, 2)).unsqueeze(1)
+            return {"v": outer(bar, f), "b": bar.sum((1, 2)).unsqueeze(1) if of_rows is None else of_rows}
         per_stage = bar.sum(2)
-        return per_stage.mT @ f, bar.sum(1) if rows else per_stage.sum(1, keepdim=True)
+        return {"v": per_stage.mT @ f, "b": per_stage.sum(1, keepdim=True) if of_rows is None else of_rows}

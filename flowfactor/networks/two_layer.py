@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from flowfactor.networks.activations import Activation
@@ -40,7 +41,12 @@ def two_layer(
 def time_terms(
     p: Stack, features: TimeFeatures, t: Tensor, derivative: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """``c1, dc1/dt, c2, dc2/dt`` as linear maps of the time features; derivatives where asked for, else None."""
+    """``c1, dc1/dt, c2, dc2/dt`` as linear maps of the time features; derivatives where asked for, else None.
+
+    Without time features, what is left are the biases, whose derivatives are None: zero.
+    """
+    if "v1" not in p:
+        return p["b1"], None, p["b2"], None
     f, df = features(t, derivative=derivative)
     c1, c2 = f @ p["v1"].mT + p["b1"], f @ p["v2"].mT + p["b2"]
     return c1, None if df is None else df @ p["v1"].mT, c2, None if df is None else df @ p["v2"].mT
@@ -85,8 +91,7 @@ def two_layer_with_terms(
                 gradient = gradient + (p["scale"] * quad) @ p["quad"] + p["linear"]
             out["gradient"] = gradient
         if "time" in want:
-            assert c2_dot is not None
-            out["time"] = (delta2 * c2_dot).sum(-1)
+            out["time"] = torch.zeros_like(g1[..., 0]) if c2_dot is None else (delta2 * c2_dot).sum(-1)
             if c1_dot is not None:
                 out["time"] = out["time"] + (delta1 * c1_dot).sum(-1)
         if curvature is not None:

@@ -54,7 +54,8 @@ class TwoLayerAdjoint(NetworkAdjoint):
         laplacian: ``"exact"``, ``"hutchinson"`` or None.
         probe: Hutchinson's probes ``[G, n, P D]``.
         derivative: Whether the time derivative is wanted.
-        features: The time features of which the time terms are linear maps ``v1, b1`` and ``v2, b2``, where they are.
+        features: The time features of which the time terms are linear maps ``v1, b1`` and ``v2, b2``, where they are; of
+            size 0 for terms ``b1`` and ``b2`` whatever the time.
     """
 
     def __init__(
@@ -84,8 +85,9 @@ class TwoLayerAdjoint(NetworkAdjoint):
         self.w2_t, self.w3_w2 = self.w2.mT.contiguous(), self.w3.mT * self.w2
         self.stage_terms, self.own_times = None, features is not None
         if features is not None:
-            layers = [(p["v1"], p["b1"], self.up.shape[-2]), (p["v2"], p["b2"], self.w2.shape[-2])]
+            layers = [(p.get("v1"), p["b1"], self.up.shape[-2]), (p.get("v2"), p["b2"], self.w2.shape[-2])]
             self.stage_terms = StageTerms(features, layers)
+        self.timeless = self.stage_terms is not None and self.stage_terms.timeless
         if laplacian is not None:
             self._fix_laplacian(probe)
 
@@ -235,7 +237,9 @@ class TwoLayerStages(Stages):
                 out["velocity"] += a.bias.unsqueeze(1)
         if "gradient" in want and a.skew is None:
             out["gradient"] = out["velocity"] if "velocity" in out else self.gradient()
-        if "time" in want:
+        if "time" in want and a.timeless:
+            out["time"] = torch.zeros_like(self.z[..., 0])
+        elif "time" in want:
             _, d1, _, d2 = self.c
             assert d2 is not None
             first = 0 if d1 is None else (self.inner[..., : a.h1] * self.of_samples(d1)).sum(-1)
@@ -261,7 +265,7 @@ class TwoLayerPullback(Pullback):
         self.lam0 = cotangents.get("gradient")
         if "velocity" in cotangents:
             self.lam0 = add(self.lam0, cotangents["velocity"])
-        self.tau = cotangents.get("time")
+        self.tau = None if self.adjoint.timeless else cotangents.get("time")
         if self.tau is not None:
             _, d1, _, d2 = stages.c
             assert d2 is not None
@@ -402,7 +406,7 @@ class TwoLayerPullback(Pullback):
         first = self.a1_bar[..., : a.h1]
         if a.stage_terms is not None and self.tau is None:
             for layer, bar in enumerate((first, self.a2_bar)):
-                for name, value in zip("vb", a.stage_terms.gradients(layer, bar, s.ts), strict=True):
+                for name, value in a.stage_terms.gradients(layer, bar, s.ts).items():
                     sum_into(out, f"{name}{layer + 1}", value)
             return
         if a.rows is not None:

@@ -29,7 +29,8 @@ class VelocityAdjoint(NetworkAdjoint):
     r"""$v = W_3 \tanh(W_2 \tanh(W_1 z + c_1(t)) + c_2(t)) + P Q^\top z + b$ for stacked networks.
 
     Args:
-        stack: Parameters by name, each ``[G, ...]``; ``w1, v1, b1, w2, v2, b2, w3, bias`` and optionally ``q, p``.
+        stack: Parameters by name, each ``[G, ...]``; ``w1, v1, b1, w2, v2, b2, w3, bias`` and optionally ``q, p``;
+            ``v1`` and ``v2`` where there are time features.
         bind: The same velocities by autograd.
         features: Time features of c(t).
         divergence: ``"exact"``, ``"hutchinson"`` or None.
@@ -49,7 +50,7 @@ class VelocityAdjoint(NetworkAdjoint):
         self.up = torch.cat([p["w1"], p["q"]], -2) if self.linear else p["w1"]
         self.up_t, self.w2_t, self.w3_t = (x.mT.contiguous() for x in (self.up, p["w2"], p["w3"]))
         self.p_t = p["p"].mT.contiguous() if self.linear else None
-        layers = [(p["v1"], p["b1"], self.up.shape[-2]), (p["v2"], p["b2"], p["w2"].shape[-2])]
+        layers = [(p.get("v1"), p["b1"], self.up.shape[-2]), (p.get("v2"), p["b2"], p["w2"].shape[-2])]
         self.stage_terms = StageTerms(features, layers)  # [c1, 0] and c2
         self.kind = divergence
         if divergence is not None:
@@ -213,7 +214,7 @@ class VelocityPullback(Pullback):
             "bias": self.lam.sum((1, 2)).unsqueeze(1),
         }  # fmt: skip
         for layer, bar in enumerate((self.a1_bar[..., :n], self.a2_bar)):
-            out[f"v{layer + 1}"], out[f"b{layer + 1}"] = a.stage_terms.gradients(layer, bar, s.ts)
+            out |= {f"{name}{layer + 1}": x for name, x in a.stage_terms.gradients(layer, bar, s.ts).items()}
         if a.linear:
             out |= {"q": up_bar[:, n:], "p": outer(self.lam, s.inner[..., n:])}
         for name, more in self.extra.items():

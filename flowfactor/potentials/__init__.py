@@ -8,6 +8,7 @@ from flowfactor.potentials.module import from_module
 from flowfactor.potentials.paper import PaperPotential
 from flowfactor.potentials.quadratic import QuadraticPotential
 from flowfactor.potentials.resnet import ResNetPotential
+from flowfactor.potentials.stationary import Stationary
 
 __all__ = [
     "ConvexPotential",
@@ -18,5 +19,6 @@ __all__ = [
     "Potential",
     "QuadraticPotential",
     "ResNetPotential",
+    "Stationary",
     "from_module",
 ]

@@ -32,7 +32,7 @@ class ConvexPotential(TwoLayerPotential):
         num_flows: K.
         hidden: The two hidden sizes.
         rank: Rank of the quadratic term, at least 1.
-        time_features: Number of sinusoidal time features, even.
+        time_features: Number of sinusoidal time features, even; 0 for potentials that do not depend on time.
         time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         init_scale: Scale of the output weights at the start.
         context: C, the number of features of a context, which enters both layers; or a number for each name.
@@ -67,12 +67,15 @@ class ConvexPotential(TwoLayerPotential):
         check_sizes("rank", (rank,), 1)
         self._activation = activation_named("softplus")
         self.features = TimeFeatures(time_features, time_scale)
+        self.time_features = time_features
         K, g = num_flows, generator
         self.w1 = uniform((K, h1, dim), dim, generator=g)
-        self.v1 = uniform((K, h1, time_features), time_features, generator=g)
+        if time_features:
+            self.v1 = uniform((K, h1, time_features), time_features, generator=g)
         self.b1 = nn.Parameter(torch.zeros(K, 1, h1))
         self.skip = uniform((K, h2, dim), dim, generator=g)
-        self.v2 = uniform((K, h2, time_features), time_features, generator=g)
+        if time_features:
+            self.v2 = uniform((K, h2, time_features), time_features, generator=g)
         self.b2 = nn.Parameter(torch.zeros(K, 1, h2))
         self.raw_w2 = nn.Parameter(_inverse_softplus(torch.rand(K, h2, h1, generator=g) * (2.0 / h1) + 1e-3 / h1))
         self.raw_w3 = nn.Parameter(_inverse_softplus(torch.rand(K, 1, h2, generator=g) * (2 * init_scale / h2) + 1e-6))

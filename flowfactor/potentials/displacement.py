@@ -12,7 +12,7 @@ from flowfactor.context import ContextSize
 from flowfactor.networks.batching import Layout, Stack
 from flowfactor.networks.displacement_adjoint import DisplacementAdjoint, displacement
 from flowfactor.networks.overrides import overridden
-from flowfactor.networks.stacked import enter_context, own_tensors, uniform
+from flowfactor.networks.stacked import enter_context, one_or_no_time, own_tensors, uniform
 from flowfactor.networks.stage_adjoint import ClosedForm, NoClosedForm
 from flowfactor.potentials._stacked import EVALUATION, StackedPotential
 from flowfactor.potentials.base import Laplacian
@@ -37,12 +37,16 @@ class DisplacementPotential(StackedPotential):
     al., NeurIPS 2019); x does not move, so that such a flow tells what reads z how far to go and in which direction, and is
     no map of codes onto codes: see `MLPPotential` for that.
 
+    Without time, $u_k = f_k(x) \cdot y$, y moves at $f_k(x)$ and x at $J^\top y$: straight only where J or y is small, and
+    the equation holds no more.
+
     Args:
         dim: D, the size of a state.
         num_flows: K.
         rest: A, how many of its dimensions are at rest, the last ones.
         hidden: H, the hidden units of f.
         scale: $\varepsilon$, the scale of f; not learned.
+        time_features: 1, the time in its formula; 0 for $u_k = f_k(x) \cdot y$, which does not depend on time.
         context: C, the number of features of a context, which enters the hidden units; or a number for each name.
         generator: Source of the initial weights.
 
@@ -66,6 +70,7 @@ class DisplacementPotential(StackedPotential):
         rest: int,
         hidden: int = 128,
         scale: float = 0.05,
+        time_features: int = 1,
         context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -77,6 +82,7 @@ class DisplacementPotential(StackedPotential):
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}")
         self.rest, self.scale = rest, float(scale)
+        self.time_features = one_or_no_time(time_features, "t")
         K, g = num_flows, generator
         self.w1 = uniform((K, hidden, dim - rest), dim - rest, generator=g)
         self.b1 = nn.Parameter(torch.zeros(K, 1, hidden))
@@ -91,19 +97,19 @@ class DisplacementPotential(StackedPotential):
     def _bind_stack(
         self, stack: Stack, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
     ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-        return displacement(stack, want, laplacian, probe)
+        return displacement(stack, want, laplacian, probe, bool(self.time_features))
 
     def closed_form(
         self, layout: Layout, want: frozenset[str], laplacian: Laplacian | None, probe: Tensor | None
     ) -> ClosedForm | NoClosedForm:
         """See `Potential.closed_form`."""
-        refusal = overridden(self, DisplacementPotential, EVALUATION)
+        timed, refusal = bool(self.time_features), overridden(self, DisplacementPotential, EVALUATION)
         if refusal is not None:
             return refusal
 
         def build(stack: Stack) -> DisplacementAdjoint:
             return DisplacementAdjoint(
-                stack, lambda p: displacement(p, want | {"gradient"}, laplacian, probe), laplacian, probe
+                stack, lambda p: displacement(p, want | {"gradient"}, laplacian, probe, timed), laplacian, probe, timed
             )
 
         return ClosedForm(layout.select(self._stack())[0], build)

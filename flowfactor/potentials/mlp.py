@@ -50,7 +50,7 @@ class MLPPotential(TwoLayerPotential):
         num_flows: K.
         hidden: The two hidden sizes.
         rank: Rank of the quadratic term; 0 leaves it and the linear term out.
-        time_features: Number of sinusoidal features, even.
+        time_features: Number of sinusoidal time features, even; 0 for potentials that do not depend on time.
         time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
         activation: ``"logcosh"`` (the antiderivative of tanh, so that the velocity is a tanh network),
             ``"softplus"`` or ``"tanh"``.
@@ -89,12 +89,15 @@ class MLPPotential(TwoLayerPotential):
         self.activation = activation
         self._activation = activation_named(activation)
         self.features = TimeFeatures(time_features, time_scale)
+        self.time_features = time_features
         K, g = num_flows, generator
         self.w1 = uniform((K, h1, dim), dim, generator=g)
-        self.v1 = uniform((K, h1, time_features), time_features, generator=g)
+        if time_features:
+            self.v1 = uniform((K, h1, time_features), time_features, generator=g)
         self.b1 = nn.Parameter(torch.zeros(K, 1, h1))
         self.w2 = uniform((K, h2, h1), h1, generator=g)
-        self.v2 = uniform((K, h2, time_features), time_features, generator=g)
+        if time_features:
+            self.v2 = uniform((K, h2, time_features), time_features, generator=g)
         self.b2 = nn.Parameter(torch.zeros(K, 1, h2))
         self.w3 = uniform((K, 1, h2), h2, init_scale, generator=g)
         if rank:

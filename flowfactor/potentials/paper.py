@@ -35,14 +35,16 @@ class PaperPotential(StackedPotential):
     state; it is kept here to be compared with. For new work take `MLPPotential`.
 
     Args:
-        dim: D, even (the size of the time embedding).
+        dim: D, even where it is the number of time features.
         num_flows: K.
-        time_scale: $\tau$, the longest time scale, in frames: the slowest feature is $\sin(t/\tau)$.
+        time_features: Number of sinusoidal time features, even; D where None, as in the paper; 0 for potentials that do not
+            depend on time, $\tau = 0$.
+        time_scale: The longest time scale, in frames: the slowest feature is the sine of t over it.
         context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
 
     Raises:
-        ValueError: If ``dim`` is odd.
+        ValueError: If the number of time features is odd or negative.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -56,22 +58,25 @@ class PaperPotential(StackedPotential):
         dim: int,
         num_flows: int = 1,
         *,
+        time_features: int | None = None,
         time_scale: float = 10_000.0,
         context: ContextSize = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(dim, num_flows, context)
-        if dim % 2:
+        if time_features is None and dim % 2:
             raise ValueError(f"PaperPotential needs an even dim for its sinusoidal time embedding, got {dim}")
         self._activation = activation_named("tanh")
-        self.features = TimeFeatures(dim, time_scale)
+        self.time_features = dim if time_features is None else time_features
+        self.features = TimeFeatures(self.time_features, time_scale)
         K, D, g = num_flows, dim, generator
         self.w1 = uniform((K, D, D), D, generator=g)
         self.b1 = nn.Parameter(torch.zeros(K, 1, D))
-        self.p = uniform((K, D, D), D, generator=g)
-        self.p_bias = nn.Parameter(torch.zeros(K, 1, D))
-        self.q = uniform((K, D, D), D, generator=g)
-        self.q_bias = nn.Parameter(torch.zeros(K, 1, D))
+        if self.time_features:
+            self.p = uniform((K, D, self.time_features), self.time_features, generator=g)
+            self.p_bias = nn.Parameter(torch.zeros(K, 1, D))
+            self.q = uniform((K, D, D), D, generator=g)
+            self.q_bias = nn.Parameter(torch.zeros(K, 1, D))
         self.w2 = uniform((K, D, D), D, generator=g)
         self.b2 = nn.Parameter(torch.zeros(K, 1, D))
         self.w3 = uniform((K, 1, D), D, generator=g)
@@ -81,6 +86,8 @@ class PaperPotential(StackedPotential):
     def _time_terms(
         self, stack: Stack, *, t: Tensor, derivative: bool
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        if "p" not in stack:
+            return stack["b1"], None, stack["b2"], None
         f, df = self.features(t, derivative=derivative)
         a = f @ stack["p"].mT + stack["p_bias"]
         embedding = F.gelu(a) @ stack["q"].mT + stack["q_bias"]
@@ -98,10 +105,12 @@ class PaperPotential(StackedPotential):
         if refusal is not None:
             return refusal
 
+        linear = None if self.time_features else self.features  # without time there is nothing between it and its terms
+
         def build(stack: Stack) -> OuterTanhAdjoint:
             return OuterTanhAdjoint(
                 stack, lambda p: self._bind_stack(p, want | {"gradient"}, laplacian, probe), self._activation,
-                self._time_terms, laplacian, probe, "time" in want,
+                self._time_terms, laplacian, probe, "time" in want, linear,
             )  # fmt: skip
 
         return ClosedForm(layout.select(self._stack())[0], build, takes_skew=True)

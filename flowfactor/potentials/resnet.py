@@ -12,7 +12,7 @@ from flowfactor.networks.activations import activation_named
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.probes import Probes
 from flowfactor.networks.row_norms import weighted_row_norms
-from flowfactor.networks.stacked import check_sizes, enter_context, uniform
+from flowfactor.networks.stacked import check_sizes, enter_context, one_or_no_time, uniform
 from flowfactor.potentials._stacked import StackedPotential
 from flowfactor.potentials.base import Laplacian
 
@@ -34,13 +34,14 @@ class ResNetPotential(StackedPotential):
         width: Size of the hidden layers.
         depth: L, the number of residual layers, at least 1.
         rank: Rank of the quadratic term, at least 1.
+        time_features: 1, the time $t / \tau$ itself; 0 for potentials that do not depend on time, $s = z$.
         time_scale: $\tau$, the number of frames that count as one unit of the time input.
         init_scale: Scale of the output weights at the start.
         context: C, the number of features of a context, which enters the first layer; or a number for each name.
         generator: Source of the initial weights.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive, or there are other time features.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -57,6 +58,7 @@ class ResNetPotential(StackedPotential):
         width: int = 64,
         depth: int = 1,
         rank: int = 10,
+        time_features: int = 1,
         time_scale: float = 8.0,
         init_scale: float = 0.1,
         context: ContextSize = 0,
@@ -64,12 +66,13 @@ class ResNetPotential(StackedPotential):
     ) -> None:
         super().__init__(dim, num_flows, context)
         check_sizes("width, depth, rank", (width, depth, rank), 3)
+        self.time_features = one_or_no_time(time_features, "t / time_scale")
         if not time_scale > 0:
             raise ValueError(f"time_scale must be positive, got {time_scale}")
         self.depth = depth
         self.time_scale = time_scale
         self._activation = activation_named("logcosh")
-        K, S, g = num_flows, dim + 1, generator
+        K, S, g = num_flows, dim + time_features, generator
         self.opening = uniform((K, width, S), S, generator=g)
         self.opening_bias = nn.Parameter(torch.zeros(K, 1, width))
         self.layers = uniform((K, depth, width, width), width, generator=g)
@@ -88,8 +91,9 @@ class ResNetPotential(StackedPotential):
         curvature = _curvature(opening[..., :D], layers, quad[..., :D], h, laplacian, probe)
 
         def evaluate(z: Tensor, t: Tensor) -> dict[str, Tensor]:
-            time = (t / self.time_scale).expand(z.shape[:-1]).unsqueeze(-1)
-            s = torch.cat([z, time], -1)
+            s = z
+            if self.time_features:
+                s = torch.cat([z, (t / self.time_scale).expand(z.shape[:-1]).unsqueeze(-1)], -1)
             value, first, second = self._activation(s @ opening.mT + stack["opening_bias"])
             firsts, seconds, u = [first], [second], value()
             for layer, bias in zip(layers, biases, strict=True):
@@ -110,7 +114,8 @@ class ResNetPotential(StackedPotential):
                 out["value"] = (w * u).sum(-1) + 0.5 * projected.square().sum(-1) + (linear * s).sum(-1)
             if "gradient" in want or "time" in want:
                 full = (firsts[0] * gs[0]) @ opening + projected @ quad + linear
-                out["gradient"], out["time"] = full[..., :D], full[..., D] / self.time_scale
+                out["gradient"] = full[..., :D]
+                out["time"] = full[..., D:].sum(-1) / self.time_scale  # without time, the sum of nothing
             if "laplacian" in want:
                 out["laplacian"] = curvature(firsts, [g * second() for g, second in zip(gs, seconds, strict=True)])
             return {name: result for name, result in out.items() if name in want}

@@ -54,6 +54,10 @@ def part(name: str) -> Any:
         "skew": lambda: ff.fields.SkewGradientField(part("mlp"), generator=g),
         "helmholtz": lambda: ff.fields.HelmholtzField(part("mlp"), part("solenoidal")),
         "stacked": lambda: ff.fields.HelmholtzField(part("mlp"), part("mlp"), generator=g),
+        "mlp without time": lambda: ff.potentials.MLPPotential(D, K, (9, 7), init_scale=0.5, time_features=0, **how),
+        "paper without time": lambda: ff.potentials.PaperPotential(D, K, time_features=0, **how),
+        "free without time": lambda: ff.fields.FreeField(D, K, (9, 7), init_scale=0.5, time_features=0, **how),
+        "ridges without time": lambda: ff.fields.SolenoidalField(D, K, 9, init_scale=0.5, time_features=0, **how),
         "own": lambda: Own(g),
         "modules": lambda: ff.potentials.from_module(
             [lambda z, t, c, k=k: ((z * (k + 1)).sin() + c.sum(-1, keepdim=True) * z).sum(-1) for k in range(K)],
@@ -66,6 +70,7 @@ def part(name: str) -> Any:
 
 PARTS = ("mlp", "free", "helmholtz", "stacked", "resnet", "own")
 OTHERS = ("convex", "paper", "quadratic", "solenoidal", "skew", "modules")
+TIMELESS = ("mlp without time", "paper without time", "free without time", "ridges without time")
 
 
 def controls(name: str) -> Control:
@@ -132,7 +137,7 @@ def test_as_one_solve_for_each_sample(case: tuple[int, ...]) -> None:
     check_samples(*(values[i] for values, i in zip(AXES.values(), case, strict=True)))
 
 
-@product(name=OTHERS, t=("common", "stretched", "irregular"), acting=("index", "weights"))
+@product(name=OTHERS + TIMELESS, t=("common", "stretched", "irregular"), acting=("index", "weights"))
 def test_other_parts_as_one_solve_for_each_sample(name: str, t: str, acting: str) -> None:
     check_samples(name, acting, t, "rk4", "direct", False)
 

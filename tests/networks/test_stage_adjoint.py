@@ -10,9 +10,11 @@ from torch import Tensor
 
 import flowfactor as ff
 from flowfactor.networks.batching import Layout
+from flowfactor.networks.displacement_adjoint import DisplacementAdjoint
 from flowfactor.networks.outer_tanh_adjoint import OuterTanhAdjoint
 from flowfactor.networks.ridge_adjoint import RidgeAdjoint
 from flowfactor.networks.stage_adjoint import Outputs, Residuals, StageAdjoint, Stages
+from flowfactor.networks.stationary_adjoint import StationaryAdjoint
 from flowfactor.networks.sum_adjoint import StackedSumAdjoint, SumAdjoint
 from flowfactor.networks.two_layer_adjoint import TwoLayerAdjoint
 from flowfactor.networks.velocity_adjoint import VelocityAdjoint
@@ -24,6 +26,10 @@ TIMES = [0.2, 0.9, 0.4]
 
 def mlp() -> ff.potentials.MLPPotential:
     return ff.potentials.MLPPotential(D, K, (6, 5), rank=2, time_features=4, init_scale=1.5)
+
+
+def timeless() -> ff.potentials.MLPPotential:
+    return ff.potentials.MLPPotential(D, K, (6, 5), rank=2, time_features=0, init_scale=1.5)
 
 
 def solenoidal() -> ff.fields.SolenoidalField:
@@ -38,6 +44,20 @@ FIELDS: dict[str, tuple[Callable[[], ff.fields.Field], type[StageAdjoint]]] = {
     "skew": (lambda: ff.fields.SkewGradientField(ff.potentials.PaperPotential(D, K)), SumAdjoint),
     "canonical": (lambda: ff.fields.SkewGradientField(mlp(), "canonical"), SumAdjoint),
     "sum": (lambda: ff.fields.HelmholtzField(mlp(), solenoidal(), mlp()), SumAdjoint),
+    "timeless two layers": (lambda: ff.fields.GradientField(timeless()), TwoLayerAdjoint),
+    "timeless outer tanh": (
+        lambda: ff.fields.GradientField(ff.potentials.PaperPotential(D, K, time_features=0)),
+        OuterTanhAdjoint,
+    ),
+    "timeless velocity": (lambda: ff.fields.FreeField(D, K, (6, 5), rank=2, time_features=0), VelocityAdjoint),
+    "timeless ridge": (lambda: ff.fields.SolenoidalField(D, K, 7, rank=2, time_features=0), RidgeAdjoint),
+    "timeless displacement": (
+        lambda: ff.fields.GradientField(ff.potentials.DisplacementPotential(D, K, rest=2, hidden=6, time_features=0)),
+        DisplacementAdjoint,
+    ),
+    "stationary": (lambda: ff.fields.GradientField(ff.potentials.Stationary(timeless())), StationaryAdjoint),
+    "timeless sum": (lambda: ff.fields.HelmholtzField(timeless(), solenoidal(), mlp()), SumAdjoint),
+    "timeless stacked sum": (lambda: ff.fields.HelmholtzField(timeless(), timeless()), StackedSumAdjoint),
     "stacked sum": (lambda: ff.fields.HelmholtzField(mlp(), mlp(), mlp()), StackedSumAdjoint),
 }
 FULL = frozenset({"velocity", "value", "gradient", "time", "divergence"})
@@ -58,7 +78,7 @@ def adjoint_of(name: str, divergence: str | None = None, weighted: bool = False)
             probe,
         )
     )
-    assert type(adjoint) is (SumAdjoint if name == "stacked sum" and divergence else kind)
+    assert type(adjoint) is (SumAdjoint if "stacked sum" in name and divergence else kind)
     if not weighted:
         return adjoint
     weights = torch.randn(2, N, K).double().requires_grad_()
@@ -82,8 +102,9 @@ def test_every_output_and_its_pullback_are_those_of_autograd(name: str, divergen
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["single", "weighted"])
-def test_a_sum_in_one_stack_is_that_of_autograd(weighted: bool) -> None:
-    check(adjoint_of("stacked sum", weighted=weighted), FULL - {"divergence"})
+@pytest.mark.parametrize("name", ["stacked sum", "timeless stacked sum"])
+def test_a_sum_in_one_stack_is_that_of_autograd(name: str, weighted: bool) -> None:
+    check(adjoint_of(name, weighted=weighted), FULL - {"divergence"})
 
 
 def check(adjoint: StageAdjoint, want: frozenset[str]) -> None:
