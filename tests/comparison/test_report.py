@@ -193,3 +193,18 @@ def test_it_says_how_test_images_were_chosen() -> None:
     drawn = [one | {"evaluate": EVALUATE | {"seed": 3}} for one in RUNS]
     assert "drawn at random, the same for all runs (seed 3)" in markdown(drawn)
     assert "by an earlier release, on the first of them" in markdown([*drawn, RUNS[0]])
+
+
+def test_latent_errors_stand_beside_the_errors_by_transformation() -> None:
+    text = markdown(RUNS)
+    head, rows = text.index("Latent errors, 1 for"), text.index("### Other figures")
+    assert text.index("E_k turn") < head < rows
+    assert (
+        "| latent turn | latent grow |" in text[head:rows]
+        and "| **0.200 ± 0.000** | **0.400 ± 0.000** |" in text[head:rows]
+    )
+    assert "Latent errors, 1 for" not in markdown([run("vae", 0, [5.0, 4.0]) | {"figures": _without_latents()}])
+
+
+def _without_latents() -> dict:
+    return RUNS[0]["figures"] | {"latent_equivariance": {"missing": "no latent flow"}}
