@@ -113,8 +113,8 @@ def build_vae(
         anneal_steps: Training steps over which it falls; its default where None.
         generator: Source of the flow's initial weights.
         **settings: Passed on to `FlowFactorizedVAE`. Where no weight is among them, a gradient field under ``path`` gets the
-            plain Hamilton-Jacobi equation (``force=None``) at 0.4 times the number of values of a frame, which keeps its paths
-            straight, and no start at rest.
+            plain Hamilton-Jacobi equation (``force=None``) at 0.4 times the number of values of a frame, which keeps its
+            paths straight, and no start at rest.
 
     Returns:
         The model.

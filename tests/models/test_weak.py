@@ -13,7 +13,6 @@ from flowfactor import objectives
 from flowfactor.models import BalancedEstimator, GumbelEstimator, SequenceTerms, balanced_responsibilities
 from flowfactor.models.estimators import ESTIMATORS, factor_divergence, truncate
 
-
 STEPS = {"method": "euler", "step_size": 1.0}  # whatever else is in the batch
 
 
