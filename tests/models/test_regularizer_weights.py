@@ -127,7 +127,7 @@ def test_terms_of_inferred_flows_are_expectations(monkeypatch: pytest.MonkeyPatc
 def test_an_estimator_may_leave_them_out() -> None:
     parts = [torch.rand(3, 2, dtype=torch.float64) for _ in range(6)]
     terms = ff.models.SequenceTerms(*parts)
-    for name in ("solenoidal", "acceleration", "commutator"):
+    for name in ("solenoidal", "acceleration", "code", "commutator"):
         assert getattr(terms, name).shape == (3, 2) and getattr(terms, name).dtype == torch.float64
         assert not getattr(terms.expected(parts[0].log()), name).any()
         assert float(getattr(terms.mean(), name)) == 0

@@ -71,7 +71,7 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     assert all(torch.equal(value, saved[name]) for name, value in run.model.state_dict().items())
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[rows[0].split(",").index("step")] for row in rows[1:]] == ["2", "4", "6", "8"]
-    assert {"loss", "kl", "hj", "solenoidal", "acceleration", "learning_rate"} <= set(rows[0].split(","))
+    assert {"loss", "kl", "hj", "solenoidal", "acceleration", "code", "learning_rate"} <= set(rows[0].split(","))
     assert not list((tmp_path / "run").glob(".*")), "temporary files are left"
 
 
