@@ -126,7 +126,7 @@ def _traverse() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=_path, help="picture to write (default: RUN_DIR/traversal.png, or grid.png)")
     parser.add_argument("--gif", type=_path, help="animation to write too")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    text = "two flows, by name or number: a test image carried by the first across and by the second down"
+    text = "two flows, by name or number: draw one test image carried by the first across and by the second down"
     parser.add_argument("--grid", nargs=2, metavar=("FLOW", "FLOW"), help=text)
     parser.add_argument("--images", type=int, help="how many test images (default: 3; 1 for a grid)")
     parser.add_argument("--steps", type=int, help="steps forwards (default: those of the training)")

@@ -276,8 +276,9 @@ def _both_ways(model: Any, z: Tensor, way: _Way, share: float, also: dict[str, A
     ticks = ticks[way.origin] + share * (ticks - ticks[way.origin])
 
     def follow(t: Tensor) -> Tensor:
-        path = getattr(model, "path", None)
-        return path(z, t, way.flow, **also) if callable(path) else model.flow(z, t, way.flow, **also).z
+        if callable(getattr(model, "path", None)):
+            return model.path(z, t, way.flow, **also)
+        return model.flow(z, t, way.flow, **also).z
 
     before, after = ticks[: way.origin + 1].flip(0), ticks[way.origin :]
     states = follow(after) if len(after) > 1 else z.unsqueeze(0)

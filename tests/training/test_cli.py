@@ -227,6 +227,15 @@ def test_train_evaluate_traverse(
     assert "(of 3 test sequences each, drawn at random, seed 5)" in capsys.readouterr().out
     assert main(["traverse", str(run), "--gif", str(run / "a.gif"), "--images", "1", "--back", "1"]) == 0
     assert (run / "traversal.png").read_bytes()[:4] == b"\x89PNG" and (run / "a.gif").read_bytes()[:3] == b"GIF"
+    grid = ["traverse", str(run), "--grid", "rotation", "2"]
+    assert main([*grid, "--steps", "2", "--back", "1", "--gif", str(run / "grid.gif")]) == 0
+    assert (run / "grid.png").read_bytes()[:4] == b"\x89PNG" and (run / "grid.gif").read_bytes()[:3] == b"GIF"
+    assert main([*grid, "--steps", "1"]) == 0  # in place of the one that is its own
+    assert "--grid draws one test image, got --images 2" in refused([*grid, "--images", "2"])
+    for flows in (["rotation", "spin"], ["1", "rotation"], ["0", "3"]):
+        assert "--grid takes two different flows of scaling, rotation" in refused(
+            ["traverse", str(run), "--grid", *flows]
+        )
     assert "--images must be between" in refused(["traverse", str(run), "--images", "0"])
     assert "holds a run" in refused(["train", "demo", *SHORT, "--output", str(run)])
     more = ["train", str(run / "config.yaml"), "--resume", "--train.steps", "4"]
