@@ -105,7 +105,7 @@ def test_closed_forms_are_those_of_the_general_engine(
 ) -> None:
     solver = ff.Solver("rk4", step_size=0.4, gradient=gradient)
     if times == "own" or gradient == "adjoint":  # whose general engine takes steps of its own
-        solver = ff.Solver("dopri5", rtol=1e-8, atol=1e-8, gradient=gradient)
+        solver = ff.Solver("dopri5", rtol=1e-9, atol=1e-9, gradient=gradient)
     made = part(name, context=context)
     flow = ff.LatentFlow(made, solver, divergence)
     t = torch.tensor([0.0, 0.5, 1.2], dtype=F64)
