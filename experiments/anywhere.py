@@ -43,7 +43,9 @@ def measure(model: Any, root: str | None, limit: int) -> dict[str, Any]:
     figures = combining(model, test, limit, 0)
     figures["together"] = together(model, test, limit, float(sum(figures["single"]["error"].values()) / test.num_flows))
     figures["carried"] = {name: carried(model, test, k, limit) for k, name in enumerate(test.flow_names)}
-    figures["paper"] = metrics.equivariance_error(model, ff.data.MNIST(root, "test", steps=STEPS), limit=limit).as_dict()
+    figures["paper"] = metrics.equivariance_error(
+        model, ff.data.MNIST(root, "test", steps=STEPS), limit=limit
+    ).as_dict()
     figures["code"] = metrics.latent_equivariance_error(model, test, limit=limit).as_dict()
     figures["order"] = metrics.commutator_error(model, test, limit=limit).as_dict()
     figures["group"] = metrics.group_error(model, test, limit=limit).as_dict()
