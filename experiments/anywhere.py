@@ -49,7 +49,8 @@ def measure(model: Any, root: str | None, limit: int) -> dict[str, Any]:
     figures["code"] = metrics.latent_equivariance_error(model, test, limit=limit).as_dict()
     figures["order"] = metrics.commutator_error(model, test, limit=limit).as_dict()
     figures["group"] = metrics.group_error(model, test, limit=limit).as_dict()
-    figures["share"] = metrics.gradient_share(model, test, limit=min(limit, 200)).as_dict()
+    if not isinstance(model.flow.field, ff.fields.FreeField):
+        figures["share"] = metrics.gradient_share(model, test, limit=min(limit, 200)).as_dict()
     figures["gap"] = metrics.solver_gap(model, test, limit=min(limit, 200)).as_dict()
     return figures
 
