@@ -86,7 +86,8 @@ class Trainer:
     def cut(self, batch: Batch, count: Callable[[str], None] = lambda part: None) -> Tensor:
         """Loss and gradients of a batch, part by part; ``count`` is told at the end of each what it was."""
         model, generator, t, k = self.model, self.generator, batch["t"], batch["k"]
-        start, density = model._begin(batch["frames"], k, generator)
+        begin = model._begin(model._checked(batch["frames"], t), k, generator)
+        start, density = begin.z, begin.start
         count("encoder")
         z0 = start.detach().requires_grad_()
         times = model._lazy(generator, z0.device)
@@ -110,7 +111,8 @@ class Trainer:
         """Evaluations that a solve takes now."""
         batch = self.stream()
         with torch.no_grad():
-            z0, _ = self.model._begin(batch["frames"], batch["k"], self.generator)
+            given = self.model._checked(batch["frames"], batch["t"])
+            z0 = self.model._begin(given, batch["k"], self.generator).z
             return self.model.flow(z0, batch["t"], batch["k"]).stats.nfe
 
     def check_cut(self) -> None:

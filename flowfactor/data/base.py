@@ -52,15 +52,15 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         flow_names: Names of the K transformations.
         image_shape: (C, H, W).
         t: Times of the frames [T+1], float32.
-        start: Whether sequences begin at a ``"first"`` state that the data decide, or at ``"any"``.
-        direction: Whether they run ``"forward"``, ``"backward"`` or, batch by batch, ``"both"`` ways.
+        begins: Whether sequences begin at a ``"first"`` state that the data decide, or at ``"any"``.
+        runs: Whether they run ``"forward"``, ``"backward"`` or, batch by batch, ``"both"`` ways.
     """
 
     flow_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     t: Tensor
-    start: Start = "first"
-    direction: Direction = "forward"
+    begins: Start = "first"
+    runs: Direction = "forward"
     _beyond: float = 0.0  # how much time sequences go on after their usual end
     _tensors: tuple[str, ...] = ("t",)  # names of the attributes that `to` moves
 
@@ -145,12 +145,12 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """
         indices = self._indices(indices)
         k = self._resolve(indices, k, generator)
-        draw = draw or Draw(is_backward=self.direction == "backward")
+        draw = draw or Draw(is_backward=self.runs == "backward")
         made = self._drawn(indices, k, draw)
         t = made.pop("t", self.t)
         if draw.is_backward:
             # Where any state may be the first, so may the last frame's: its time is that of a start, others lie before.
-            t = t.flip(-1) - (t[..., -1:] - t[..., :1] if self.start == "any" else self._beyond)
+            t = t.flip(-1) - (t[..., -1:] - t[..., :1] if self.begins == "any" else self._beyond)
         return {"frames": made.pop("frames"), "k": k.to(self.t.device), "t": t, **made}
 
     def running(self, *, start: Start | None = None, direction: Direction | None = None) -> Self:
@@ -175,14 +175,14 @@ class SequenceDataset(Dataset[dict[str, Any]]):
             >>> data.running(start="any", direction="backward").batch([0])["t"]
             tensor([ 0., -1., -2., -3., -4.])
         """
-        check_start(self.start if start is None else start, self.direction if direction is None else direction)
-        if start not in (None, self.start):
+        check_start(self.begins if start is None else start, self.runs if direction is None else direction)
+        if start not in (None, self.begins):
             raise ValueError(
-                f"sequences of {type(self).__name__} begin where the data say (start={self.start!r}), not at {start!r}: "
+                f"sequences of {type(self).__name__} begin where the data say (start={self.begins!r}), not at {start!r}: "
                 "those of TransformedImages, MNIST, Digits and CombinedImages may"
             )
         part = copy.copy(self)
-        part.direction = direction or self.direction
+        part.runs = direction or self.runs
         return part
 
     def subset(self, indices: Tensor | Sequence[int] | Sequence[bool]) -> Self:
@@ -238,8 +238,8 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         chosen = torch.randperm(len(self), generator=generator)[:_LOOKED_AT].sort().values
         labels = getattr(self, "labels", None)
         marks = self._marks(chosen)
-        if (self.start, self.direction) != ("first", "forward"):
-            marks.append(torch.tensor(list(f"{self.start} {self.direction}".encode()), dtype=torch.uint8))
+        if (self.begins, self.runs) != ("first", "forward"):
+            marks.append(torch.tensor(list(f"{self.begins} {self.runs}".encode()), dtype=torch.uint8))
         parts = (self._substance(chosen), self.fixed_k, None if labels is None else labels[chosen])
         return {
             "class": type(self).__name__,
@@ -274,13 +274,11 @@ class SequenceDataset(Dataset[dict[str, Any]]):
         """
         draws: dict[str, Any] = {"generator": generator, "stratified": stratified, "shuffle": shuffle}
         epoch = draw_epoch(len(self), self.num_flows, self.fixed_k, batch_size, drop_last=drop_last, **draws)
-        if self.start == "first" and self.direction != "both":
+        if self.begins == "first" and self.runs != "both":
             return list(epoch)
         device = generator.device if generator else None
         seed, turn = torch.randint(2**62, (2,), generator=generator, device=device).tolist() if shuffle else (0, 0)
-        way = {"forward": (False, False), "backward": (True, True), "both": (turn % 2 == 1, turn % 2 == 0)}[
-            self.direction
-        ]
+        way = {"forward": (False, False), "backward": (True, True), "both": (turn % 2 == 1, turn % 2 == 0)}[self.runs]
         return [(*drawn, Draw(seed, way[n % 2])) for n, drawn in enumerate(epoch)]
 
     def batches(

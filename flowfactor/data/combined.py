@@ -125,7 +125,7 @@ class CombinedImages(CombinedSequences):
             >>> import flowfactor as ff
             >>> flows = {"turn": (ff.data.Rotate(), 0, 40), "grow": (ff.data.Scale(), 1, 1.5)}
             >>> plain = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), flows, steps=4, start="any")
-            >>> CombinedImages.of(plain, modes=("superpose",)).start
+            >>> CombinedImages.of(plain, modes=("superpose",)).begins
             'any'
         """
         made = cls.__new__(cls)
@@ -137,7 +137,7 @@ class CombinedImages(CombinedSequences):
         self.images, self.colour, self.labels = plain.images, plain.colour, plain.labels
         self.image_shape, self.t = plain.image_shape, plain.t
         self.transforms, self.flow_names = plain.transforms, plain.flow_names
-        self.start, self.direction, self.ways = plain.start, plain.direction, plain.ways
+        self.begins, self.runs, self.ways = plain.begins, plain.runs, plain.ways
         self._elements = plain._elements
         for name, (transform, _) in self.transforms.items():
             if not isinstance(transform, Geometric | Hue | Compose):
@@ -149,6 +149,7 @@ class CombinedImages(CombinedSequences):
         check_range(self._frames(torch.tensor([0]), torch.tensor([-1]))["frames"], "the frames of combined images")
 
     _tensors = ("t", "images", "colour", "weights")
+    _draws = Draw()
 
     def _select(self, indices: Tensor) -> None:
         super()._select(indices)
@@ -159,10 +160,10 @@ class CombinedImages(CombinedSequences):
     def running(self, *, start: Start | None = None, direction: Direction | None = None) -> Self:
         """Gives the same sequences, begun elsewhere or run another way; see `SequenceDataset.running`."""
         begun = self
-        if start not in (None, self.start):
+        if start not in (None, self.begins):
             begun = copy.copy(self)
             plain = self.plain.running(start=start)
-            begun.start, begun.ways, begun.transforms = plain.start, plain.ways, plain.transforms
+            begun.begins, begun.ways, begun.transforms = plain.begins, plain.ways, plain.transforms
         return super(CombinedImages, begun).running(direction=direction)
 
     def _marks(self, indices: Tensor) -> list[Tensor]:
@@ -172,14 +173,16 @@ class CombinedImages(CombinedSequences):
         return self.images[indices]
 
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
-        return self._drawn(indices, k, Draw())
-
-    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
-        weights = self.weights[indices]
+        draw, weights = self._draws, self.weights[indices]
         places = self._places(weights, uniforms(draw.seed, self._elements[indices], self.num_flows))
         if draw.is_backward:
             weights, places = weights.flip(1), places.flip(1)
         return {"frames": self._shown(to_unit(self.images[indices]), places), "weights": weights}
+
+    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
+        part = copy.copy(self)  # so that a subclass may make frames of its own, and still hand this on
+        part._draws = draw
+        return part._frames(indices, k)
 
     def _places(self, weights: Tensor, drawn: Tensor | None) -> Tensor:
         """The amounts of all transformations [B, T+1, K] under weights, from the first ones or from drawn starts."""
@@ -260,7 +263,7 @@ class CombinedScenes(CombinedSequences):
         check_count("count", count)
         self.data = data
         self.image_shape, self.t, self.flow_names = data.image_shape, data.t, data.flow_names
-        self.direction = data.direction
+        self.runs = data.runs
         self._draw(count, modes, (1.0, 1.0), seed, data.apart)
         # A generator of its own, so that another mixture of modes has the same scenes.
         generator = torch.Generator().manual_seed(seed + 1)

@@ -119,7 +119,7 @@ class Scenes(FactorSequences):
     ) -> None:
         check_sizes(size, supersampling)
         check_start("first", direction)
-        self.direction = direction
+        self.runs = direction
         names = checked_names(shapes, raycast.SCENE_SHAPES, "shapes")
         varied = checked_names(vary, SCENE_FACTORS + VIEW_FACTORS, "vary")
         at_least = steps + 1 if isinstance(steps, int) else 1  # what steps may be is checked below

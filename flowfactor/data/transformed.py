@@ -131,7 +131,7 @@ class TransformedImages(SequenceDataset):
         self.labels = None if labels is None else as_tensor(labels)
         if self.labels is not None and len(self.labels) != len(self.images):
             raise ValueError(f"there are {len(self.images)} images but {len(self.labels)} labels")
-        self.direction = direction
+        self.runs = direction
         self._elements = torch.arange(len(self.images))
         self._given = dict(transforms) if isinstance(transforms, Mapping) else list(transforms)
         self._begin(start, ranges)
@@ -141,11 +141,12 @@ class TransformedImages(SequenceDataset):
         return len(self.images)
 
     _tensors = ("t", "images", "colour")
+    _draws = Draw()
     within: int = 0
 
     def _begin(self, start: Start, ranges: Mapping[str, Sequence[float]] | None) -> None:
         """Has sequences begin at the first amounts, or anywhere."""
-        self.start = start
+        self.begins = start
         within = self.within or self.num_steps
         self.transforms = _checked_transforms(self._given, within, composing=start == "any")
         self.flow_names = tuple(self.transforms)
@@ -166,8 +167,8 @@ class TransformedImages(SequenceDataset):
     def running(self, *, start: Start | None = None, direction: Direction | None = None) -> Self:
         """Gives the same images, begun elsewhere or run another way; see `SequenceDataset.running`."""
         begun = self
-        if start not in (None, self.start):
-            check_start(start, self.direction)
+        if start not in (None, self.begins):
+            check_start(start, self.runs)
             begun = copy.copy(self)
             begun._begin(start, None)
         return super(TransformedImages, begun).running(direction=direction)
@@ -201,7 +202,7 @@ class TransformedImages(SequenceDataset):
             raise ValueError(f"longer sequences go on at the times' pace, but the times {self.t.tolist()} have none")
         part.within = self.within or self.num_steps
         part._beyond = float(part.t[-1] - part.t[part.within])
-        part._begin(self.start, self.ranges)
+        part._begin(self.begins, self.ranges)
         return part
 
     def _select(self, indices: Tensor) -> None:
@@ -216,9 +217,7 @@ class TransformedImages(SequenceDataset):
         return [torch.tensor([[way.low, way.high, way.step] for way in self.ways]).double()] if self.ways else []
 
     def _frames(self, indices: Tensor, k: Tensor) -> Batch:
-        return self._drawn(indices, k, Draw())
-
-    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
+        draw = self._draws
         frames = self.images.new_empty((len(indices), len(self.t), *self.image_shape), dtype=torch.float32)
         images = to_unit(self.images[indices])
         if self.ways:
@@ -236,6 +235,11 @@ class TransformedImages(SequenceDataset):
             if not is_run:
                 frames[rows] = made
         return {"frames": frames}
+
+    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
+        part = copy.copy(self)  # so that a subclass may make frames of its own, and still hand this on
+        part._draws = draw
+        return part._frames(indices, k)
 
     def _amounts(self, k: Tensor, drawn: Tensor, is_backward: bool) -> Tensor:
         """The amounts [B, T+1, K] of sequences from anywhere, by the numbers [B, K] that their starts are drawn by."""
@@ -279,7 +283,7 @@ class TransformedImages(SequenceDataset):
         """
         indices = self._indices(indices)
         self._resolve(indices, k, None)
-        draw = draw or Draw(is_backward=self.direction == "backward")
+        draw = draw or Draw(is_backward=self.runs == "backward")
         shape = (len(indices), len(self.t), self.num_flows)
         if not self.ways:
             found = torch.full(shape, math.nan, dtype=torch.float64)

@@ -24,7 +24,10 @@ from flowfactor.solver import Solver
 SUPERVISIONS = ("full", "weak")
 
 ADAPTIVE: Mapping[str, Any] = {"method": "bosh3", "rtol": 3e-3, "atol": 3e-3, "norm": "batch"}
-"""The solver of models that are not given one: looser, and a decoder learns the solver's errors."""
+"""The solver in training of models that are given none: looser, and a decoder learns the solver's errors."""
+
+ACCURATE: Mapping[str, Any] = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+"""Their solver in ``eval()`` mode: what becomes of a picture then hardly depends on those beside it."""
 
 HJ_WEIGHT = 0.4
 """What the Hamilton-Jacobi equation of a gradient field weighs where no weights are given, per value of a frame."""
@@ -100,7 +103,7 @@ def build_vae(
         solver: Keyword arguments of `Solver`. Where None: bosh3 at 3e-3 over the batch under
             ``path``; and unit rk4 steps under ``marginal``, whose bound needs the log-determinant of the map itself.
         evaluation_solver: Keyword arguments of the `Solver` of ``eval()`` mode: of validation, measurements, transformations
-            and loaded models. As in training where None.
+            and loaded models. Where None as in training; dopri5 at 1e-5 where that is not given under ``path`` either.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: The number of probes of such an estimate.
         supervision: ``"full"`` where k is given with every sequence, ``"weak"`` where it is inferred, by a `FactorEncoder`.
@@ -114,7 +117,7 @@ def build_vae(
         generator: Source of the flow's initial weights.
         **settings: Passed on to `FlowFactorizedVAE`. Where no weight is among them, a gradient field under ``path`` gets the
             plain Hamilton-Jacobi equation (``force=None``) at 0.4 times the number of values of a frame, which keeps its
-            paths straight, and no start at rest.
+            paths straight, and no start at rest; without time, of which that equation asks for rest, there is no default.
 
     Returns:
         The model.
@@ -132,7 +135,8 @@ def build_vae(
     gradient_path = not bound.log_det and split("field", field)[0] == "gradient"
     if augment_dim is None:
         augment_dim = 2 * latent_dim if gradient_path else 0
-    if gradient_path and not settings.keys() & set(_WEIGHTS):
+    has_equation = time_features != 0 or split("potential", potential)[0] == "stationary"
+    if gradient_path and has_equation and not settings.keys() & set(_WEIGHTS):
         settings |= {"hj_weight": HJ_WEIGHT * math.prod(image_shape), "force": None, "start_weight": 0.0}
     made_encoder, made_decoder = make_autoencoder(
         image_shape, latent_dim, encoder, decoder, likelihood, augment_dim, augment_scale
@@ -151,10 +155,7 @@ def build_vae(
         time_features,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
-    if solver is None:
-        # A step size, so that the map does not depend on the times that are asked for.
-        solver = {"method": "rk4", "step_size": 1.0} if bound.log_det else ADAPTIVE
-    other = None if evaluation_solver is None else Solver(**evaluation_solver)
+    solver, other = _solvers(solver, evaluation_solver, bound.log_det)
     if supervision not in SUPERVISIONS:
         raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
     if supervision == "weak" and num_frames is None:
@@ -165,7 +166,7 @@ def build_vae(
     return FlowFactorizedVAE(
         made_encoder,
         made_decoder,
-        LatentFlow(made_field, Solver(**solver), divergence, probes=probes, evaluation_solver=other),
+        LatentFlow(made_field, solver, divergence, probes=probes, evaluation_solver=other),
         make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator),
         objective=bound,
         factor_encoder=make_coder(FactorEncoder, factor_encoder, **sizes) if supervision == "weak" else None,
@@ -265,11 +266,22 @@ def build_sparse_vae(
         time_features,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
-    made_solver = Solver(**(ADAPTIVE if solver is None else solver))
-    other = None if evaluation_solver is None else Solver(**evaluation_solver)
+    made_solver, other = _solvers(solver, evaluation_solver)
     flow = LatentFlow(made_field, made_solver, divergence, probes=probes, evaluation_solver=other)
     made_prior = make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator)
     return SparseTransformationVAE(made_encoder, made_decoder, flow, pairs, made_prior, **settings)
+
+
+def _solvers(
+    training: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None, log_det: bool = False
+) -> tuple[Solver, Solver | None]:
+    """The solvers of training and of evaluation, for a bound with or without log-determinants."""
+    if training is None and log_det:
+        # A step size, so that the map does not depend on the times that are asked for.
+        training = {"method": "rk4", "step_size": 1.0}
+    elif training is None:
+        training, evaluation = ADAPTIVE, ACCURATE if evaluation is None else evaluation
+    return Solver(**training), None if evaluation is None else Solver(**evaluation)
 
 
 def _check_steered(made: Field, context: ContextSize, parts: str) -> None:

@@ -135,6 +135,10 @@ def make_field(
         return make_potential(potential, dim, num_flows, hidden, activation, generator, context, rest, time_features)
 
     name, timed = _without_options("field", field), _timed(time_features)
+    if skew is not None and name != "helmholtz":
+        raise ValueError(
+            f'skew={skew!r} makes the divergence-free part of a Helmholtz field: give field="helmholtz" too'
+        )
     if name == "helmholtz":
         if skew is None:
             streams = SolenoidalField(dim, num_flows, sum(hidden), generator=generator, context=context, **timed)

@@ -64,7 +64,7 @@ def _check_batches(contract: Contract, d: SequenceDataset) -> None:
     contract.require("every flow has a name", names_fit, d.flow_names, "a tuple of names")
     steps = (d.t.diff() > 0).all() and d.t.shape == (d.num_steps + 1,)
     contract.require("times are [T+1] and increase", steps, d.t, "one time a frame")
-    falls = d.direction == "backward"  # batches then begin with the last frame
+    falls = d.runs == "backward"  # batches then begin with the last frame
     indices = torch.arange(len(d))[:: max(1, len(d) // LOOKED_AT)][:LOOKED_AT]
     batch = contract.attempt("a batch is made", lambda: d.batch(indices))
     frames, k = batch["frames"], batch["k"]

@@ -31,9 +31,9 @@ def combining(model: Any, test: SequenceDataset, limit: int, seed: int) -> dict[
         of the two flows' own on the same starts. Where sequences begin anywhere, also ``untouched``: E from the first
         amounts, at the same pace. What cannot be had is ``{"missing": reason}``.
     """
-    made: dict[str, Any] = {"start": test.start, "count": limit, "seed": seed}
+    made: dict[str, Any] = {"start": test.begins, "count": limit, "seed": seed}
     ways = {"single": (None, "forward"), "backward": (None, "backward")}
-    ways |= {"untouched": ("first", "forward")} if test.start == "any" else {}
+    ways |= {"untouched": ("first", "forward")} if test.begins == "any" else {}
     for name, (start, direction) in ways.items():
         run: Any = {"start": start, "direction": direction}
         try:

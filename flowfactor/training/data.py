@@ -40,7 +40,7 @@ class _Fixed(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self.rows):
             raise IndexError(index)
-        if self.dataset.direction == "both":  # by turns, as in training
+        if self.dataset.runs == "both":  # by turns, as in training
             one = self.dataset.running(direction="backward" if index % 2 else "forward")
             return one.batch(self.rows[index])
         return self.dataset.batch(self.rows[index])

@@ -196,7 +196,7 @@ def test_paces_of_scaling(digits: torch.Tensor) -> None:
 
 def test_from_anywhere_to_the_first_start_the_pace_stays(data: TransformedImages, digits: torch.Tensor) -> None:
     first = data.running(start="first", direction="forward")
-    assert (first.start, data.start) == ("first", "any")
+    assert (first.begins, data.begins) == ("first", "any")
     frames = first.batch([2], 0)["frames"][0]
     expected = Scale()(digits[2:3, None] / 255, 1.8 ** (torch.arange(5) / 4))[0] * RED[:, None, None]
     torch.testing.assert_close(frames, expected, atol=1e-5, rtol=0)

@@ -150,4 +150,4 @@ def test_a_model_of_displacements_into_its_room_at_rest() -> None:
     model(torch.rand(6, 4, 1, 8, 8), torch.arange(4), torch.arange(6) % 2).loss.backward()
     assert u.w1.grad is not None and float(u.w1.grad.abs().max()) > 0
     with pytest.raises(ValueError, match="give augment_dim"):
-        ff.models.build_vae((1, 8, 8), num_flows=2, latent_dim=4, **how)
+        ff.models.build_vae((1, 8, 8), num_flows=2, latent_dim=4, augment_dim=0, **how)

@@ -93,7 +93,7 @@ def test_it_is_rebuilt_and_built_by_name(tmp_path: Any) -> None:
     for time_features in (None, 0):
         how: dict[str, Any] = {"hidden": (5, 4), "time_features": time_features}
         named = {"name": "stationary", "energy": 0.7}
-        model = ff.models.build_vae((1, 8, 8), K, D, potential=named, field="gradient", **how)
+        model = ff.models.build_vae((1, 8, 8), K, D, potential=named, field="gradient", augment_dim=0, **how)
         potential: Any = model.flow.field.potential
         assert isinstance(potential, P.Stationary) and potential.potential.w1.shape == (K, 5, D)
         torch.testing.assert_close(potential.energy.detach(), torch.full((K,), 0.7))

@@ -183,7 +183,7 @@ def test_sequences_from_anywhere_are_trained_on_and_measured_both_ways(
     values["data"]["options"] = options
     config = Config.from_dict(values)
     data = config.data.dataset("train")
-    assert (data.start, data.direction) == ("any", "both")
+    assert (data.begins, data.runs) == ("any", "both")
     assert data.amounts([0, 1], 1)[..., 1].abs().max() <= 90
     again, other = (Config.from_dict(values).data.dataset(split) for split in ("test", "test"))
     assert torch.equal(again.batch([0, 1, 2])["frames"], other.batch([0, 1, 2])["frames"])
@@ -205,9 +205,9 @@ def test_combined_digits_from_anywhere(tmp_path: Path) -> None:
     config = DataConfig("mnist-combined", root=str(write_mnist(tmp_path)), steps=2, options=options)
     data = config.dataset("train")
     assert isinstance(data, CombinedImages)
-    assert (data.start, data.direction, data.modes) == ("any", "both", ("superpose",))
+    assert (data.begins, data.runs, data.modes) == ("any", "both", ("superpose",))
     scenes = DataConfig("scenes", steps=2, options=SMALL_SCENES | {"direction": "both"}).dataset("train")
-    assert scenes.direction == "both"
+    assert scenes.runs == "both"
 
 
 @pytest.mark.parametrize(
