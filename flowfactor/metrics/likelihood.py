@@ -192,7 +192,7 @@ def paper_log_likelihood(
     Example:
         >>> import torch, flowfactor as ff
         >>> data = ff.data.TransformedImages(torch.rand(4, 1, 8, 8), {"turn": (ff.data.Rotate(), 0, 40)}, steps=2)
-        >>> model = ff.models.build_vae((1, 8, 8), num_flows=1, latent_dim=4, hidden=(8, 8))
+        >>> model = ff.models.build_vae((1, 8, 8), num_flows=1, latent_dim=4, hidden=(8, 8), augment_dim=0)
         >>> ff.metrics.paper_log_likelihood(model, data).objective
         'paper-protocol'
     """
