@@ -155,7 +155,7 @@ def build_vae(
         time_features,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
-    solver, other = _solvers(solver, evaluation_solver, bound.log_det)
+    made_solver, other = _solvers(solver, evaluation_solver, bound.log_det)
     if supervision not in SUPERVISIONS:
         raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
     if supervision == "weak" and num_frames is None:
@@ -166,7 +166,7 @@ def build_vae(
     return FlowFactorizedVAE(
         made_encoder,
         made_decoder,
-        LatentFlow(made_field, solver, divergence, probes=probes, evaluation_solver=other),
+        LatentFlow(made_field, made_solver, divergence, probes=probes, evaluation_solver=other),
         make_prior(prior, made_encoder, image_shape, latent_dim, num_flows, generator),
         objective=bound,
         factor_encoder=make_coder(FactorEncoder, factor_encoder, **sizes) if supervision == "weak" else None,

@@ -168,7 +168,7 @@ def data_settings(name: str) -> dict[str, Setting]:
 
     Example:
         >>> list(data_settings("digits"))
-    ['colour', 'start', 'direction', 'ranges']
+        ['colour', 'start', 'direction', 'ranges']
     """
     source = DATASETS[name]
     found = _collected(source.options_from, Any)
