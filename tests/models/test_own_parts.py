@@ -63,7 +63,10 @@ def test_a_potential_by_its_name(tmp_path: Path) -> None:
     potential = again.flow.field.potential
     assert type(potential) is Well and potential.depth == 0.3 and not torch.equal(potential.centres[0], before[0])
     assert_same(model, again)
-    assert type(ff.models.build_vae(**SIZES, field="helmholtz", potential="well", skew="canonical").flow.field.potential) is Well
+    assert (
+        type(ff.models.build_vae(**SIZES, field="helmholtz", potential="well", skew="canonical").flow.field.potential)
+        is Well
+    )
     assert type(ff.models.build_model("po-flow", (1, 8, 8), 2, 4, potential="well").potential) is Well
     with pytest.raises(ValueError, match="potential 'well' has no setting deep; it has depth"):
         ff.models.build_vae(**SIZES, potential={"name": "well", "deep": 1})
