@@ -82,7 +82,8 @@ what to try next
   flowfactor demo --minutes 10
   flowfactor evaluate {shlex.quote(str(folder))}
   flowfactor train demo --model.augment_dim 0 --output runs/no-room        # without room at rest
-  flowfactor train mnist-small --data.root DIR                             # coloured MNIST in 20 minutes"""
+  flowfactor train mnist-small --data.root DIR                             # coloured MNIST in 20 minutes
+  flowfactor train mnist-any --data.root DIR                               # flows that run back, and compose"""
         )
     return code
 
