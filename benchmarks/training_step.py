@@ -147,17 +147,25 @@ class _Clock:
         self.mark = now
 
 
+def _prepared() -> Any:
+    """The digits and what they are called, in a process that is set up as training programs are; None where there are none."""
+    found = digits()
+    if found is None:
+        print("  neither MNIST nor scikit-learn is at hand: left out")
+    else:
+        prepare_process()
+    return found
+
+
 def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
     """Steps per second of the preset with each solver, and the share of data, encoder, flow, decoder and optimizer.
 
     Each solver trains a model of its own for a while before it is timed, since the evaluations that an adaptive solver
     needs depend on what the flow has learned. Freed memory is kept, as in all training programs, by the whole process.
     """
-    found = digits()
+    found = _prepared()
     if found is None:
-        print("  neither MNIST nor scikit-learn is at hand: left out")
         return []
-    prepare_process()
     dataset, name = found
     trainers = {solver: Trainer(options, dataset) for solver, options in SOLVERS.items()}
     steps: dict[str, int] = {}
@@ -189,11 +197,9 @@ def training_step(repeats: int, warm_up: float = WARM_UP) -> list[Row]:
 
 def adaptive_step(repeats: int, warm_up: float = 4 * WARM_UP) -> list[Row]:
     """Steps per second of the preset ``mnist-small``, solved adaptively, against unit Euler steps of the same model."""
-    found = digits()
+    found = _prepared()
     if found is None:
-        print("  neither MNIST nor scikit-learn is at hand: left out")
         return []
-    prepare_process()
     dataset, name = found
     own = "its own solver"
     trainers = {
