@@ -148,7 +148,7 @@ class _Clock:
 
 
 def _prepared() -> Any:
-    """The digits and what they are called, in a process that is set up as training programs are; None where there are none."""
+    """The digits and their name, in a process set up as training programs are; None where there are none."""
     found = digits()
     if found is None:
         print("  neither MNIST nor scikit-learn is at hand: left out")
