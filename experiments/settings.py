@@ -154,6 +154,8 @@ def run(config: Config, rises: bool, is_anywhere: bool) -> dict[str, Any]:
         assert config.train.steps is not None
         rise(made.model, config.train.steps)
     result = made.fit()
+    if not result["finished"]:
+        raise SystemExit(f"interrupted: the same command goes on from {folder}")
     made.model.eval()
     result["evaluations"] = evaluations(made.model, made.test)
     if is_anywhere:
