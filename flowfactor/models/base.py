@@ -297,7 +297,7 @@ class FlowModel(Autoencoder):
     ) -> dict[str, Tensor]:  # fmt: skip
         """The regularizers of each path, so many times: at the start, or in the mean over time; 0 where left out.
 
-        Controls are those of the start; where they are weights that change at the frames, ``weights [N, T, K]`` has them all.
+        The control is that of the start; where weights change at the frames, ``weights [N, T, K]`` has them all.
         """
         found = dict.fromkeys(self._weights, z0.new_zeros(z0.shape[:-1]))
         if len(t) > 1:

@@ -25,8 +25,8 @@ def step_error(
 ) -> Tensor:
     """The squared error estimates of steps along paths, in the mean over their time: nothing is solved.
 
-    A step of the estimate's size is taken at each frame but the last, in the direction of the next, and counts by the time to
-    it; where there is none, as after the last observed frame, it counts for nothing.
+    A step of the estimate's size is taken at each frame but the last, in the direction of the next, and counts by the time
+    to it; where there is none, as after the last observed frame, it counts for nothing.
 
     Args:
         estimate: Takes the steps.
