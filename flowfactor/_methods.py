@@ -17,7 +17,7 @@ _OF_THE_FLOW = (
     *("field", "potential", "hidden", "activation", "skew", "prior", "solver", "divergence"),
     *("evaluation_solver", "augment_dim", "augment_scale"),
     *("kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "commutator_weight"),
-    *("code_weight", "relative_weights", "force", "regularize_every"),
+    *("error_weight", "code_weight", "relative_weights", "force", "regularize_every"),
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from flowfactor.control import ResolvedControl, as_weights
+from flowfactor.control import Control, ResolvedControl, Schedule, as_weights
 from flowfactor.fields import HelmholtzField
 from flowfactor.fields.base import BoundField, Divergence, Field
 from flowfactor.latent_flow import LatentFlow
@@ -64,3 +64,12 @@ def split_flow(flow: LatentFlow) -> LatentFlow:
     view.step_memory = flow.step_memory
     view.training = flow.training  # of the view alone: its field is the flow's own
     return view
+
+
+def flow_for(flow: LatentFlow, control: Control, controls: int) -> LatentFlow:
+    """The flow that follows a control: itself, or where flows have two weights each and a control holds them its view."""
+    pieces = control.controls if isinstance(control, Schedule) else (control,)
+    floats = [p for p in pieces if isinstance(p, Tensor) and p.is_floating_point() and p.ndim]
+    if controls == 1 or not any(p.shape[-1] == 2 * flow.num_flows for p in floats):
+        return flow
+    return split_flow(flow)

@@ -30,10 +30,19 @@ from flowfactor.models.inputs import Inputs, beside, check_inputs, clock
 from flowfactor.models.pretrained import PretrainedMixin
 from flowfactor.models.protocols import infers_k, knows_transformations
 from flowfactor.models.reference import without
+from flowfactor.models.step_error import step_error
 from flowfactor.models.tie import code_error
 from flowfactor.path import FlowPath
 from flowfactor.priors import Augmented, Prior, StandardNormal
-from flowfactor.regularizers import Acceleration, Commutator, HamiltonJacobi, NegativeSquare, Solenoidal, StartAtRest
+from flowfactor.regularizers import (
+    Acceleration,
+    Commutator,
+    HamiltonJacobi,
+    NegativeSquare,
+    Solenoidal,
+    SolverError,
+    StartAtRest,
+)
 
 
 class FrameDecoder(Protocol):
@@ -131,6 +140,7 @@ class FlowModel(Autoencoder):
         acceleration_weight: float = 0.0,
         code_weight: float = 0.0,
         commutator_weight: float = 0.0,
+        error_weight: float = 0.0,
         relative_weights: bool = False,
         frames_per_step: int | None,
         regularize_every: int,
@@ -145,6 +155,7 @@ class FlowModel(Autoencoder):
         self.acceleration_weight = check_weight("acceleration_weight", acceleration_weight)
         self.code_weight = check_weight("code_weight", code_weight)
         self.commutator_weight = check_weight("commutator_weight", commutator_weight)
+        self.error_weight = check_weight("error_weight", error_weight)
         check_running_costs(flow, self.solenoidal_weight, self.acceleration_weight)
         check_commutator(flow, self.commutator_weight)
         self.relative_weights = check_relative(relative_weights, self._frame_shape)
@@ -166,7 +177,7 @@ class FlowModel(Autoencoder):
         learned = NegativeSquare(self.flow.dim) if isinstance(force, str) and self.penalised else None
         self.hamilton_jacobi = HamiltonJacobi(learned if isinstance(force, str) else force)
         self._start_at_rest, self._solenoidal, self._acceleration = StartAtRest(), Solenoidal(), Acceleration()
-        self._commutator = Commutator(draw=1)
+        self._commutator, self._solver_error = Commutator(draw=1), SolverError()
 
     @property
     def num_flows(self) -> int:
@@ -211,6 +222,7 @@ class FlowModel(Autoencoder):
             "acceleration": self.acceleration_weight,
             "code": self.code_weight,
             "commutator": self.commutator_weight,
+            "solver_error": self.error_weight,
         }
 
     def transform(
@@ -281,9 +293,12 @@ class FlowModel(Autoencoder):
 
     def _regularizers(
         self, path: FlowPath, z0: Tensor, control: Control, t: Tensor, times: int, context: Context | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | None = None, weights: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """The regularizers of each path, so many times: at the start, or in the mean over time; 0 where left out."""
+        """The regularizers of each path, so many times: at the start, or in the mean over time; 0 where left out.
+
+        The control is that of the start; where weights change at the frames, ``weights [N, T, K]`` has them all.
+        """
         found = dict.fromkeys(self._weights, z0.new_zeros(z0.shape[:-1]))
         if len(t) > 1:
             span = (t[-1] - t[0]).abs()
@@ -294,6 +309,10 @@ class FlowModel(Autoencoder):
             found["start"] = times * self._start_at_rest(self.flow, z0, control, t[0], context=context)
         if times and self.commutator_weight > 0:
             found["commutator"] = times * self._commute(path.z, t, context, generator)
+        if times and self.error_weight > 0 and len(t) > 1:
+            flow = self.flow if weights is None else self._flow_for(weights)
+            more = {"context": context, "weights": weights, "draw": self.training, "generator": generator}
+            found["solver_error"] = times * step_error(self._solver_error, flow, path.z, t, control, **more)
         return found
 
     def _tied(

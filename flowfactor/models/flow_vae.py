@@ -56,6 +56,9 @@ class FlowFactorizedVAE(FlowModel):
             frame is encoded; 0 leaves it out. It counts in every step, whatever ``regularize_every``.
         commutator_weight: Weight of $|[v_i, v_j]|^2$ (`flowfactor.regularizers.Commutator`), which asks flows to commute, at
             the states of the frames, mean over these and pairs; one pair and frame a step, drawn. 0 leaves it out.
+        error_weight: Weight of the squared error estimate of a step of bosh3 over one frame, mean over time
+            (`flowfactor.regularizers.SolverError`), which makes flows cheap to solve; one step a sequence in training, at a
+            frame that is drawn. 0 leaves it out.
         relative_weights: Whether these weights are relative to the size of the likelihood: they then count C H W times, the
             values of a frame, so that one weight serves frames of any size (0.1 is 235 for 28 x 28 in colour, and 1,229 for
             64 x 64).
@@ -93,7 +96,7 @@ class FlowFactorizedVAE(FlowModel):
     _parts = (*FlowModel._parts, "objective")
     _settings = (
         "kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "code_weight",
-        "commutator_weight", "relative_weights", "frames_per_step", "regularize_every", "reference",
+        "commutator_weight", "error_weight", "relative_weights", "frames_per_step", "regularize_every", "reference",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +114,7 @@ class FlowFactorizedVAE(FlowModel):
         acceleration_weight: float = 0.0,
         code_weight: float = 0.0,
         commutator_weight: float = 0.0,
+        error_weight: float = 0.0,
         relative_weights: bool = False,
         force: nn.Module | Literal["negative_square"] | None = "negative_square",
         frames_per_step: int | None = None,
@@ -124,8 +128,8 @@ class FlowFactorizedVAE(FlowModel):
         super().__init__(
             encoder, decoder, flow, kl_weight=kl_weight, hj_weight=hj_weight, start_weight=start_weight,
             solenoidal_weight=solenoidal_weight, acceleration_weight=acceleration_weight, code_weight=code_weight,
-            commutator_weight=commutator_weight, relative_weights=relative_weights, frames_per_step=frames_per_step,
-            regularize_every=regularize_every,
+            commutator_weight=commutator_weight, error_weight=error_weight, relative_weights=relative_weights,
+            frames_per_step=frames_per_step, regularize_every=regularize_every,
         )  # fmt: skip
         self.objective, self.reference = bound, check_reference(reference, bound)
         self._set_prior(prior)

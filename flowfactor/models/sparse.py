@@ -20,6 +20,7 @@ from flowfactor.latent_flow import LatentFlow
 from flowfactor.models._sparse_parts import (
     check_pair_encoder,
     course,
+    flattened,
     follow_intervals,
     follow_unit,
     intervals_seen,
@@ -27,7 +28,7 @@ from flowfactor.models._sparse_parts import (
     sparse_schedule,
     stretch,
 )
-from flowfactor.models._split import split_flow
+from flowfactor.models._split import flow_for
 from flowfactor.models.base import FlowModel
 from flowfactor.models.checks import check_generator, check_weight
 from flowfactor.models.inputs import Inputs
@@ -77,6 +78,7 @@ class SparseTransformationVAE(FlowModel):
         acceleration_weight: As in `FlowFactorizedVAE`; that the weights g switch between frames is no acceleration.
         code_weight: As in `FlowFactorizedVAE`.
         commutator_weight: As in `FlowFactorizedVAE`, of the flows at weight 1.
+        error_weight: As in `FlowFactorizedVAE`.
         relative_weights: Whether these are relative to the size of a frame, as in `FlowFactorizedVAE`.
         force: As in `FlowFactorizedVAE`.
         frames_per_step: How many frames to decode in a training step, as in `FlowFactorizedVAE`.
@@ -111,8 +113,8 @@ class SparseTransformationVAE(FlowModel):
     _parts = (*FlowModel._parts, "pair_encoder", "weights_prior")
     _settings = (
         "kl_weight", "factor_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight",
-        "code_weight", "commutator_weight", "relative_weights", "frames_per_step", "regularize_every", "temperature",
-        "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
+        "code_weight", "commutator_weight", "error_weight", "relative_weights", "frames_per_step", "regularize_every",
+        "temperature", "anneal_steps", "warmup_steps", "warmup_temperature", "warmup_span",
     )  # fmt: skip
     step: Tensor
     unit: Tensor
@@ -134,6 +136,7 @@ class SparseTransformationVAE(FlowModel):
         acceleration_weight: float = 0.0,
         code_weight: float = 0.0,
         commutator_weight: float = 0.0,
+        error_weight: float = 0.0,
         relative_weights: bool = False,
         force: nn.Module | str | None = "negative_square",
         frames_per_step: int | None = None,
@@ -150,7 +153,7 @@ class SparseTransformationVAE(FlowModel):
             encoder, decoder, flow, kl_weight=kl_weight, hj_weight=hj_weight, start_weight=start_weight,
             solenoidal_weight=solenoidal_weight, acceleration_weight=acceleration_weight, code_weight=code_weight,
             relative_weights=relative_weights, frames_per_step=frames_per_step, regularize_every=regularize_every,
-            commutator_weight=commutator_weight,
+            commutator_weight=commutator_weight, error_weight=error_weight,
         )  # fmt: skip
         check_pair_encoder(pair_encoder, flow)
         self.pair_encoder: Any = pair_encoder
@@ -280,7 +283,8 @@ class SparseTransformationVAE(FlowModel):
         times = self._lazy(generator, z0.device)
         path = self._along(z0, t, drawn.weights, given.context, generator, self._costs(times))
         reconstruction = self._reconstruction(given, path.z, generator)
-        found = self._regularizers(path, z0, drawn.weights[:, 0, :, 0], t, times, given.context, generator)
+        first, each = drawn.weights[:, 0, :, 0], flattened(drawn.weights)
+        found = self._regularizers(path, z0, first, t, times, given.context, generator, each)
         found |= self._tied(given, path.z, generator)
         return reconstruction, self.weights_prior.kl(q, counted), torch.zeros_like(reconstruction), found
 
@@ -339,11 +343,7 @@ class SparseTransformationVAE(FlowModel):
 
     def _flow_for(self, control: Control) -> LatentFlow:
         """The flow itself, or its view with 2K weights where a control holds those."""
-        pieces = control.controls if isinstance(control, Schedule) else (control,)
-        floats = [p for p in pieces if isinstance(p, Tensor) and p.is_floating_point() and p.ndim]
-        if self.controls == 1 or not any(p.shape[-1] == 2 * self.num_flows for p in floats):
-            return self.flow
-        return split_flow(self.flow)
+        return flow_for(self.flow, control, self.controls)
 
     def _checked(self, frames: Tensor, t: Tensor, context: Context | None = None, mask: Tensor | None = None) -> Inputs:
         given = super()._checked(frames, t, context, mask)

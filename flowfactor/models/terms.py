@@ -25,6 +25,7 @@ class Terms:
         acceleration: The squared acceleration |Dv/Dt|^2, likewise.
         code: The squared distance between a path and the code of a frame that it passes; 0 without a weight.
         commutator: |[v_i, v_j]|^2, mean over pairs of flows and over frames, likewise.
+        solver_error: The squared error estimate of a step of a solver, mean over time, likewise.
     """
 
     loss: Tensor
@@ -38,6 +39,7 @@ class Terms:
     acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
     code: Tensor = field(default_factory=lambda: torch.zeros(()))
     commutator: Tensor = field(default_factory=lambda: torch.zeros(()))
+    solver_error: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @classmethod
     def plain(cls, reconstruction: Tensor, kl: Tensor, loss: Tensor | None = None) -> Terms:
@@ -65,6 +67,7 @@ class SequenceTerms:
         acceleration: The squared acceleration, likewise.
         code: The squared distance between a path and a code, likewise.
         commutator: |[v_i, v_j]|^2, likewise.
+        solver_error: The squared error estimate of a step, likewise.
     """
 
     loss: Tensor
@@ -77,9 +80,16 @@ class SequenceTerms:
     acceleration: Tensor = field(default_factory=lambda: torch.zeros(()))
     code: Tensor = field(default_factory=lambda: torch.zeros(()))
     commutator: Tensor = field(default_factory=lambda: torch.zeros(()))
+    solver_error: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __post_init__(self) -> None:
-        for name in ("solenoidal", "acceleration", "code", "commutator"):  # where they are left out, 0 for each
+        for name in (
+            "solenoidal",
+            "acceleration",
+            "code",
+            "commutator",
+            "solver_error",
+        ):  # where they are left out, 0 for each
             value = getattr(self, name)
             if isinstance(value, Tensor) and not value.ndim:
                 object.__setattr__(self, name, value.to(self.kl).expand_as(self.kl))

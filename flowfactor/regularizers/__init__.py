@@ -11,6 +11,7 @@ from flowfactor.regularizers.costs import (
 )
 from flowfactor.regularizers.endpoints import LatentEquivariance, SinkhornMatch, StartAtRest
 from flowfactor.regularizers.matching import ActionMatching, FlowMatching
+from flowfactor.regularizers.solver_error import SolverError
 
 __all__ = [
     "Acceleration",
@@ -23,6 +24,7 @@ __all__ = [
     "NegativeSquare",
     "SinkhornMatch",
     "Solenoidal",
+    "SolverError",
     "StartAtRest",
     "TransportCost",
 ]

@@ -81,7 +81,7 @@ class Commutator(Recorded, nn.Module):
             ValueError: If there is one flow alone, a flow of a pair does not exist, an argument does not fit, or a module of
                 the field is in training mode and draws at random or looks at the whole batch.
         """
-        field = _field_of(flow)
+        field = field_of(flow, "Commutator")
         pairs = self._chosen(field.num_flows, generator)
         return torch.stack([b.square().sum(-1) for b in brackets(field, z, t, pairs, context=context)]).mean(0)
 
@@ -115,11 +115,12 @@ def brackets(
     return [along(j, velocity[i]) - along(i, velocity[j]) for i, j in pairs]
 
 
-def _field_of(flow: object) -> Field:
+def field_of(flow: object, asking: str) -> Field:
+    """The field of a flow, or of a potential; raises TypeError where it is none of these."""
     field = flow.field if isinstance(flow, LatentFlow) else flow
     field = GradientField(field) if isinstance(field, Potential) else field
     if not isinstance(field, Field):
-        raise TypeError(f"Commutator takes a LatentFlow, Field or Potential, got {type(flow).__name__}")
+        raise TypeError(f"{asking} takes a LatentFlow, Field or Potential, got {type(flow).__name__}")
     return field
 
 

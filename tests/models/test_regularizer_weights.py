@@ -71,16 +71,19 @@ def test_terms_are_means_over_time_along_the_path() -> None:
 )
 def test_the_loss_is_what_the_weights_say(kind: str, more: dict[str, Any], relative: bool) -> None:
     weights = {"hj_weight": 2.0, "start_weight": 0.25, "solenoidal_weight": 3.0, "acceleration_weight": 0.5}
-    weights["commutator_weight"] = 4.0
+    weights |= {"commutator_weight": 4.0, "error_weight": 50.0}
     terms, bare = (
         terms_of(build(kind, relative_weights=relative, **more, **given).train())
         for given in (weights, dict.fromkeys(weights, 0.0))
     )
     added = 2 * terms.hj + 0.25 * terms.start + 3 * terms.solenoidal + 0.5 * terms.acceleration + 4 * terms.commutator
+    added = added + 50 * terms.solver_error
     torch.testing.assert_close(terms.loss - bare.loss, (64 if relative else 1) * added, rtol=1e-4, atol=1e-4)
     found = terms.as_dict()
-    assert all(float(found[name]) > 0 for name in ("hj", "start", "solenoidal", "acceleration", "commutator"))
-    assert float(bare.solenoidal) == float(bare.acceleration) == float(bare.commutator) == 0
+    assert all(
+        float(found[name]) > 0 for name in ("hj", "start", "solenoidal", "acceleration", "commutator", "solver_error")
+    )
+    assert float(bare.solenoidal) == float(bare.acceleration) == float(bare.commutator) == float(bare.solver_error) == 0
 
 
 @pytest.mark.parametrize("more", [{}, {"field": "free"}, {"field": "gradient"}, {"context": 2}])
@@ -127,7 +130,7 @@ def test_terms_of_inferred_flows_are_expectations(monkeypatch: pytest.MonkeyPatc
 def test_an_estimator_may_leave_them_out() -> None:
     parts = [torch.rand(3, 2, dtype=torch.float64) for _ in range(6)]
     terms = ff.models.SequenceTerms(*parts)
-    for name in ("solenoidal", "acceleration", "code", "commutator"):
+    for name in ("solenoidal", "acceleration", "code", "commutator", "solver_error"):
         assert getattr(terms, name).shape == (3, 2) and getattr(terms, name).dtype == torch.float64
         assert not getattr(terms.expected(parts[0].log()), name).any()
         assert float(getattr(terms.mean(), name)) == 0
@@ -246,20 +249,21 @@ def test_every_field_can_be_straightened(field: str) -> None:
 @pytest.mark.parametrize("kind", ["vae", "sparse"])
 def test_weights_and_solvers_are_saved_and_old_files_load(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
-    model = build(kind, solenoidal_weight=2.0, acceleration_weight=0.5, commutator_weight=4.0, evaluation_solver=FINE)
+    weights = {"solenoidal_weight": 2.0, "acceleration_weight": 0.5, "commutator_weight": 4.0, "error_weight": 8.0}
+    model = build(kind, **weights, evaluation_solver=FINE)
     model.save_pretrained(tmp_path)
     loaded = ff.models.load_pretrained(tmp_path)
-    assert (loaded.solenoidal_weight, loaded.acceleration_weight, loaded.commutator_weight) == (2.0, 0.5, 4.0)
+    assert {name: getattr(loaded, name) for name in weights} == weights
     assert (loaded.flow.solver, loaded.flow.evaluation_solver) == (ff.Solver(**EULER), ff.Solver(**FINE))
     x0 = torch.rand(2, *SHAPE)
     torch.testing.assert_close(loaded.transform(x0, [0.0, 2.0], 1), model.eval().transform(x0, [0.0, 2.0], 1))
     config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("solenoidal_weight", "acceleration_weight", "commutator_weight"):  # as releases before them wrote it
+    for name in weights:  # as releases before them wrote it
         del config["settings"][name]
     del config["parts"]["flow"]["evaluation_solver"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     old = ff.models.load_pretrained(tmp_path)
-    assert old.solenoidal_weight == old.acceleration_weight == old.commutator_weight == 0
+    assert not any(getattr(old, name) for name in weights)
     assert old.flow.evaluation_solver is None
     assert old.flow.acting_solver == ff.Solver(**EULER)
     assert "evaluation_solver" not in old.config()["parts"]["flow"]
