@@ -115,7 +115,9 @@ def _baseline(name: str, place: str, **defaults: Any) -> dict[str, Any]:
     return {**made, "num_frames": True, "defaults": defaults}
 
 
-_NO_PDE = {"hj_weight": 0.0, "start_weight": 0.0, "solenoidal_weight": 0.0, "acceleration_weight": 0.0}
+_NO_PDE = dict.fromkeys(
+    ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight", "error_weight"), 0.0
+)
 _PAPER = "Song et al., NeurIPS 2023"
 
 _ALL = (

@@ -43,7 +43,9 @@ class Variant:
     steps: int | None = None
 
 
-_NO_PDE = {"hj_weight": 0.0, "start_weight": 0.0, "solenoidal_weight": 0.0, "acceleration_weight": 0.0}
+_NO_PDE = dict.fromkeys(
+    ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight", "error_weight"), 0.0
+)
 # What is trained by a solver is measured by it: `solver_gap` has the figures of an accurate one beside.
 _EULER, _RK4 = ({"solver": {"method": name, "step_size": 1.0}, "evaluation_solver": None} for name in ("euler", "rk4"))
 _DOPRI5 = {"solver": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}, "evaluation_solver": None}

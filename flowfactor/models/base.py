@@ -36,6 +36,7 @@ from flowfactor.path import FlowPath
 from flowfactor.priors import Augmented, Prior, StandardNormal
 from flowfactor.regularizers import (
     Acceleration,
+    Bending,
     Commutator,
     HamiltonJacobi,
     NegativeSquare,
@@ -141,6 +142,7 @@ class FlowModel(Autoencoder):
         code_weight: float = 0.0,
         commutator_weight: float = 0.0,
         error_weight: float = 0.0,
+        bending_weight: float = 0.0,
         relative_weights: bool = False,
         frames_per_step: int | None,
         regularize_every: int,
@@ -156,6 +158,7 @@ class FlowModel(Autoencoder):
         self.code_weight = check_weight("code_weight", code_weight)
         self.commutator_weight = check_weight("commutator_weight", commutator_weight)
         self.error_weight = check_weight("error_weight", error_weight)
+        self.bending_weight = check_weight("bending_weight", bending_weight)
         check_running_costs(flow, self.solenoidal_weight, self.acceleration_weight)
         check_commutator(flow, self.commutator_weight)
         self.relative_weights = check_relative(relative_weights, self._frame_shape)
@@ -177,7 +180,7 @@ class FlowModel(Autoencoder):
         learned = NegativeSquare(self.flow.dim) if isinstance(force, str) and self.penalised else None
         self.hamilton_jacobi = HamiltonJacobi(learned if isinstance(force, str) else force)
         self._start_at_rest, self._solenoidal, self._acceleration = StartAtRest(), Solenoidal(), Acceleration()
-        self._commutator, self._solver_error = Commutator(draw=1), SolverError()
+        self._commutator, self._solver_error, self._bending = Commutator(draw=1), SolverError(), Bending()
 
     @property
     def num_flows(self) -> int:
@@ -223,6 +226,7 @@ class FlowModel(Autoencoder):
             "code": self.code_weight,
             "commutator": self.commutator_weight,
             "solver_error": self.error_weight,
+            "bending": self.bending_weight,
         }
 
     def transform(
@@ -305,6 +309,8 @@ class FlowModel(Autoencoder):
             # A sequence of one observed frame takes no time, and has none.
             span = span if t.ndim == 1 else torch.where(span > 0, span, 1)
             found |= {name: times * path.costs[name][-1] / span for name in self._costs(times)}
+            if times and self.bending_weight > 0:
+                found["bending"] = times * self._bending(path.z, t, control) / span
         if times and self.start_weight > 0:
             found["start"] = times * self._start_at_rest(self.flow, z0, control, t[0], context=context)
         if times and self.commutator_weight > 0:

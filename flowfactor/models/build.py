@@ -32,7 +32,10 @@ ACCURATE: Mapping[str, Any] = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
 HJ_WEIGHT = 0.4
 """What the Hamilton-Jacobi equation of a gradient field weighs where no weights are given, per value of a frame."""
 
-_WEIGHTS = ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "relative_weights", "force")
+_WEIGHTS = (
+    *("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight", "error_weight"),
+    *("relative_weights", "force"),
+)
 
 
 def build_vae(

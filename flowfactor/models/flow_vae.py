@@ -59,6 +59,9 @@ class FlowFactorizedVAE(FlowModel):
         error_weight: Weight of the squared error estimate of a step of bosh3 over one frame, mean over time
             (`flowfactor.regularizers.SolverError`), which makes flows cheap to solve; one step a sequence in training, at a
             frame that is drawn. 0 leaves it out.
+        bending_weight: Weight of the squared second differences of a path's frames, mean over time
+            (`flowfactor.regularizers.Bending`), which straightens paths as ``acceleration_weight`` does and evaluates
+            nothing for it; 0 leaves it out.
         relative_weights: Whether these weights are relative to the size of the likelihood: they then count C H W times, the
             values of a frame, so that one weight serves frames of any size (0.1 is 235 for 28 x 28 in colour, and 1,229 for
             64 x 64).
@@ -96,7 +99,8 @@ class FlowFactorizedVAE(FlowModel):
     _parts = (*FlowModel._parts, "objective")
     _settings = (
         "kl_weight", "hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "code_weight",
-        "commutator_weight", "error_weight", "relative_weights", "frames_per_step", "regularize_every", "reference",
+        "commutator_weight", "error_weight", "bending_weight", "relative_weights", "frames_per_step",
+        "regularize_every", "reference",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +119,7 @@ class FlowFactorizedVAE(FlowModel):
         code_weight: float = 0.0,
         commutator_weight: float = 0.0,
         error_weight: float = 0.0,
+        bending_weight: float = 0.0,
         relative_weights: bool = False,
         force: nn.Module | Literal["negative_square"] | None = "negative_square",
         frames_per_step: int | None = None,
@@ -128,8 +133,8 @@ class FlowFactorizedVAE(FlowModel):
         super().__init__(
             encoder, decoder, flow, kl_weight=kl_weight, hj_weight=hj_weight, start_weight=start_weight,
             solenoidal_weight=solenoidal_weight, acceleration_weight=acceleration_weight, code_weight=code_weight,
-            commutator_weight=commutator_weight, error_weight=error_weight, relative_weights=relative_weights,
-            frames_per_step=frames_per_step, regularize_every=regularize_every,
+            commutator_weight=commutator_weight, error_weight=error_weight, bending_weight=bending_weight,
+            relative_weights=relative_weights, frames_per_step=frames_per_step, regularize_every=regularize_every,
         )  # fmt: skip
         self.objective, self.reference = bound, check_reference(reference, bound)
         self._set_prior(prior)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+OPTIONAL = ("solenoidal", "acceleration", "code", "commutator", "solver_error", "bending")
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -26,6 +28,7 @@ class Terms:
         code: The squared distance between a path and the code of a frame that it passes; 0 without a weight.
         commutator: |[v_i, v_j]|^2, mean over pairs of flows and over frames, likewise.
         solver_error: The squared error estimate of a step of a solver, mean over time, likewise.
+        bending: The squared second differences of a path's frames, mean over time, likewise.
     """
 
     loss: Tensor
@@ -40,6 +43,7 @@ class Terms:
     code: Tensor = field(default_factory=lambda: torch.zeros(()))
     commutator: Tensor = field(default_factory=lambda: torch.zeros(()))
     solver_error: Tensor = field(default_factory=lambda: torch.zeros(()))
+    bending: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @classmethod
     def plain(cls, reconstruction: Tensor, kl: Tensor, loss: Tensor | None = None) -> Terms:
@@ -68,6 +72,7 @@ class SequenceTerms:
         code: The squared distance between a path and a code, likewise.
         commutator: |[v_i, v_j]|^2, likewise.
         solver_error: The squared error estimate of a step, likewise.
+        bending: The squared second differences of a path's frames, likewise.
     """
 
     loss: Tensor
@@ -81,15 +86,10 @@ class SequenceTerms:
     code: Tensor = field(default_factory=lambda: torch.zeros(()))
     commutator: Tensor = field(default_factory=lambda: torch.zeros(()))
     solver_error: Tensor = field(default_factory=lambda: torch.zeros(()))
+    bending: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __post_init__(self) -> None:
-        for name in (
-            "solenoidal",
-            "acceleration",
-            "code",
-            "commutator",
-            "solver_error",
-        ):  # where they are left out, 0 for each
+        for name in OPTIONAL:  # where they are left out, 0 for each
             value = getattr(self, name)
             if isinstance(value, Tensor) and not value.ndim:
                 object.__setattr__(self, name, value.to(self.kl).expand_as(self.kl))

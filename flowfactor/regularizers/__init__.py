@@ -1,5 +1,6 @@
 """What a flow can be asked for beyond fitting data: dynamic optimal transport, short paths, smooth fields, given states."""
 
+from flowfactor.regularizers.bending import Bending
 from flowfactor.regularizers.commutator import Commutator
 from flowfactor.regularizers.costs import (
     Acceleration,
@@ -16,6 +17,7 @@ from flowfactor.regularizers.solver_error import SolverError
 __all__ = [
     "Acceleration",
     "ActionMatching",
+    "Bending",
     "Commutator",
     "FlowMatching",
     "HamiltonJacobi",
