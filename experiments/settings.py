@@ -64,10 +64,10 @@ TABLES: Mapping[str, tuple[str, tuple[Row, ...]]] = {
             Row("Hamilton-Jacobi 1000, learned force", {"hj_weight": 1000.0, "force": "negative_square"}),
             *(Row(f"acceleration {w}", {"hj_weight": 0.0, "acceleration_weight": float(w)}) for w in (30, 300, 1000)),
             Row("Hamilton-Jacobi 1000, acceleration 300", {"acceleration_weight": 300.0}),
-            *(Row(f"bending {w}", {"hj_weight": 0.0, "bending_weight": float(w)}) for w in (100, 300, 1000, 3000)),
+            *(Row(f"bending {w}", {"hj_weight": 0.0, "bending_weight": float(w)}) for w in (30, 100, 300, 1000)),
             *(
-                Row(f"Hamilton-Jacobi {w}, bending {w}", {"hj_weight": float(w), "bending_weight": float(w)})
-                for w in (100, 300, 1000)
+                Row(f"Hamilton-Jacobi {w}, bending {b}", {"hj_weight": float(w), "bending_weight": float(b)})
+                for w, b in ((300, 300), (1000, 30), (1000, 100))
             ),
             *(Row(f"solver error {w}", {"hj_weight": 0.0, "error_weight": float(w)}) for w in (1000, 100000)),
         ),
