@@ -142,10 +142,9 @@ def test_terms_of_inferred_flows_are_expectations(monkeypatch: pytest.MonkeyPatc
 def test_weights_are_those_of_the_interval(control: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The inferred weights switch at frames: a step is taken under those of the way ahead."""
     model = build("sparse", control=control).eval()
-    q = type(model.infer_weights(FRAMES))
-    weights = torch.randn(4, 3, K, model.controls)
+    q, weights = type(model.infer_weights(FRAMES)), torch.randn(4, 3, K, model.controls)
     drawn = q.rsample
-    monkeypatch.setattr(q, "rsample", lambda *args, **named: _with(drawn(*args, **named), weights))
+    monkeypatch.setattr(q, "rsample", lambda *args, **named: drawn(*args, **named)._replace(weights=weights))
     t = TIMES.expand(4, 4) + 0.1 * torch.arange(4.0).unsqueeze(-1) if own else TIMES
     found = terms_of(model, t).solver_error
     z, each = model.encode(FRAMES[:, 0]).mean, []
@@ -158,11 +157,6 @@ def test_weights_are_those_of_the_interval(control: str, own: bool, monkeypatch:
     torch.testing.assert_close(found, known.mean(), rtol=1e-3, atol=1e-9)
 
 
-def _with(drawn: Any, weights: Tensor) -> Any:
-    object.__setattr__(drawn, "weights", weights)
-    return drawn
-
-
 def test_schedules_act_piece_by_piece() -> None:
     model = build(solver={"method": "dopri5"}).eval()
     schedule = ff.Schedule([(0.0, KS), (1.0, torch.randn(4, K)), (2.0, 0)])
@@ -171,26 +165,27 @@ def test_schedules_act_piece_by_piece() -> None:
     terms_of(model.train(), k=schedule).loss.backward()
 
 
-@pytest.mark.parametrize("kind", ["vae", "sparse"])
-def test_a_training_with_it_needs_fewer_evaluations(kind: str) -> None:
-    model = build(kind, hj_weight=0.0, start_weight=0.0, solver={"method": "bosh3", "rtol": 1e-5, "atol": 1e-5})
+@pytest.mark.parametrize(("kind", "bent"), [("vae", 0.7), ("sparse", 0.5)])
+def test_a_training_with_it_needs_fewer_evaluations(kind: str, bent: float) -> None:
+    solver = {"method": "bosh3", "rtol": 1e-3, "atol": 1e-3}
+    model = build(kind, field="gradient", hj_weight=0.0, start_weight=0.0, solver=solver)
     with torch.no_grad():
         for parameter in model.flow.parameters():
-            parameter.mul_(1.5)
-    z0 = torch.randn(16, D)
+            parameter.mul_(bent)  # where a step of one frame says what shorter ones would
+    z0 = model.encode(FRAMES[:, 0]).mean.detach()
 
     def cost() -> int:
         with torch.no_grad():
-            return model.flow(z0, TIMES, 1).stats.nfe
+            return sum(model.flow(z0, TIMES, k).stats.nfe for k in range(K))
 
     optimizer = torch.optim.Adam(model.flow.parameters(), 0.01)
     before, first = cost(), terms_of(model.eval()).solver_error.detach()
-    for seed in range(25):
+    for seed in range(20):
         optimizer.zero_grad()
         model.train()(FRAMES, TIMES, KS, generator=seeded(seed)).solver_error.backward()
         optimizer.step()
     assert terms_of(model.eval()).solver_error < 0.2 * first
-    assert cost() < 0.8 * before
+    assert cost() < 0.75 * before
 
 
 @pytest.mark.parametrize("kind", ["vae", "sparse"])
