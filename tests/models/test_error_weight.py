@@ -157,6 +157,15 @@ def test_weights_are_those_of_the_interval(control: str, own: bool, monkeypatch:
     torch.testing.assert_close(found, known.mean(), rtol=1e-3, atol=1e-9)
 
 
+def test_a_drawn_step_is_taken_under_the_weights_of_its_interval() -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(D, K, (8, 8), init_scale=5.0))
+    z, weights = torch.randn(4, 50, D), torch.randn(50, 3, K)
+    each = torch.stack([ESTIMATE(flow, z[i], TIMES[i], weights[:, i]) for i in range(3)]).detach()
+    drawn = step_error(ESTIMATE, flow, z, TIMES, 0, weights=weights, draw=True, generator=seeded()).detach()
+    near = (drawn / each - 1).abs().min(0)
+    assert float(near.values.max()) < 1e-3 and len(near.indices.unique()) == 3
+
+
 def test_schedules_act_piece_by_piece() -> None:
     model = build(solver={"method": "dopri5"}).eval()
     schedule = ff.Schedule([(0.0, KS), (1.0, torch.randn(4, K)), (2.0, 0)])
