@@ -102,6 +102,17 @@ def test_a_training_step_takes_one_step_a_sequence(kind: str, monkeypatch: pytes
     assert float(terms_of(model.train()).solver_error) == 0 and len(taken) == 2
 
 
+@pytest.mark.parametrize("kind", ["vae", "sparse"])
+def test_lazy_steps_leave_it_out_and_make_up_for_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy, other, always = (build(kind, regularize_every=every).train() for every in (3, 3, 1))
+    monkeypatch.setattr(lazy, "_lazy", lambda *_: 0)
+    monkeypatch.setattr(ff.regularizers.SolverError, "forward", lambda *_, **__: pytest.fail("a step was taken"))
+    assert float(terms_of(lazy).solver_error) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(other, "_lazy", lambda *_: 3)
+    torch.testing.assert_close(terms_of(other).solver_error, 3 * terms_of(always).solver_error)
+
+
 @pytest.mark.usefixtures("_means")
 @pytest.mark.parametrize("kind", ["vae", "weak"])
 def test_times_of_each_sequence_and_missing_frames(kind: str) -> None:
