@@ -39,7 +39,8 @@ class SolverError(Recorded, nn.Module):
     an engine in it. Gradients reach parameters, states, times, context, and the weights of a control.
 
     It is zero on straight paths at constant speed, and for bosh3 where a velocity grows linearly with time: it asks for less
-    than `Acceleration`, and without a derivative of the field.
+    than `Acceleration`, and without a derivative of the field. What a whole solve errs by is another thing, which
+    ``flow.solver_error`` measures.
 
     Args:
         method: Whose estimate: ``"bosh3"`` (four evaluations), ``"dopri5"`` (seven) or ``"dopri8"`` (fourteen).

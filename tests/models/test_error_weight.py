@@ -102,6 +102,17 @@ def test_a_training_step_takes_one_step_a_sequence(kind: str, monkeypatch: pytes
     assert float(terms_of(model.train()).solver_error) == 0 and len(taken) == 2
 
 
+@pytest.mark.parametrize("kind", ["vae", "sparse"])
+def test_lazy_steps_leave_it_out_and_make_up_for_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy, other, always = (build(kind, regularize_every=every).train() for every in (3, 3, 1))
+    monkeypatch.setattr(lazy, "_lazy", lambda *_: 0)
+    monkeypatch.setattr(ff.regularizers.SolverError, "forward", lambda *_, **__: pytest.fail("a step was taken"))
+    assert float(terms_of(lazy).solver_error) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(other, "_lazy", lambda *_: 3)
+    torch.testing.assert_close(terms_of(other).solver_error, 3 * terms_of(always).solver_error)
+
+
 @pytest.mark.usefixtures("_means")
 @pytest.mark.parametrize("kind", ["vae", "weak"])
 def test_times_of_each_sequence_and_missing_frames(kind: str) -> None:
@@ -142,10 +153,9 @@ def test_terms_of_inferred_flows_are_expectations(monkeypatch: pytest.MonkeyPatc
 def test_weights_are_those_of_the_interval(control: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The inferred weights switch at frames: a step is taken under those of the way ahead."""
     model = build("sparse", control=control).eval()
-    q = type(model.infer_weights(FRAMES))
-    weights = torch.randn(4, 3, K, model.controls)
+    q, weights = type(model.infer_weights(FRAMES)), torch.randn(4, 3, K, model.controls)
     drawn = q.rsample
-    monkeypatch.setattr(q, "rsample", lambda *args, **named: _with(drawn(*args, **named), weights))
+    monkeypatch.setattr(q, "rsample", lambda *args, **named: drawn(*args, **named)._replace(weights=weights))
     t = TIMES.expand(4, 4) + 0.1 * torch.arange(4.0).unsqueeze(-1) if own else TIMES
     found = terms_of(model, t).solver_error
     z, each = model.encode(FRAMES[:, 0]).mean, []
@@ -158,9 +168,13 @@ def test_weights_are_those_of_the_interval(control: str, own: bool, monkeypatch:
     torch.testing.assert_close(found, known.mean(), rtol=1e-3, atol=1e-9)
 
 
-def _with(drawn: Any, weights: Tensor) -> Any:
-    object.__setattr__(drawn, "weights", weights)
-    return drawn
+def test_a_drawn_step_is_taken_under_the_weights_of_its_interval() -> None:
+    flow = ff.LatentFlow(ff.potentials.MLPPotential(D, K, (8, 8), init_scale=5.0))
+    z, weights = torch.randn(4, 50, D), torch.randn(50, 3, K)
+    each = torch.stack([ESTIMATE(flow, z[i], TIMES[i], weights[:, i]) for i in range(3)]).detach()
+    drawn = step_error(ESTIMATE, flow, z, TIMES, 0, weights=weights, draw=True, generator=seeded()).detach()
+    near = (drawn / each - 1).abs().min(0)
+    assert float(near.values.max()) < 1e-3 and len(near.indices.unique()) == 3
 
 
 def test_schedules_act_piece_by_piece() -> None:
@@ -171,26 +185,27 @@ def test_schedules_act_piece_by_piece() -> None:
     terms_of(model.train(), k=schedule).loss.backward()
 
 
-@pytest.mark.parametrize("kind", ["vae", "sparse"])
-def test_a_training_with_it_needs_fewer_evaluations(kind: str) -> None:
-    model = build(kind, hj_weight=0.0, start_weight=0.0, solver={"method": "bosh3", "rtol": 1e-5, "atol": 1e-5})
+@pytest.mark.parametrize(("kind", "bent"), [("vae", 0.7), ("sparse", 0.5)])
+def test_a_training_with_it_needs_fewer_evaluations(kind: str, bent: float) -> None:
+    solver = {"method": "bosh3", "rtol": 1e-3, "atol": 1e-3}
+    model = build(kind, field="gradient", hj_weight=0.0, start_weight=0.0, solver=solver)
     with torch.no_grad():
         for parameter in model.flow.parameters():
-            parameter.mul_(1.5)
-    z0 = torch.randn(16, D)
+            parameter.mul_(bent)  # where a step of one frame says what shorter ones would
+    z0 = model.encode(FRAMES[:, 0]).mean.detach()
 
     def cost() -> int:
         with torch.no_grad():
-            return model.flow(z0, TIMES, 1).stats.nfe
+            return sum(model.flow(z0, TIMES, k).stats.nfe for k in range(K))
 
     optimizer = torch.optim.Adam(model.flow.parameters(), 0.01)
     before, first = cost(), terms_of(model.eval()).solver_error.detach()
-    for seed in range(25):
+    for seed in range(20):
         optimizer.zero_grad()
         model.train()(FRAMES, TIMES, KS, generator=seeded(seed)).solver_error.backward()
         optimizer.step()
     assert terms_of(model.eval()).solver_error < 0.2 * first
-    assert cost() < 0.8 * before
+    assert cost() < 0.75 * before
 
 
 @pytest.mark.parametrize("kind", ["vae", "sparse"])
