@@ -229,9 +229,9 @@ def measure(
 
     Returns:
         The figures of ``equivariance``, ``likelihood``, ``factor_accuracy``, ``spikes``, ``mig``, ``dci``, ``sap``, ``vp``;
-        as in `evaluate` ``latent_equivariance``, those of how flows move, ``commutator``, ``group``, ``combining`` (of a model
-        without transformations for its best latent dimensions), and ``reconstruction`` of sequences without labels. What a
-        model or data set does not have holds ``{"missing": reason}`` instead.
+        as in `evaluate` ``latent_equivariance``, those of how flows move, ``commutator``, ``group``, ``combining`` (for a
+        model without transformations of its best latent dimensions), and ``reconstruction`` of sequences without labels.
+        What a model or data set does not have holds ``{"missing": reason}`` instead.
     """
     device = next(model.parameters()).device
     train, test = train.to(device), test.to(device)
