@@ -264,6 +264,32 @@ class CombinedScenes(CombinedSequences):
         generator = torch.Generator().manual_seed(seed + 1)
         self.scenes = torch.randint(len(data), (count,), generator=generator)
 
+    @classmethod
+    def of(cls, data: FactorSequences, *, modes: Modes = COMBINED_MODES, seed: int = 0) -> Self:
+        """Has factors of scenes combine: one sequence for each scene of the data, in their order.
+
+        Args:
+            data: As above.
+            modes: As above.
+            seed: As above.
+
+        Returns:
+            The combined data set.
+
+        Raises:
+            ValueError: As above.
+            TypeError: As above.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> scenes = ff.data.Scenes("test", size=8, steps=4, hues=5, scales=5, orientations=3).subset([3, 8])
+            >>> len(CombinedScenes.of(scenes, modes=("superpose",)))
+            2
+        """
+        made = cls(data, len(data), modes=modes, seed=seed)
+        made.scenes = torch.arange(len(data))
+        return made
+
     _tensors = ("t", "weights")
 
     def _select(self, indices: Tensor) -> None:

@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flowfactor._checks import check_optional_count
 from flowfactor.data import CombinedImages, CombinedScenes, CombinedSequences, FactorSequences, TransformedImages
@@ -27,15 +26,15 @@ def combining_errors(
 ) -> dict[str, Any]:
     """The errors of flows in other ways than one at a time and forward: `equivariance_error` and `composition_error`.
 
-    Everything begins where the sequences of the data do. Pairs and threes act at the pace of the single flows, so that in
-    the same number of frames they go further than one alone.
+    All are measured on the same elements, and begin where the sequences of the data do. Pairs and threes act at the pace of
+    the single flows, so that at once they go further than one alone.
 
     Args:
         model: A model with ``transform``, its flows in the order of the data's transformations.
         data: Sequences of one transformation each; take the test split. Pairs and threes of `TransformedImages` and its kin
             are known, and of grids of factors such as `Scenes`.
-        limit: Draw about so many sequences of each figure at random; None for as many as there are elements.
-        seed: Seed of the draws.
+        limit: Draw so many elements at random; None for all.
+        seed: Seed of that draw, and of when flows switch.
 
     Returns:
         JSON values. ``start`` and ``count``, where sequences begin and their limit. Errors E with a normal interval of 95%
@@ -58,7 +57,7 @@ def combining_errors(
         >>> list(found["backward"]["error"]), list(found["superpose"]["over_singles"])
         (['turn', 'grow'], ['turn+grow'])
         >>> found["together"]["missing"]
-        'three at once take three transformations that combine, and these data have 2'
+        'this takes 3 transformations that combine in a sequence, and the data have no such 3 among turn, grow'
     """
     limit = check_optional_count("limit", limit) or len(data)
     made: dict[str, Any] = {"start": data.begins, "count": limit, "seed": seed}
@@ -99,8 +98,7 @@ def _several(
         return single
     made: dict[str, dict[str, Any]] = {"error": {}, "low": {}, "high": {}, "doing_nothing": {}, "over_singles": {}}
     try:
-        sets = _threes(data, limit, seed) if mode == "together" else _pairs(data, mode, limit, seed)
-        for flows, combined in sets:
+        for flows, combined in _sets(data, mode, limit, seed):
             found, names = composition_error(model, combined), [data.flow_names[flow] for flow in flows]
             own = sum(single["error"][name] for name in names) / len(names)
             values = (found.error.value, found.error.low, found.error.high, found.doing_nothing)
@@ -111,43 +109,43 @@ def _several(
     return made
 
 
-def _pairs(
+def _sets(
     data: SequenceDataset, mode: str, limit: int, seed: int
 ) -> Iterator[tuple[tuple[int, ...], CombinedSequences]]:
-    """Pairs of transformations, each with sequences in which they combine; raises ValueError where none do."""
-    pairs = list(combinations(range(data.num_flows), 2))
-    combined = _combined(data, mode, limit * max(len(pairs), 1), seed)
-    active: Tensor = (combined.weights > 0).any(1).cpu()
-    rows = {pair: active[:, list(pair)].all(1).nonzero().flatten()[:limit] for pair in pairs}
-    if not any(map(len, rows.values())):
-        raise ValueError("no two transformations combine in these data")
-    yield from ((pair, combined.subset(own)) for pair, own in rows.items() if len(own))
-
-
-def _threes(data: SequenceDataset, limit: int, seed: int) -> Iterator[tuple[tuple[int, ...], CombinedSequences]]:
-    """Threes of transformations, each with sequences in which all act; raises ValueError where none do."""
+    """Pairs or threes of transformations, with sequences of the elements of the single ones in which they combine."""
+    plain = _combined(data, limit, seed)
+    size, steps = 3 if mode == "together" else 2, data.num_steps
     apart = [{*pair} for pair in getattr(data, "apart", ())]
-    threes = [three for three in combinations(range(data.num_flows), 3) if not any(pair <= {*three} for pair in apart)]
-    if not threes:
-        raise ValueError(f"three at once take three transformations that combine, and these data have {data.num_flows}")
-    combined = _combined(data, "superpose", limit, seed)
-    for three in threes:
-        weights = torch.zeros(data.num_steps, data.num_flows)
-        weights[:, list(three)] = 1.0
-        yield three, combined.weighted(weights)
+    sets = [some for some in combinations(range(data.num_flows), size) if not any(pair <= {*some} for pair in apart)]
+    if not sets:
+        raise ValueError(
+            f"this takes {size} transformations that combine in a sequence, and the data have no such {size} among "
+            f"{', '.join(data.flow_names)}"
+        )
+    if mode == "switch" and steps < 2:
+        raise ValueError("a switch midway needs at least 2 steps, got 1")
+    generator = torch.Generator().manual_seed(seed)
+    midway = torch.randint(1, max(steps, 2), (len(plain), 1), generator=generator)
+    swapped = torch.rand(len(plain), 1, generator=generator) < 0.5
+    acts_first = (torch.arange(steps) < midway) ^ swapped
+    for some in sets:
+        weights = torch.zeros(len(plain), steps, data.num_flows)
+        weights[..., list(some)] = 1.0
+        if mode == "switch":
+            weights[..., some[0]], weights[..., some[1]] = acts_first.float(), (~acts_first).float()
+        yield some, plain.weighted(weights)
 
 
-def _combined(data: SequenceDataset, mode: str, count: int, seed: int) -> CombinedSequences:
-    """At most so many sequences in which two transformations combine."""
-    if isinstance(data, TransformedImages):
-        rows = draw_elements(len(data), min(count, len(data)), seed)
-        return CombinedImages.of(data.running(direction="forward").subset(rows), modes=(mode,), seed=seed)
-    if isinstance(data, FactorSequences):
-        return CombinedScenes(data.running(direction="forward"), count, modes=(mode,), seed=seed)
-    raise ValueError(
-        f"{type(data).__name__} cannot tell what several transformations at once would show; transformed images and "
-        "grids of factors can"
-    )
+def _combined(data: SequenceDataset, limit: int, seed: int) -> CombinedSequences:
+    """The elements that `equivariance_error` draws, as sequences in which transformations can combine."""
+    if not isinstance(data, TransformedImages | FactorSequences):
+        raise ValueError(
+            f"{type(data).__name__} cannot tell what several transformations at once would show; transformed images and "
+            "grids of factors can"
+        )
+    part = data.running(direction="forward").subset(draw_elements(len(data), limit, seed))
+    make = CombinedImages.of if isinstance(part, TransformedImages) else CombinedScenes.of
+    return make(part, modes=("single",))  # type: ignore[arg-type]
 
 
 def _finite(value: float) -> float | None:
