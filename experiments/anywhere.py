@@ -19,7 +19,6 @@ import flowfactor as ff
 from experiments import RESULTS
 from experiments.composition import STEPS, write
 from flowfactor import metrics, training
-from flowfactor.training._combining import combining
 
 
 def main() -> None:
@@ -40,8 +39,7 @@ def measure(model: Any, root: str | None, limit: int) -> dict[str, Any]:
     """All figures of one model."""
     model.eval()
     test = ff.data.MNIST(root, "test", steps=STEPS, start="any")
-    figures = combining(model, test, limit, 0)
-    figures["together"] = together(model, test, limit, float(sum(figures["single"]["error"].values()) / test.num_flows))
+    figures = metrics.combining_errors(model, test, limit=limit)
     figures["carried"] = {name: carried(model, test, k, limit) for k, name in enumerate(test.flow_names)}
     figures["paper"] = metrics.equivariance_error(
         model, ff.data.MNIST(root, "test", steps=STEPS), limit=limit
@@ -53,14 +51,6 @@ def measure(model: Any, root: str | None, limit: int) -> dict[str, Any]:
         figures["share"] = metrics.gradient_share(model, test, limit=min(limit, 200)).as_dict()
     figures["gap"] = metrics.solver_gap(model, test, limit=min(limit, 200)).as_dict()
     return figures
-
-
-def together(model: Any, test: Any, limit: int, single: float) -> dict[str, float]:
-    """The error of all flows at once, and over the mean of the flows' own."""
-    data = ff.data.CombinedImages.of(test.subset(range(limit)), modes=("superpose",))
-    data.weights.fill_(1.0)
-    error = metrics.composition_error(model, data)
-    return {"error": float(error), "doing_nothing": error.doing_nothing, "over_singles": float(error) / single}
 
 
 def carried(model: Any, test: Any, k: int, limit: int) -> dict[str, Any]:
@@ -76,13 +66,13 @@ HEADER = """| run | singles | backward | superposed (over singles) | three at on
 def row(name: str, found: dict[str, Any]) -> str:
     """One row of the table."""
     way = {kind: joined(found[kind]["error"].values()) for kind in ("single", "backward", "superpose")}
-    over = {kind: joined(found[kind]["over_singles"].values(), 2) for kind in ("superpose", "switch")}
+    over = {kind: joined(found[kind]["over_singles"].values(), 2) for kind in ("superpose", "switch", "together")}
     frames = "; ".join(
         joined([curve["mean"][n * STEPS - 1] for n in (1, 2, 3)], 1) for curve in found["carried"].values()
     )
     cells = [
         way["single"], way["backward"], f"{way['superpose']} ({over['superpose']})",
-        f"{found['together']['error']:.0f} ({found['together']['over_singles']:.2f})", over["switch"], frames,
+        f"{joined(found['together']['error'].values())} ({over['together']})", over["switch"], frames,
         joined(found["code"]["mean"], 2), joined(found["order"]["mean"], 2), joined(found["paper"]["mean"]),
         joined([100 * value for value in found["gap"]["mean"]], 1) + " %",
     ]  # fmt: skip

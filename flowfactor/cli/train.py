@@ -81,7 +81,7 @@ def table(result: dict[str, Any]) -> str:
 
     Args:
         result: With ``equivariance_error`` and ``doing_nothing`` by transformation, and perhaps ``latent_equivariance``,
-            ``log_likelihood`` and how flows move.
+            ``log_likelihood``, how flows move and how they combine.
 
     Returns:
         The table.
@@ -103,7 +103,7 @@ def table(result: dict[str, Any]) -> str:
     drawn = result.get("equivariance", {})
     if drawn.get("limit") is not None:
         lines.append(f"(of {drawn['limit']:,} test sequences each, drawn at random, seed {drawn['seed']})")
-    lines += _motion(result) + _combining(result)
+    lines += _motion(result) + _combining(result) + _group(result)
     rebuilt = result.get("reconstruction")
     if rebuilt is not None:
         lines.append(
@@ -134,7 +134,8 @@ def _combining(result: dict[str, Any]) -> list[str]:
         for name, value in backward["error"].items():
             forward, nothing = found["single"]["error"][name], backward["doing_nothing"][name]
             lines.append(f"{name:<26}{value:>10.1f}{forward:>12.1f}{nothing:>16.1f}")
-    for mode, title in (("superpose", "both at once"), ("switch", "one after another")):
+    modes = {"superpose": "both at once", "switch": "one after another", "together": "three at once"}
+    for mode, title in modes.items():
         pairs = found.get(mode, {})
         if "error" in pairs:
             lines += ["", f"{title:<26}{'E':>10}{'over singles':>14}{'doing nothing':>16}"]
@@ -151,6 +152,25 @@ def _combining(result: dict[str, Any]) -> list[str]:
         start = "anywhere" if found["start"] == "any" else "where those of the test split do"
         lines.append(f"(of at most {found['count']:,} test sequences each, which begin {start})")
     return lines
+
+
+def _group(result: dict[str, Any]) -> list[str]:
+    """Whether the order of flows matters and each is a group: lines of the table."""
+    order, group = result.get("commutator", {}), result.get("group", {})
+    lines = []
+    if "mean" in order:
+        lines = ["", f"{'in either order':<26}{'apart':>10}"]
+        for pair, value in zip(order["pairs"], order["mean"], strict=True):
+            lines.append(f"{'+'.join(map(str, pair)):<26}{value:>10.3f}")
+    if "addition" in group:
+        columns = {"half twice": group["addition"], "there and back": group["inverse"]}
+        if group["reconstruction"] is not None:
+            columns["frame, over rebuilt"] = group["reconstruction"]
+        lines += ["", f"{'as a group':<26}" + "".join(f"{title:>21}" for title in columns)]
+        flows = group["addition"]["flows"] or [f"flow {k}" for k in range(len(group["addition"]["mean"]))]
+        for k, flow in enumerate(flows):
+            lines.append(f"{flow:<26}" + "".join(f"{made['mean'][k]:>21.3f}" for made in columns.values()))
+    return [*lines, "(distances of latents, relative to how far they go)"] if lines else []
 
 
 _MOTION = {

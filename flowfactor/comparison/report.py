@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from flowfactor._files import read_json
+from flowfactor.comparison.composition import composition_explained, composition_summary, composition_tables
+from flowfactor.comparison.missing import missing_reasons
 from flowfactor.comparison.motion import latent_table, motion_explained, motion_tables
 from flowfactor.comparison.tables import Column, Record, by_variant, spread, table
 from flowfactor.errors import require
@@ -150,11 +151,13 @@ def markdown(runs: Sequence[Record], others: dict[str, str] | None = None, pictu
         first = group[0]
         parts.append(f"## {_data_name(first)}, T = {first['config']['data']['steps']}, {_budget(first)} a run")
         if first["flows"]:
-            parts.append(table(group, _errors(group), reference=True))
+            parts.append(table(group, _errors(group), first["figures"]["equivariance"]["doing_nothing"]))
             parts.append(_lowest(group))
             parts.append(latent_table(group))
+        parts.append(composition_summary(group))
         parts.append("### Other figures")
         parts.append(table(group, _figures()))
+        parts.append(composition_tables(group))
         parts.append(motion_tables(group))
         parts.append(_disentanglement(group))
     if picture:
@@ -197,17 +200,12 @@ def _errors(runs: Sequence[Record]) -> list[Column]:
 
 
 def _figures() -> list[Column]:
-    def latent(run: Record) -> float | None:
-        values = run["figures"]["latent_equivariance"].get("mean")
-        return None if values is None or None in values else mean(values)
-
     return [
         Column("ln p(x) per frame, at least", _of("likelihood", "per_frame"), 1, ".2f"),
         Column("reconstruction, a frame", _of("reconstruction", "per_frame"), -1),
         Column("factor accuracy", _of("factor_accuracy", "value"), 1, ".2%"),
         Column("spikes, precision", _of("spikes", "precision", "value"), 1, ".1%"),
         Column("spikes, recall", _of("spikes", "recall", "value"), 1, ".1%"),
-        Column("latent E_k, relative", latent, -1, ".3f"),
         Column("VP score", _of("vp", "value"), 1, ".2%"),
         Column("steps", lambda run: run["steps_made"], 0, ",.0f"),
         Column("seconds", lambda run: run["seconds"], 0, ",.0f"),
@@ -311,41 +309,21 @@ def _explained(runs: Sequence[Record]) -> str:
     if images is not None:
         lines += [
             "- Latent errors: distance between the flowed code of the first frame and the codes of the others, relative to "
-            "leaving it as it is; latent E_k is their mean over transformations.",
+            "leaving it as it is; latent error is their mean over transformations.",
             "- VP score: accuracy of a small classifier that is trained on a tenth of the pairs [x_0, x_T] to tell k.",
         ]
-    lines += motion_explained(runs)
+    lines += composition_explained(runs) + motion_explained(runs)
     if any("spikes" in run["figures"] for run in runs):
         lines.append(
             "- Spikes: whether each flow acts between each two frames, inferred with a probability above a half, against "
             "what does; flows are those that were matched."
         )
-    lines += [f"- {text}" for text in _missing(runs)]
+    lines += [f"- {text}" for text in missing_reasons(runs)]
     return lines[0] + "\n\n" + lines[1] + "\n\n" + "\n".join(lines[2:])
 
 
 def _who(bounds: dict[str, Any], kind: str) -> str:
     return ", ".join(f"`{name}`" for name, made in bounds.items() if made.get("objective") == kind)
-
-
-def _missing(runs: Sequence[Record]) -> list[str]:
-    """The reasons why figures are missing, each with what it concerns, and whom."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        for figure, made in run["figures"].items():
-            if "missing" in made and figure != "factor_accuracy":
-                names = reasons.setdefault((figure, made["missing"]), [])
-                if run["variant"] not in names:
-                    names.append(run["variant"])
-    joined: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (figure, reason), names in reasons.items():
-        joined.setdefault((reason, tuple(names)), []).append(figure.replace("_", " "))
-    every = len(by_variant(runs))
-    lines = []
-    for (reason, names), figures in joined.items():
-        whom = "any method" if len(names) == every else ", ".join(f"`{name}`" for name in names)
-        lines.append(f"No {', '.join(figures)} of {whom}: {reason}.")
-    return lines
 
 
 def _made(runs: Sequence[Record]) -> str:

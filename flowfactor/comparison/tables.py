@@ -68,13 +68,15 @@ def by_variant(runs: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def table(runs: Sequence[Record], columns: Sequence[Column], reference: bool = False) -> str:
+def table(
+    runs: Sequence[Record], columns: Sequence[Column], doing_nothing: Sequence[float | None] | None = None
+) -> str:
     """Writes a table, one row a variant, the best of each column in bold; columns without any figure are left out.
 
     Args:
         runs: Runs whose figures can be compared.
         columns: The columns.
-        reference: Whether to add a row with the error of doing nothing; the columns are then those of the errors.
+        doing_nothing: The errors of doing nothing, one a column, for a row of their own; none where None.
 
     Returns:
         The table, in Markdown.
@@ -93,9 +95,9 @@ def table(runs: Sequence[Record], columns: Sequence[Column], reference: bool = F
             text = _written(row[i], columns[i].form)
             texts.append(f"**{text}**" if name in best.get(i, ()) else text)
         lines.append(f"| `{name}` | {len(groups[name])} | " + " | ".join(texts) + " |")
-    if reference:
-        still = runs[0]["figures"]["equivariance"]["doing_nothing"]
-        lines.append("| doing nothing | | " + " | ".join(f"{still[i]:.1f}" for i in kept) + " |")
+    if doing_nothing is not None:
+        still = ["-" if value is None else f"{value:.1f}" for value in doing_nothing]
+        lines.append("| doing nothing | | " + " | ".join(still[i] for i in kept) + " |")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowfactor._checks import check_count
+from flowfactor.data._drawn import FramesOfDraws
 from flowfactor.data._states import shown
 from flowfactor.data.base import Batch
 from flowfactor.data.checks import check_range, to_unit
@@ -18,7 +19,7 @@ from flowfactor.data.colours import Colour
 from flowfactor.data.compose import Compose
 from flowfactor.data.factors import FactorSequences
 from flowfactor.data.mixing import COMBINED_MODES, CombinedSequences, Modes
-from flowfactor.data.starts import Direction, Draw, Start, amount_of, coordinate_of, first_states, uniforms
+from flowfactor.data.starts import Direction, Start, amount_of, coordinate_of, first_states, uniforms
 from flowfactor.data.transformed import TransformedImages, TransformRange
 from flowfactor.data.transforms import Geometric, Hue
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class CombinedImages(CombinedSequences):
+class CombinedImages(FramesOfDraws, CombinedSequences):
     """Anyone's images, each under transformations that act together or one after another.
 
     Modelled on `TransformedImages`. Every transformation has a progress, which is 0 in the first frame and grows by
@@ -149,7 +150,6 @@ class CombinedImages(CombinedSequences):
         check_range(self._frames(torch.tensor([0]), torch.tensor([-1]))["frames"], "the frames of combined images")
 
     _tensors = ("t", "images", "colour", "weights")
-    _draws = Draw()
 
     def _select(self, indices: Tensor) -> None:
         super()._select(indices)
@@ -178,11 +178,6 @@ class CombinedImages(CombinedSequences):
         if draw.is_backward:
             weights, places = weights.flip(1), places.flip(1)
         return {"frames": self._shown(to_unit(self.images[indices]), places), "weights": weights}
-
-    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
-        part = copy.copy(self)  # so that a subclass may make frames of its own, and still hand this on
-        part._draws = draw
-        return part._frames(indices, k)
 
     def _places(self, weights: Tensor, drawn: Tensor | None) -> Tensor:
         """The amounts of all transformations [B, T+1, K] under weights, from the first ones or from drawn starts."""
@@ -269,6 +264,32 @@ class CombinedScenes(CombinedSequences):
         generator = torch.Generator().manual_seed(seed + 1)
         self.scenes = torch.randint(len(data), (count,), generator=generator)
 
+    @classmethod
+    def of(cls, data: FactorSequences, *, modes: Modes = COMBINED_MODES, seed: int = 0) -> Self:
+        """Has factors of scenes combine: one sequence for each scene of the data, in their order.
+
+        Args:
+            data: As above.
+            modes: As above.
+            seed: As above.
+
+        Returns:
+            The combined data set.
+
+        Raises:
+            ValueError: As above.
+            TypeError: As above.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> scenes = ff.data.Scenes("test", size=8, steps=4, hues=5, scales=5, orientations=3).subset([3, 8])
+            >>> len(CombinedScenes.of(scenes, modes=("superpose",)))
+            2
+        """
+        made = cls(data, len(data), modes=modes, seed=seed)
+        made.scenes = torch.arange(len(data))
+        return made
+
     _tensors = ("t", "weights")
 
     def _select(self, indices: Tensor) -> None:
@@ -280,6 +301,20 @@ class CombinedScenes(CombinedSequences):
         moved = super().to(device)
         moved.data = self.data.to(device)
         return moved
+
+    def weighted(self, weights: Tensor) -> Self:
+        """Gives the same scenes under weights of one's own, which are 0 or 1; see `CombinedSequences.weighted`."""
+        made = super().weighted(weights)
+        if not bool(((weights == 0) | (weights == 1)).all()):
+            raise ValueError(
+                f"a factor moves by one state or rests: weights must be 0 or 1, got {weights.unique().tolist()}"
+            )
+        acting = (made.weights > 0).any(1)
+        for pair in self.data.apart:
+            if bool(acting[:, list(pair)].all(1).any()):
+                names = " and ".join(self.flow_names[k] for k in pair)
+                raise ValueError(f"{names} cannot both move in a sequence without leaving the split: leave one out")
+        return made
 
     def _substance(self, indices: Tensor) -> Tensor:
         return self.data._substance(self.scenes[indices])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flowfactor.control import Schedule
 from flowfactor.data.base import SequenceDataset
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 COMBINED_MODES: tuple[str, ...] = ("single", "superpose", "switch")
 """How transformations act in a sequence of `CombinedImages` or `CombinedScenes`: one all along; two at once, all along;
@@ -48,6 +52,34 @@ class CombinedSequences(SequenceDataset):
 
     def _select(self, indices: Tensor) -> None:
         self.weights, self.mode = self.weights[indices], self.mode[indices]
+
+    def weighted(self, weights: Tensor) -> Self:
+        """Gives the same elements under weights of one's own, such as three transformations at once.
+
+        Args:
+            weights: Weights [T, K] of every sequence, or [N, T, K], from 0 to 1; see above.
+
+        Returns:
+            A data set of the same class, whose only mode is ``"given"``.
+
+        Raises:
+            ValueError: If the shape is none of these, a weight is outside [0, 1], or the data cannot show what is asked for.
+
+        Example:
+            >>> import flowfactor as ff
+            >>> data = ff.data.CombinedImages(torch.rand(4, 1, 8, 8), ff.data.paper_transforms(2), steps=2, colour="red")
+            >>> data.weighted(torch.ones(2, 3))[0]["weights"].tolist()
+            [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+        """
+        each = (self.num_steps, self.num_flows)
+        if weights.shape not in (each, (len(self), *each)):
+            raise ValueError(f"weights must be {list(each)} or {[len(self), *each]}, got {list(weights.shape)}")
+        if weights.numel() and not bool(((weights >= 0) & (weights <= 1)).all()):
+            raise ValueError(f"weights must lie in [0, 1], got {weights.min():g} to {weights.max():g}")
+        part = copy.copy(self)
+        part.weights = weights.to(self.weights).expand(len(self), *each).clone()
+        part.modes, part.mode = ("given",), torch.zeros_like(self.mode)
+        return part
 
     def plan(
         self,

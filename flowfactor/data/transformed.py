@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from flowfactor._checks import check_count
+from flowfactor.data._drawn import FramesOfDraws
 from flowfactor.data._states import shown
 from flowfactor.data.arrays import as_tensor, looks_channels_last, pictures_tensor
-from flowfactor.data.base import Batch, SequenceDataset
+from flowfactor.data.base import Batch
 from flowfactor.data.checks import check_range, check_times, to_unit
 from flowfactor.data.colours import Colour
 from flowfactor.data.colours import colour as to_rgb
@@ -41,7 +42,7 @@ Warper: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 TransformRange: TypeAlias = tuple[Warper, float, float] | tuple[Warper, Sequence[float] | Tensor]
 
 
-class TransformedImages(SequenceDataset):
+class TransformedImages(FramesOfDraws):
     """Anyone's images, each under one of several transformations.
 
     Images are kept as they come (bytes stay bytes) and a batch is made when it is asked for, all images of one
@@ -141,7 +142,6 @@ class TransformedImages(SequenceDataset):
         return len(self.images)
 
     _tensors = ("t", "images", "colour")
-    _draws = Draw()
     within: int = 0
 
     def _begin(self, start: Start, ranges: Mapping[str, Sequence[float]] | None) -> None:
@@ -235,11 +235,6 @@ class TransformedImages(SequenceDataset):
             if not is_run:
                 frames[rows] = made
         return {"frames": frames}
-
-    def _drawn(self, indices: Tensor, k: Tensor, draw: Draw) -> Batch:
-        part = copy.copy(self)  # so that a subclass may make frames of its own, and still hand this on
-        part._draws = draw
-        return part._frames(indices, k)
 
     def _amounts(self, k: Tensor, drawn: Tensor, is_backward: bool) -> Tensor:
         """The amounts [B, T+1, K] of sequences from anywhere, by the numbers [B, K] that their starts are drawn by."""

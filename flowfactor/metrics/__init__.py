@@ -1,6 +1,7 @@
 """What is measured: equivariance, composition, likelihood, disentanglement, factors found, transport."""
 
 from flowfactor.metrics.accuracy import SolverGap, solver_gap
+from flowfactor.metrics.combining import combining_errors
 from flowfactor.metrics.composition import CompositionError, ErrorCurve, composition_error, extrapolation_error
 from flowfactor.metrics.dci import DCI, dci
 from flowfactor.metrics.density import GridMass, inverse_error, kl_divergence, mass_on_grid
@@ -50,6 +51,7 @@ __all__ = [
     "VPScore",
     "arc_over_chord",
     "best_traversal",
+    "combining_errors",
     "commutator_error",
     "composition_error",
     "dci",

@@ -19,9 +19,12 @@ from flowfactor.metrics import (
     Traversal,
     TraversalModel,
     arc_over_chord,
+    combining_errors,
+    commutator_error,
     dci,
     equivariance_error,
     gradient_share,
+    group_error,
     latent_equivariance_error,
     latent_traversal_error,
     log_likelihood,
@@ -31,6 +34,7 @@ from flowfactor.metrics import (
     translation_share,
     vp_score,
 )
+from flowfactor.metrics.combining import not_combined
 from flowfactor.metrics.draw import draw_elements
 from flowfactor.metrics.equivariance import every_unlabelled
 from flowfactor.metrics.estimates import standard_error as error_of_mean
@@ -38,17 +42,18 @@ from flowfactor.metrics.matched import MatchedModel, match_flows, match_spikes
 from flowfactor.models.inputs import shown
 from flowfactor.models.protocols import InfersWeights, SequenceModel, code_of, infers_k, knows_transformations
 from flowfactor.objectives import NoImportanceWeightsError
-from flowfactor.training._combining import combining, missing
 
 _NO_LABELS = {"missing": "the test sequences have no labels of what acts in them"}
 _VP_REPEATS, _VP_STEPS = 2, 100
+_UNLABELLED: Mapping[str, Callable[..., Any]] = {"commutator": commutator_error, "group": group_error}
 _MOTION: Mapping[str, Callable[..., Any]] = {
     "gradient_share": gradient_share,
     "arc_over_chord": arc_over_chord,
     "translation_share": translation_share,
     "solver_gap": solver_gap,
+    **_UNLABELLED,
 }
-"""Figures of how flows move, which are taken of every model that has them."""
+"""Figures of how flows move, which are taken of every model that has them; some need no labels."""
 
 
 def evaluate(
@@ -90,20 +95,22 @@ def evaluate(
         Whether codes follow the flows: ``latent_equivariance`` (all figures of
         `flowfactor.metrics.latent_equivariance_error`: 0 where they do, 1 for leaving the code of the first frame as it is).
         How the flows move: ``gradient_share``, ``arc_over_chord``, ``translation_share`` and ``solver_gap``, all figures of
-        the metric of that name, or ``{"missing": reason}`` where a model or its field has none.
-        ``combining``: E of flows run backwards from the last frame, superposed by pairs and switched midway, where the test
-        data can give the truth (``backward``, ``superpose``, ``switch``, with ``over_singles``, the error of a pair over the
-        mean of its two flows' own), on at most ``path_limit`` sequences each.
+        the metric of that name; ``commutator`` and ``group``, those of `flowfactor.metrics.commutator_error` and
+        `flowfactor.metrics.group_error`; or ``{"missing": reason}`` where a model or its field has none.
+        ``combining``: E of flows run backwards, superposed, switched midway and three at once, where the test data can give
+        the truth: what `flowfactor.metrics.combining_errors` gives, on at most ``path_limit`` sequences each.
         Where the sequences have no labels, there are no errors by transformation, but ``reconstruction``: the L1 norm
         between a frame and its reconstruction from the mean of the posterior, mean over the frames.
     """
     device = next(model.parameters()).device
     test = test.to(device)
     generator = torch.Generator(device).manual_seed(seed)
+    paths = path_limit if limit is None else min(limit, path_limit)
     if not test.num_flows:
         result = {"equivariance_error": {}, "doing_nothing": {}, "equivariance": _NO_LABELS}
         result |= dict.fromkeys(("latent_equivariance", *_MOTION), _NO_LABELS)
-        result["combining"] = missing(_NO_LABELS["missing"])
+        result |= _motion(model, test, paths, seed, _UNLABELLED)
+        result["combining"] = not_combined(_NO_LABELS["missing"])
         result["reconstruction"] = _reconstruction(model, test, limit, seed)
         if likelihood_limit != 0:
             result["log_likelihood"] = _bound(model, test, samples, likelihood_limit, seed, generator)
@@ -123,7 +130,6 @@ def evaluate(
         "doing_nothing": dict(zip(test.flow_names, error.doing_nothing.tolist(), strict=True)),
         "equivariance": error.as_dict(),
     }
-    paths = path_limit if limit is None else min(limit, path_limit)
     result["latent_equivariance"] = _latent(measured, test, paths, seed)
     result |= _motion(measured, test, paths, seed)
     result["combining"] = _combining(model, measured, test, paths, seed)
@@ -134,12 +140,12 @@ def evaluate(
 
 
 def _combining(model: Any, measured: Any, test: SequenceDataset, limit: int, seed: int) -> dict[str, Any]:
-    """How flows run backwards and combine, as far as the model has flows that were taught what they do."""
+    """How flows run backwards and combine, or the traversals that were found for a model without flows."""
     if not limit:
-        return missing("not asked for")
-    if not knows_transformations(model):
-        return missing("the method knows no transformations")
-    return combining(measured, test, limit, seed)
+        return not_combined("not asked for")
+    if not knows_transformations(model) and not isinstance(measured, TraversalModel):
+        return not_combined("the method knows no transformations")
+    return combining_errors(measured, test, limit=limit, seed=seed)
 
 
 def _bound(
@@ -222,10 +228,10 @@ def measure(
             they are those of the test split.
 
     Returns:
-        The figures of ``equivariance``, ``likelihood``, ``latent_equivariance``, ``gradient_share``, ``arc_over_chord``,
-        ``translation_share``, ``solver_gap``, ``combining`` (as in `evaluate`), ``factor_accuracy``, ``spikes``, ``mig``,
-        ``dci``, ``sap`` and ``vp``, and of ``reconstruction`` where the sequences have no labels. What a model or data set
-        does not have holds ``{"missing": reason}`` instead.
+        The figures of ``equivariance``, ``likelihood``, ``factor_accuracy``, ``spikes``, ``mig``, ``dci``, ``sap``, ``vp``;
+        as in `evaluate` ``latent_equivariance``, those of how flows move, ``commutator``, ``group``, ``combining`` (for a
+        model without transformations of its best latent dimensions), and ``reconstruction`` of sequences without labels.
+        What a model or data set does not have holds ``{"missing": reason}`` instead.
     """
     device = next(model.parameters()).device
     train, test = train.to(device), test.to(device)
@@ -236,6 +242,7 @@ def measure(
     if not test.num_flows:
         names = ("factor_accuracy", "equivariance", "latent_equivariance", *_MOTION, "combining", "vp")
         figures = dict.fromkeys(names, _NO_LABELS)
+        figures |= _motion(model, test, settings.latent_images, seed, _UNLABELLED)
         figures["reconstruction"] = _reconstruction(model, test, settings.images, seed)
         figures["likelihood"] = _likelihood(model, model, test, settings, seed)
         return figures | _disentanglement(model, test, settings, seed)
@@ -294,11 +301,13 @@ def _latent(measured: Any, test: SequenceDataset, limit: int, seed: int) -> dict
     return _tried(limit, lambda: latent_equivariance_error(measured, test, limit=limit, seed=seed).as_dict())
 
 
-def _motion(measured: Any, test: SequenceDataset, limit: int, seed: int) -> dict[str, Any]:
+def _motion(
+    measured: Any, test: SequenceDataset, limit: int, seed: int, figures: Mapping[str, Callable[..., Any]] = _MOTION
+) -> dict[str, Any]:
     """How the flows of a model move, as far as it has flows and its field a potential."""
     return {
         name: _tried(limit, lambda measure=measure: measure(measured, test, limit=limit, seed=seed).as_dict())
-        for name, measure in _MOTION.items()
+        for name, measure in figures.items()
     }
 
 

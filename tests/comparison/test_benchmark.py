@@ -351,6 +351,8 @@ def test_what_is_measured_of_scenes() -> None:
         assert got["mig"]["low"] <= got["mig"]["value"] <= got["mig"]["high"]
         assert 0 <= got["vp"]["value"] <= 1 and got["likelihood"]["count"] == 8
         assert ("value" in got["factor_accuracy"]) == (name == "ours-weak")
+        combining = got["combining"]  # of the vae that of its traversals
+        assert [len(combining[way]["error"]) for way in ("backward", "superpose", "switch", "together")] == [4, 6, 6, 4]
     assert made["ours-weak"]["factor_accuracy"]["count"] == 24
 
 

@@ -66,7 +66,7 @@ def test_means_and_spreads_are_right() -> None:
     assert "| `free` | 2 | 115.0 ± 14.1 | **52.0 ± 2.8** |" in text
     assert "| `vae` | 1 | 500.2 | 400.0 |" in text
     assert "| doing nothing | | 900.0 | 800.0 |" in text
-    assert "| `ours` | 3 | -122.00 ± 2.00 | **0.300 ± 0.000** | **75.00% ± 0.00%** | 1,001 ± 1 | 90 | 12,345 |" in text
+    assert "| `ours` | 3 | -122.00 ± 2.00 | **75.00% ± 0.00%** | 1,001 ± 1 | 90 | 12,345 |" in text
     assert "| `free` | 2 | **-120.00 ± 1.41** |" in text and "| `vae` | 1 | - |" in text
     assert "factor accuracy" not in text and "MIG" not in text  # columns without figures are left out
     assert Spread((1.0,)).deviation != Spread((1.0,)).deviation

@@ -235,6 +235,23 @@ def test_bad_transformations_and_weights(data: CombinedImages, digits: torch.Ten
         data.transform(images, torch.full((2, 6, 3), 1.5))
 
 
+def test_weights_of_ones_own(data: CombinedImages, digits: torch.Tensor) -> None:
+    weights = torch.zeros(6, 3)
+    weights[2:, 0] = weights[:, 1] = 1
+    weights[:3, 2] = 0.5
+    made, before = data.weighted(weights), data.weights.clone()
+    assert torch.equal(made.weights, weights.expand(60, 6, 3)) and made.modes == ("given",)
+    expected = data.transform(digits[[4, 9], None] / 255, weights.expand(2, 6, 3))
+    torch.testing.assert_close(made.batch([4, 9])["frames"], expected)
+    each = torch.rand(60, 6, 3)
+    assert torch.equal(made.subset([3, 8]).weighted(each[:2]).batch([1])["weights"], each[1:2])
+    assert torch.equal(data.weights, before) and data.mode.unique().tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"weights must be \[6, 3\] or \[60, 6, 3\], got \[3\]"):
+        data.weighted(torch.ones(3))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got -1 to 1"):
+        data.weighted(torch.ones(6, 3) - 2 * torch.eye(6, 3))
+
+
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 SMALL = {"size": 8, "supersampling": 1, "steps": 3}
@@ -285,6 +302,29 @@ def test_no_combined_frame_leaves_its_split(scenes: dict[str, Scenes]) -> None:
         own = {tuple(row) for row in data.data.scenes(torch.arange(len(data.data))).tolist()}
         assert seen[split] <= own
     assert not seen["train"] & seen["test"]
+
+
+def test_scenes_under_weights_of_ones_own(scenes: dict[str, Scenes]) -> None:
+    plain = scenes["test"]
+    data, flows = CombinedScenes(plain, 50), plain.num_flows
+    away = {pair[0] for pair in plain.apart}
+    kept = [k for k in range(flows) if k not in away]
+    weights = torch.zeros(3, flows)
+    weights[:, kept] = 1
+    made = data.weighted(weights)
+    states = plain.walk(made.scenes, made.weights > 0)
+    assert {tuple(row) for row in states.flatten(0, 1).tolist()} <= {
+        tuple(row) for row in plain.scenes(torch.arange(len(plain))).tolist()
+    }
+    steps = made.batch([0, 1])["factors"].diff(dim=1)
+    assert [bool(steps[..., plain.factor_names.index(name)].all()) for name in plain.flow_names] == [
+        k in kept for k in range(flows)
+    ]
+    with pytest.raises(ValueError, match=r"must be 0 or 1, got \[0\.5\]"):
+        data.weighted(torch.full((3, flows), 0.5))
+    if away:
+        with pytest.raises(ValueError, match="cannot both move in a sequence without leaving the split"):
+            data.weighted(torch.ones(3, flows))
 
 
 def test_combined_scenes_are_seeded_and_have_subsets(scenes: dict[str, Scenes]) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import flowfactor as ff
 from flowfactor.control import Schedule, as_weights, resolve, times
 from flowfactor.data import CombinedImages, Hue, TransformedImages
-from flowfactor.training._combining import combining
 
 STEPS = 4
 PACES = torch.tensor([20.0, -35.0])  # degrees of hue at each step, of two flows
@@ -137,18 +136,18 @@ def test_scenes_run_backwards() -> None:
 
 
 def test_the_summary_of_combinations(data: TransformedImages) -> None:
-    found = combining(Turns(), data.running(start="any", direction="both"), 4, 0)
+    found = ff.metrics.combining_errors(Turns(), data.running(start="any", direction="both"), limit=4)
     assert (found["start"], found["count"]) == ("any", 4)
     assert set(found["backward"]["error"]) == set(found["untouched"]["error"]) == {"a", "b"}
     for mode in ("superpose", "switch"):
         assert list(found[mode]["error"]) == ["a+b"]
         assert found[mode]["error"]["a+b"] < 1e-3 < 1 < found[mode]["doing_nothing"]["a+b"]
-    wrong = combining(Turns(0.9), data, 12, 0)
+    wrong = ff.metrics.combining_errors(Turns(0.9), data, limit=12)
     own = wrong["single"]["error"]
     superposed = wrong["superpose"]
     assert superposed["over_singles"]["a+b"] == pytest.approx(superposed["error"]["a+b"] * 2 / (own["a"] + own["b"]))
     assert "untouched" not in wrong
     films = ff.data.Sequences(torch.rand(4, 5, 3, 5, 5), torch.tensor([0, 1, 0, 1]))
-    told = combining(Turns(), films, 4, 0)
+    told = ff.metrics.combining_errors(Turns(), films, limit=4)
     assert "error" in told["backward"]
     assert "Sequences cannot tell what several transformations" in told["superpose"]["missing"]

@@ -193,11 +193,15 @@ def test_sequences_from_anywhere_are_trained_on_and_measured_both_ways(
     names = ["scaling", "rotation", "colouring"]
     assert [list(found[way]["error"]) for way in ("single", "backward", "untouched")] == [names] * 3
     assert set(found["superpose"]["over_singles"]) == {"scaling+rotation", "scaling+colouring", "rotation+colouring"}
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["combining"] == found
+    assert list(found["together"]["over_singles"]) == ["scaling+rotation+colouring"]
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["combining"] == found and len(written["commutator"]["mean"]) == 3
+    assert written["group"]["addition"]["flows"] == names
     assert main(["evaluate", str(tmp_path / "run"), "--limit", "3", "--samples", "0"]) == 0
     told = capsys.readouterr().out
     for part in ("backwards", "both at once", "one after another", "from the untouched image", "begin anywhere"):
         assert part in told
+    assert "three at once" in told and "in either order" in told and "as a group" in told
 
 
 def test_combined_digits_from_anywhere(tmp_path: Path) -> None:
