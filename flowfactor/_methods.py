@@ -116,7 +116,7 @@ def _baseline(name: str, place: str, **defaults: Any) -> dict[str, Any]:
 
 
 _NO_PDE = dict.fromkeys(
-    ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight", "error_weight"), 0.0
+    ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight"), 0.0
 )
 _PAPER = "Song et al., NeurIPS 2023"
 

@@ -44,7 +44,7 @@ class Variant:
 
 
 _NO_PDE = dict.fromkeys(
-    ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight", "error_weight"), 0.0
+    ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight"), 0.0
 )
 # What is trained by a solver is measured by it: `solver_gap` has the figures of an accurate one beside.
 _EULER, _RK4 = ({"solver": {"method": name, "step_size": 1.0}, "evaluation_solver": None} for name in ("euler", "rk4"))

@@ -33,7 +33,7 @@ HJ_WEIGHT = 0.4
 """What the Hamilton-Jacobi equation of a gradient field weighs where no weights are given, per value of a frame."""
 
 _WEIGHTS = (
-    *("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight", "error_weight"),
+    *("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight"),
     *("relative_weights", "force"),
 )
 
