@@ -213,3 +213,7 @@ def test_a_training_with_it_needs_fewer_evaluations(kind: str, bent: float) -> N
 def test_weights_that_are_none_are_refused(kind: str, weight: Any) -> None:
     with pytest.raises(ValueError, match="error_weight must be a finite number that is not negative"):
         build(kind, error_weight=weight)
+
+
+def test_it_stands_beside_the_default_equation() -> None:
+    assert build(field="gradient").hj_weight == ff.models.build_vae(SHAPE, K, D).hj_weight > 0
