@@ -62,6 +62,6 @@ def small_demo(preset: str) -> Config:
     values = load_config(preset).as_dict()
     values["data"] |= {"steps": 2, "limit": 12}
     values["model"] |= SIZES
-    values["train"] |= {"minutes": None, "steps": 3, "batch_size": 6, "evaluate_limit": 2, "likelihood_limit": 0}
+    values["train"] |= {"minutes": 60.0, "steps": 3, "batch_size": 6, "evaluate_limit": 2, "likelihood_limit": 0}
     values["train"] |= {"progress": False, "threads": 1}
     return Config.from_dict(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +66,9 @@ def run_demo(arguments: argparse.Namespace) -> int:
     except FileExistsError as error:  # another process is, or was, at work there, or files of the user's came
         fail("demo", error)
     if code == 0:
+        say(f"\n{side_by_side(result, composed, _untouched(run, other))}")
         _draw_second(other)
-        say(f"\n{side_by_side(result, composed, _untouched(run, other))}\n\n{_what_next(folder)}")
+        say(f"\n{_what_next(folder)}")
     return code
 
 
@@ -114,7 +115,7 @@ def _command(config: Config) -> str:
 def _draw_first(run: Run) -> None:
     """Draws test digits along each flow."""
     picture, animation = run.folder / TRAVERSAL, run.folder / ANIMATION
-    _drawn(run, (TRAVERSAL, ANIMATION), lambda: draw(run.model, run.test, picture, animation), "")
+    _drawn(run, (TRAVERSAL, ANIMATION), lambda: draw(run.model, run.test, picture, animation), [""])
     say(f"\nlook at {picture}: every row follows one flow from a test digit;\n{animation} shows the same in motion.\n")
 
 
@@ -128,20 +129,22 @@ def _draw_second(run: Run) -> None:
         draw(run.model, run.test, picture, animation, back=run.test.num_steps)
         draw_grid(run.model, run.test, flows, grid, steps=_BACK, back=_BACK)
 
-    _drawn(run, (TRAVERSAL, ANIMATION, GRID), work, f" --grid {_ACROSS} {_DOWN} --steps {_BACK} --back {_BACK}")
+    again = [f" --back {run.test.num_steps}", f" --grid {_ACROSS} {_DOWN} --steps {_BACK} --back {_BACK}"]
+    _drawn(run, (TRAVERSAL, ANIMATION, GRID), work, again)
     say(
         f"\nlook at {grid}: a test digit turned across and recoloured down, back and forth; training had one at a time;\n"
         f"{picture} follows every flow both ways, {animation} in motion."
     )
 
 
-def _drawn(run: Run, names: tuple[str, ...], work: Callable[[], None], options: str) -> None:
-    """Has pictures drawn into a run's folder; interrupted, it says how to draw them."""
+def _drawn(run: Run, names: tuple[str, ...], work: Callable[[], None], again: Sequence[str]) -> None:
+    """Has pictures drawn into a run's folder; interrupted, it says by which options of a command each can be drawn."""
     try:
         with owned(run.folder, *names):
             work()
     except KeyboardInterrupt:
-        how = f"flowfactor traverse {shlex.quote(str(run.folder.absolute()))}{options}"
+        command = f"flowfactor traverse {shlex.quote(str(run.folder.absolute()))}"
+        how = "; ".join(command + options for options in again)
         raise KeyboardInterrupt(f"The model is trained and measured, but not drawn. Draw it: {how}") from None
 
 
