@@ -26,6 +26,13 @@ COMPOSING = "composing"
 _ACROSS, _DOWN = "rotation", "colouring"
 _BACK = 4
 
+_WAYS = {
+    "backward": "backwards, over forwards",
+    "superpose": "two at once, over one",
+    "switch": "one after another, over one",
+}
+"""What flows can do beside acting alone and forwards, by what results call it."""
+
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Trains both models of the demo, measures and draws them, and sets them side by side.
@@ -100,15 +107,7 @@ def _prepare(config: Config) -> Run:
 def _command(config: Config) -> str:
     """The command that makes the second training alone."""
     folder = Path(config.output).expanduser().absolute()
-    words = [
-        "flowfactor",
-        "train",
-        "demo-any",
-        "--seed",
-        str(config.seed),
-        "--train.minutes",
-        str(config.train.minutes),
-    ]
+    words = f"flowfactor train demo-any --seed {config.seed} --train.minutes {config.train.minutes}".split()
     return shlex.join([*words, "--output", str(folder), *(["--overwrite"] if holds_run(folder) else [])])
 
 
@@ -175,7 +174,7 @@ def side_by_side(first: Mapping[str, Any], second: Mapping[str, Any], untouched:
         side by side                       from the digit, forwards   from any state, both ways   doing nothing
         E_k from the untouched digit, a                         2.0                         2.5             9.0
         backwards, over forwards                               3.00                           -
-        both at once, over one                                    -                           -
+        two at once, over one                                     -                           -
         one after another, over one                               -                           -
     """
     titles = "from the digit, forwards", "from any state, both ways", "doing nothing"
@@ -183,8 +182,7 @@ def side_by_side(first: Mapping[str, Any], second: Mapping[str, Any], untouched:
     for name, error in first["equivariance_error"].items():
         values = error, untouched[name], first["doing_nothing"][name]
         rows.append((f"E_k from the untouched digit, {name}", [f"{value:.1f}" for value in values]))
-    titled = {"backward": "backwards, over forwards", "superpose": "both at once, over one"}
-    for way, title in (titled | {"switch": "one after another, over one"}).items():
+    for way, title in _WAYS.items():
         over = [_over(result["combining"], way) for result in (first, second)]
         rows.append((title, ["-" if value is None else f"{value:.2f}" for value in over]))
     wide = max(len(title) for title, _ in rows)
