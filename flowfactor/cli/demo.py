@@ -46,8 +46,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     prepare_process()
     try:
         first, second = _settings(arguments)
-        for module in ("matplotlib", "PIL.Image"):
-            require(module, extra="plot")
+        require("matplotlib", extra="plot")
+        require("PIL.Image", extra="plot")
         _prepare(second)  # what is wrong with it shall not be found after minutes of work
         run = _prepare(first)
     except USER_ERRORS as error:
