@@ -195,13 +195,12 @@ def side_by_side(first: Mapping[str, Any], second: Mapping[str, Any], untouched:
 
 def _over(ways: Mapping[str, Any], way: str) -> float | None:
     """The mean error of a way over that of one flow forwards, on sequences of the same kind; None where it is missing."""
-    single, made = (ways.get(name, {}).get("error") for name in ("single", way))
-    if not single or not made:
-        return None
-    if "over_singles" in ways[way]:
-        made = ways[way]["over_singles"]
-        return sum(made.values()) / len(made)
-    return sum(made.values()) / max(sum(single.values()), 1e-12)
+    made = ways.get(way, {})
+    if "over_singles" in made:
+        over = list(made["over_singles"].values())
+        return sum(over) / len(over)
+    errors, single = made.get("error", {}), ways.get("single", {}).get("error", {})
+    return sum(errors.values()) / max(sum(single.values()), 1e-12) if errors and single else None
 
 
 def _what_next(folder: Path) -> str:
