@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowfactor.training import Config
+from flowfactor.training import Config, load_config
 
 SIZES = {
     "latent_dim": 4,
@@ -55,3 +55,13 @@ def snapshot(folder: Path) -> Snapshot:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def small_demo(preset: str) -> Config:
+    """The settings of a training of the demo, made small: three steps."""
+    values = load_config(preset).as_dict()
+    values["data"] |= {"steps": 2, "limit": 12}
+    values["model"] |= SIZES
+    values["train"] |= {"minutes": 60.0, "steps": 3, "batch_size": 6, "evaluate_limit": 2, "likelihood_limit": 0}
+    values["train"] |= {"progress": False, "threads": 1}
+    return Config.from_dict(values)

@@ -55,6 +55,10 @@ def _run(given: list[str]) -> int:
     if name not in _COMMANDS:
         _parser().error(f"there is no command {name!r}{choices(name, _COMMANDS)}")
     parsed = _COMMANDS[name][1]().parse_args(rest)
+    if name == "demo":
+        from flowfactor.cli.demo import run_demo
+
+        return run_demo(parsed)
     from flowfactor.cli import runs
 
     return getattr(runs, f"run_{name}")(parsed)
@@ -96,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo() -> argparse.ArgumentParser:
     parser = _Parser("demo")
-    parser.add_argument("--minutes", type=float, default=None, help="length of the training (default: the preset's)")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="length of each of the two trainings (default: theirs)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
     parser.add_argument(
         "--output", type=_path, default=None, help="folder; a demo in it is begun anew (default: demo_output)"
@@ -150,7 +156,7 @@ def _of_its_own() -> NoReturn:
 _COMMANDS: dict[str, tuple[str, Callable[[], argparse.ArgumentParser]]] = {
     "train": (f"train by a preset ({', '.join(list_presets())}) or a YAML file", _of_its_own),
     "benchmark": ("compare methods: data set x methods x seeds", _of_its_own),
-    "demo": ("train a small model in three minutes, and look at it", _demo),
+    "demo": ("train two small models in under five minutes, and look at them", _demo),
     "evaluate": ("measure the model of a run on test data", _evaluate),
     "traverse": ("draw test images along every flow", _traverse),
 }

@@ -1,4 +1,4 @@
-"""``flowfactor demo``, ``evaluate`` and ``traverse``: what is done with runs."""
+"""``flowfactor evaluate`` and ``traverse``: what is done with runs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import argparse
 import contextlib
 import json
 import math
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flowfactor.cli.errors import USER_ERRORS, fail, say
-from flowfactor.cli.train import ended, report, table
+from flowfactor.cli.train import table
 from flowfactor.errors import require
-from flowfactor.training.config import Config, load_config
+from flowfactor.training.config import Config
 from flowfactor.training.folder import (
-    ANIMATION,
     CONFIG,
     EVALUATION,
     GRID,
@@ -25,67 +22,9 @@ from flowfactor.training.folder import (
     TRAVERSAL,
     check_writable,
     foreign,
-    kind_of,
     owned,
     write_text,
 )
-from flowfactor.training.process import prepare_process
-
-
-def run_demo(arguments: argparse.Namespace) -> int:
-    """Trains the demo's model, and draws it.
-
-    Args:
-        arguments: Its arguments.
-
-    Returns:
-        The exit code.
-    """
-    prepare_process()
-    try:
-        config = load_config("demo")
-        values = config.as_dict() | {"seed": arguments.seed, "output": str(arguments.output or config.output)}
-        if arguments.minutes is not None:
-            values["train"]["minutes"] = arguments.minutes
-        config = Config.from_dict(values)
-        for module in ("matplotlib", "PIL.Image"):
-            require(module, extra="plot")
-        from flowfactor.training import prepare
-
-        folder = Path(config.output).expanduser()
-        kind = kind_of(folder)
-        if kind not in ("", "demo"):
-            raise FileExistsError(f"{folder} holds a run that is no demo: choose another folder by --output")
-        run = prepare(config, overwrite=kind == "demo")
-        run.kind = "demo"
-    except USER_ERRORS as error:
-        fail("demo", error)
-    minutes = config.train.minutes or 0
-    print(f"training on {len(run.data.dataset):,} handwritten digits for {minutes:g} minutes ...", file=sys.stderr)
-    try:
-        code = ended(run.fit(tell=report), folder)
-    except FileExistsError as error:  # another process is, or was, at work there
-        fail("demo", error)
-    if code == 0:
-        try:
-            with owned(folder, TRAVERSAL, ANIMATION):
-                draw(run.model, run.test, folder / TRAVERSAL, folder / ANIMATION)
-        except KeyboardInterrupt:
-            how = f"flowfactor traverse {shlex.quote(str(folder.absolute()))}"
-            raise KeyboardInterrupt(f"The model is trained and measured, but not drawn. Draw it: {how}") from None
-        say(
-            f"""
-look at {folder / TRAVERSAL}: every row follows one flow from a test digit;
-{folder / ANIMATION} shows the same in motion.
-
-what to try next
-  flowfactor demo --minutes 10
-  flowfactor evaluate {shlex.quote(str(folder))}
-  flowfactor train demo --model.augment_dim 0 --output runs/no-room        # without room at rest
-  flowfactor train mnist-small --data.root DIR                             # coloured MNIST in 20 minutes
-  flowfactor train mnist-any --data.root DIR                               # flows that run back, and compose"""
-        )
-    return code
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:

@@ -38,7 +38,8 @@ def test_images_to_draw_are_spread_over_every_factor() -> None:
 
 def test_there_are_the_presets() -> None:
     shipped = {"demo", "mnist-paper", "mnist-small", "scenes", "shapes3d"}
-    shipped |= {f"{data}-{kind}" for data in ("mnist", "scenes") for kind in ("weak", "sparse")}
+    shipped |= {f"{data}-{kind}" for data in ("mnist", "scenes") for kind in ("weak", "sparse", "any")}
+    shipped |= {"demo-any"}
     assert shipped <= set(list_presets()) and list_presets() == sorted(list_presets())
 
 
@@ -267,5 +268,8 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert main(["demo", "--minutes", "0.005"]) == 0
     folder = tmp_path / "demo_output"
     assert {"model", "traversal.png", "transformations.gif", "result.json"} <= {path.name for path in folder.iterdir()}
+    assert {"model", "traversal.png", "grid.png", "result.json"} <= {
+        path.name for path in (folder / "composing").iterdir()
+    }
     text = capsys.readouterr().out
     assert "doing nothing" in text and "rotation" in text and "what to try next" in text

@@ -18,7 +18,7 @@ import pytest
 import torch
 from small_runs import TINY, small_run, snapshot
 
-from flowfactor.cli import benchmark, main, runs
+from flowfactor.cli import benchmark, demo, main, runs
 from flowfactor.cli.errors import describe
 from flowfactor.comparison import worker
 from flowfactor.models import build_vae
@@ -306,7 +306,7 @@ def test_ctrl_c_while_the_demo_is_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "draw", interrupted)
+        patched.setattr(demo, "draw", interrupted)
         assert main(["demo", "--minutes", "0.002", "--output", str(tmp_path / "demo")]) == 130
     told = capsys.readouterr()
     line = told.err.strip().splitlines()[-1]

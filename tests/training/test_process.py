@@ -61,7 +61,7 @@ def test_every_thread_takes_denormal_numbers_as_zero() -> None:
     ("module", "arguments"),
     [
         ("train", ["train", "demo", "--train.batch_size", "2"]),
-        ("runs", ["demo", "--minutes", "-1"]),
+        ("demo", ["demo", "--minutes", "-1"]),
         ("benchmark", ["benchmark", "digits", "--steps", "0"]),
     ],
 )
