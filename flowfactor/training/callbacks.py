@@ -14,6 +14,9 @@ import lightning.pytorch as pl
 from flowfactor.training.duration import format_duration
 from flowfactor.training.module import FlowModule
 
+ALWAYS_TOLD = ("loss", "reconstruction", "kl", "bound")
+"""Terms of the progress that are told even where they are 0."""
+
 
 class Progress(pl.Callback):
     """A line that tells how far the training is, rewritten on a terminal and repeated rarely elsewhere.
@@ -79,7 +82,8 @@ def describe(module: FlowModule) -> str:
     speed = latest.pop("steps_per_second", None)
     if speed is not None:
         parts.append(f"{speed:.1f} steps/s")
-    parts += [f"{name} {value:.4g}" for name, value in latest.items()]
+    # Terms that a model leaves out are 0, and most models leave out most.
+    parts += [f"{name} {value:.4g}" for name, value in latest.items() if value or name in ALWAYS_TOLD]
     return " | ".join(parts)
 
 
