@@ -29,8 +29,8 @@ ADAPTIVE: Mapping[str, Any] = {"method": "bosh3", "rtol": 3e-3, "atol": 3e-3, "n
 ACCURATE: Mapping[str, Any] = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
 """Their solver in ``eval()`` mode: what becomes of a picture then hardly depends on those beside it."""
 
-HJ_WEIGHT = 0.4
-"""What the Hamilton-Jacobi equation of a gradient field weighs where no weights are given, per value of a frame."""
+HJ_WEIGHT, BENDING_WEIGHT = 0.13, 0.04
+"""What the Hamilton-Jacobi equation and bending weigh in a gradient field that is given no weights, per value of a frame."""
 
 _WEIGHTS = (
     *("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight"),
@@ -119,8 +119,9 @@ def build_vae(
         anneal_steps: Training steps over which it falls; its default where None.
         generator: Source of the flow's initial weights.
         **settings: Passed on to `FlowFactorizedVAE`. Where no weight is among them, a gradient field under ``path`` gets the
-            plain Hamilton-Jacobi equation (``force=None``) at 0.4 times the number of values of a frame, which keeps its
-            paths straight, and no start at rest; without time, of which that equation asks for rest, there is no default.
+            plain Hamilton-Jacobi equation (``force=None``) at 0.13 times the number of values of a frame and bending at 0.04
+            times it, which keep its paths straight, and no start at rest; without time, of which that equation asks for
+            rest, there is no default.
 
     Returns:
         The model.
@@ -140,7 +141,9 @@ def build_vae(
         augment_dim = 2 * latent_dim if gradient_path else 0
     has_equation = time_features != 0 or split("potential", potential)[0] == "stationary"
     if gradient_path and has_equation and not settings.keys() & set(_WEIGHTS):
-        settings |= {"hj_weight": HJ_WEIGHT * math.prod(image_shape), "force": None, "start_weight": 0.0}
+        size = math.prod(image_shape)
+        settings |= {"hj_weight": HJ_WEIGHT * size, "bending_weight": BENDING_WEIGHT * size}
+        settings |= {"force": None, "start_weight": 0.0}
     made_encoder, made_decoder = make_autoencoder(
         image_shape, latent_dim, encoder, decoder, likelihood, augment_dim, augment_scale
     )
