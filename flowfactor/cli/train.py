@@ -170,7 +170,7 @@ def _group(result: dict[str, Any]) -> list[str]:
         flows = group["addition"]["flows"] or [f"flow {k}" for k in range(len(group["addition"]["mean"]))]
         for k, flow in enumerate(flows):
             lines.append(f"{flow:<26}" + "".join(f"{made['mean'][k]:>21.3f}" for made in columns.values()))
-    return [*lines, "(distances of latents, relative to how far they go)"] if lines else []
+    return [*lines, "(latents, relative to how far they go; the frame, to its reconstruction)"] if lines else []
 
 
 _MOTION = {

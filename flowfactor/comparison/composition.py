@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from statistics import mean
 from typing import NamedTuple
@@ -46,9 +46,7 @@ class _Table(NamedTuple):
         """The mean over the columns; None where one is missing."""
 
         def get(run: Record) -> float | None:
-            values = [column(run) for column in self.columns.values()]
-            kept = [value for value in values if value is not None]
-            return mean(kept) if kept and len(kept) == len(values) else None
+            return _mean([column(run) for column in self.columns.values()])
 
         return get
 
@@ -104,8 +102,7 @@ def composition_explained(runs: Sequence[Record]) -> list[str]:
 
 def latent_error(run: Record) -> float | None:
     """The mean of a run's latent errors over transformations."""
-    values = run["figures"]["latent_equivariance"].get("mean")
-    return None if values is None or None in values else mean(values)
+    return _mean(run["figures"]["latent_equivariance"].get("mean", ()))
 
 
 def _tables(runs: Sequence[Record]) -> list[_Table]:
@@ -143,11 +140,14 @@ def _over_forward(name: str) -> Get:
 
 
 def _mean_of(way: str, entry: str) -> Get:
-    def get(run: Record) -> float | None:
-        values = _values(run, way, entry).values()
-        return mean(values) if values and None not in values else None
+    return lambda run: _mean(_values(run, way, entry).values())
 
-    return get
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean, or None where one of them is missing, or all."""
+    values = list(values)
+    kept = [value for value in values if value is not None]
+    return mean(kept) if kept and len(kept) == len(values) else None
 
 
 def _values(run: Record, way: str, entry: str) -> dict[str, float | None]:
