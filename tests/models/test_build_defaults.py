@@ -15,7 +15,7 @@ SIZES: dict[str, Any] = {"image_shape": (1, 8, 8), "num_flows": 2, "latent_dim":
 def test_a_gradient_field_with_room_at_rest_solved_adaptively() -> None:
     model = ff.models.build_vae(**SIZES)
     assert isinstance(model.flow.field, ff.fields.GradientField) and model.flow.dim == 12
-    assert (model.hj_weight, model.start_weight, model.force) == (0.4 * 64, 0.0, None)
+    assert (model.hj_weight, model.bending_weight, model.start_weight, model.force) == (0.13 * 64, 0.04 * 64, 0.0, None)
     loose, close = model.flow.solver, model.eval().flow.acting_solver
     assert (loose.method, loose.rtol, loose.norm) == ("bosh3", 3e-3, "batch")
     assert (close.method, close.rtol, close.norm) == ("dopri5", 1e-5, "sample")
@@ -28,7 +28,7 @@ def test_a_gradient_field_with_room_at_rest_solved_adaptively() -> None:
         ({"field": "helmholtz"}, 4, 1.0),
         ({"objective": "marginal"}, 4, 1.0),
         ({"time_features": 0}, 12, 1.0),
-        ({"time_features": 0, "potential": "stationary"}, 12, 0.4 * 64),
+        ({"time_features": 0, "potential": "stationary"}, 12, 0.13 * 64),
     ],
 )
 def test_what_is_said_or_does_not_apply_is_left(settings: dict[str, Any], dim: int, weight: float) -> None:
