@@ -82,7 +82,8 @@ def _settle_context(config: Config, data: SequenceDataset, settings: dict[str, A
 
 def _settle_turning(config: Config, data: SequenceDataset, settings: dict[str, Any]) -> None:
     """Has names of transformations in ``model.turning`` be the indices of their flows, or refuses where it cannot."""
-    turning, known = settings.get("turning"), list(data.flow_names)
+    turning: Any = settings.get("turning")
+    known = list(data.flow_names)
     names = [flow for flow in turning if isinstance(flow, str)] if isinstance(turning, list | tuple) else []
     if not names:
         return
