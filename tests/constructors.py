@@ -125,6 +125,8 @@ FIELDS: dict[str, Callable[[], F.Field]] = {
     "solenoidal": lambda: F.SolenoidalField(D, K, 6, rank=2, time_features=4, init_scale=1.0),
     "solenoidal-rank-0": lambda: F.SolenoidalField(D, K, 6, rank=0, time_features=4),
     "helmholtz-ridges": lambda: F.HelmholtzField(mlp(), F.SolenoidalField(D, K, 6, time_features=4), mlp()),
+    "helmholtz-turning": lambda: F.HelmholtzField(mlp(), F.SolenoidalField(D, K, 6, time_features=4), turning=[0, 2]),
+    "helmholtz-turning-skew": lambda: F.HelmholtzField(mlp(), mlp(), turning=[1]),
     "free": lambda: F.FreeField(D, K, (6, 5), rank=2, time_features=4, init_scale=1.0),
     "free-rank-0": lambda: F.FreeField(D, K, (6, 5), rank=0, time_features=4),
     "helmholtz-stationary": lambda: F.HelmholtzField(

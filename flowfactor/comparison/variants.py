@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowfactor._checks import choices
 from flowfactor._datasets import DATASETS
-from flowfactor._methods import METHODS
+from flowfactor._methods import METHODS, Method
 from flowfactor._plugins import load_plugins
 from flowfactor.training.config import Config, list_presets, load_config
 from flowfactor.training.signatures import model_settings
@@ -205,11 +205,21 @@ def configure(base: Config, variant: Variant, seed: int) -> Config:
         "method": variant.method,
         "seed": seed,
         "data": data,
-        "model": model | dict(variant.model),
+        "model": _with_turning_flows({**model, **variant.model}, method, data.get("flows")),
     }
     if inferred:  # batches of equal shares, sorted by k, would tell what these methods have to find
         values["train"]["stratified"] = False
     return Config.from_dict(values)
+
+
+def _with_turning_flows(model: dict[str, Any], method: Method, flows: Sequence[str] | None) -> dict[str, Any]:
+    """Leaves of ``turning`` what there is: flows of known transformations, of a Helmholtz field."""
+    turning = model.pop("turning", None)
+    field = method.fixed.get("field", model.get("field"))
+    if turning is None or method.labels != "given" or field != "helmholtz":
+        return model
+    kept = [flow for flow in turning if flows is None or flow in flows or flow in range(len(flows))]
+    return {**model, "turning": kept} if kept else model
 
 
 def _companion(base: Config, kind: str | None) -> Config | None:

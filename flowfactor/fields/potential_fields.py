@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,8 @@ class SkewGradientField(DivergenceFreeField):
             )
         skew = self.forms.matrices(next(iter(form.stack.values())))
         stack, part = {**form.stack, "skew": layout.select({"skew": skew})[0]["skew"]}, form.build
-        return replace(form, stack=stack, build=lambda stack: SumAdjoint([part(stack)], has_potential=False))
+        form = replace(form, stack=stack, outputs=("skew",))
+        return replace(form, build=lambda stack: SumAdjoint([part(stack)], has_potential=False))
 
 
 class HelmholtzField(Field):
@@ -149,16 +151,22 @@ class HelmholtzField(Field):
     The form of *Sparse Transformation Analysis* (Song et al. 2025, arXiv 2410.05564), with the second part
     divergence-free by construction instead of by penalty. Its divergence is $\Delta u$, exactly.
 
+    With ``turning``, only the flows that it names have the second part: $v_k = \nabla u_k$ exactly for the others, on which
+    no orbit closes where u is without time. Say so of transformations that are lines, and leave circles to the others.
+
     Args:
         potential: The potential u, on which Hamilton-Jacobi regularizers act.
         *streams: The divergence-free parts, at least one: stream potentials h_i, or any `SolenoidalField`. Parts that take a
             context take the same one.
         skew: The antisymmetric maps, as for `SkewGradientField`.
+        turning: The flows that have divergence-free parts, by their index; None for all. The streams of the others stay
+            among the parameters, with gradients of zero, and add a velocity of zero.
         generator: Source of the initial maps.
 
     Raises:
-        TypeError: If an argument is no potential.
-        ValueError: If sizes or numbers of flows differ, or there is no stream.
+        TypeError: If an argument is no potential, or ``turning`` is no list of integers.
+        ValueError: If sizes or numbers of flows differ, there is no stream, or ``turning`` is empty, names a flow twice or
+            one that does not exist.
 
     Example:
         >>> import torch, flowfactor as ff
@@ -166,15 +174,21 @@ class HelmholtzField(Field):
         >>> field = ff.fields.HelmholtzField(make(), make())
         >>> field(torch.zeros(5, 4), 0.0, 1).shape
         torch.Size([5, 4])
+        >>> field = ff.fields.HelmholtzField(make(), make(), turning=[1, 2])      # flow 0 is the gradient of u alone
+        >>> z = torch.randn(5, 4)
+        >>> bool((field(z, 0.0, 0) == field.irrotational(z, 0.0, 0)).all())
+        True
     """
 
     has_potential = True
+    turns: Tensor | None
 
     def __init__(
         self,
         potential: Potential,
         *streams: Potential | SolenoidalField,
         skew: str | Tensor = "learned",
+        turning: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         _check_potential(potential, "potential")
@@ -195,6 +209,11 @@ class HelmholtzField(Field):
         self.solenoidal = nn.ModuleList(
             [s if isinstance(s, SolenoidalField) else SkewGradientField(s, skew, generator=generator) for s in streams]
         )
+        self.turning = None if turning is None else _checked_flows(turning, self.num_flows)
+        turns = None if self.turning is None else torch.tensor([k in self.turning for k in range(self.num_flows)])
+        self.register_buffer("turns", turns, persistent=False)  # the settings hold it
+        if self.turning is not None:
+            self._fill_in(turning=list(self.turning))
 
     @property
     def potential(self) -> Potential:
@@ -214,11 +233,13 @@ class HelmholtzField(Field):
     ) -> BoundField:  # fmt: skip
         """Binds the field with a control of its own for the gradient part and for the divergence-free one."""
         gradient = self.irrotational.bind(gradient_control, batch_shape, want=want, divergence=divergence, probe=probe)
-        streams = [part.bind_velocity(stream_control, batch_shape) for part in self.solenoidal]  # type: ignore[operator]
+        own, turns = self._turned(stream_control)
+        acting = self._acting([own.index]) if isinstance(own.index, int) else list(self.solenoidal)
+        streams = [part.bind_velocity(own, batch_shape) for part in acting]  # type: ignore[operator]
 
         def velocity(first: Tensor, z: Tensor, t: Tensor) -> Tensor:
             for stream in streams:
-                first = first + stream(z, t)
+                first = first + (stream(z, t) if turns is None else turns * stream(z, t))
             return first
 
         def evaluate(z: Tensor, t: Tensor) -> Evaluation:
@@ -236,9 +257,36 @@ class HelmholtzField(Field):
     ) -> ClosedForm | NoClosedForm:
         """See `Field.closed_form`."""
         refusal = overridden(self, HelmholtzField, ("flow_velocity", "bind", "bind_parts"))
-        parts = [part.closed_form(layout, want, divergence, probe) for part in (self.irrotational, *self.solenoidal)]  # type: ignore[operator]
+        acting = self._acting(layout.flows)
+        parts = [part.closed_form(layout, want, divergence, probe) for part in (self.irrotational, *acting)]  # type: ignore[operator]
+        parts[1:] = [self._turned_form(part, layout) for part in parts[1:]]
         refusal = refusal or next((part for part in parts if isinstance(part, NoClosedForm)), None)
         return refusal or sum_of([part for part in parts if isinstance(part, ClosedForm)])
+
+    def _turned(self, control: ResolvedControl) -> tuple[ResolvedControl, Tensor | None]:
+        """The control of the divergence-free parts, and what says of each sample whether it has them; None for all."""
+        if self.turns is None:
+            return control, None
+        if control.weights is not None:
+            return replace(control, weights=control.weights * self.turns), None
+        return control, self.turns[0 if control.index is None else control.index].unsqueeze(-1)
+
+    def _acting(self, flows: Sequence[int]) -> list[nn.Module]:
+        """The streams, but for flows that have none: with gradients on they stay, so that their parameters get zeros."""
+        idle = self.turning is not None and not {*flows} & {*self.turning} and not torch.is_grad_enabled()
+        return [] if idle else list(self.solenoidal)
+
+    def _turned_form(self, form: ClosedForm | NoClosedForm, layout: Layout) -> ClosedForm | NoClosedForm:
+        """The closed form of a divergence-free part, whose last weights are 0 for flows that have none."""
+        if self.turns is None or isinstance(form, NoClosedForm):
+            return form
+        if not form.outputs:
+            return NoClosedForm(
+                "the closed form of a stream does not say which of its weights a flow without it takes as 0"
+            )
+        turns = self.turns[layout.flows]
+        masked = {n: x * turns.reshape(-1, *[1] * (x.ndim - 1)) for n, x in form.stack.items() if n in form.outputs}
+        return replace(form, stack={**form.stack, **masked})
 
 
 def sum_weighted(velocities: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -258,6 +306,22 @@ def _gradient(bound: Callable, z: Tensor, t: Tensor) -> Tensor:
     gradient = bound(z, t).gradient
     assert gradient is not None
     return gradient
+
+
+def _checked_flows(flows: Sequence[int], num_flows: int) -> tuple[int, ...]:
+    """The flows of ``turning`` in order; raises TypeError or ValueError where they are none."""
+    whole = isinstance(flows, list | tuple) and all(isinstance(k, Integral) and not isinstance(k, bool) for k in flows)
+    if not whole:
+        raise TypeError(
+            f"turning must be a list of flows by their index, such as [1, 2], or None for all; got {flows!r}"
+        )
+    if not flows:
+        raise ValueError("turning=[] leaves no flow a divergence-free part: take a GradientField instead")
+    if len(set(flows)) < len(flows) or min(flows) < 0 or max(flows) >= num_flows:
+        raise ValueError(
+            f"turning must name flows from 0 to {num_flows - 1}, each once, for {num_flows} flows; got {list(flows)}"
+        )
+    return tuple(sorted(int(k) for k in flows))
 
 
 def _check_potential(potential: object, name: str) -> None:

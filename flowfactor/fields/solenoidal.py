@@ -104,7 +104,8 @@ class SolenoidalField(DivergenceFreeField):
             bound = self._bind_stack(p)
             return lambda z, t: {**bound(z, t), "divergence": torch.zeros_like(z[..., 0])}
 
-        return ClosedForm(layout.select(self._stack())[0], lambda stack: RidgeAdjoint(stack, bind, self.features))
+        stack, outputs = layout.select(self._stack())[0], ("r", "p")
+        return ClosedForm(stack, lambda stack: RidgeAdjoint(stack, bind, self.features), outputs=outputs)
 
     def _stack(self) -> Stack:
         """The parameters by name, output weights made transverse."""

@@ -48,6 +48,7 @@ def build_vae(
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
+    turning: Sequence[int | str] | None = None,
     time_features: int | None = None,
     context: int | Mapping[str, int] = 0,
     augment_dim: int | None = None,
@@ -88,6 +89,9 @@ def build_vae(
         skew: What the divergence-free part of a Helmholtz field is made of: None for a `SolenoidalField` of as many ridge
             functions as the networks have hidden units; ``"canonical"`` or ``"learned"`` for $J\nabla h$ of a stream
             potential h, with such a J.
+        turning: Which flows have the divergence-free part of a Helmholtz field, by their index: those whose orbits close;
+            None for all. The others are gradients, exactly. Where a run is trained, names of the data's transformations
+            will do: ``[rotation, colouring]``.
         time_features: The number of time features of potential and divergence-free part, or of the free field; 0 for a field
             that does not depend on time, whose flows are one-parameter groups. The parts' own numbers where None.
         context: C, the number of features of each sequence that steer its flow (a class, a speed, an embedding), or such a
@@ -159,6 +163,7 @@ def build_vae(
         context,
         augment_dim,
         time_features,
+        turning,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     made_solver, other = _solvers(solver, evaluation_solver, bound.log_det)
@@ -191,6 +196,7 @@ def build_sparse_vae(
     hidden: Sequence[int] = (128, 128),
     activation: str = "logcosh",
     skew: str | None = None,
+    turning: Sequence[int | str] | None = None,
     time_features: int | None = None,
     context: int | Mapping[str, int] = 0,
     augment_dim: int = 0,
@@ -220,6 +226,7 @@ def build_sparse_vae(
         hidden: As in `build_vae`.
         activation: As in `build_vae`.
         skew: As in `build_vae`.
+        turning: As in `build_vae`, by index: what a flow carries is found by training.
         time_features: As in `build_vae`.
         context: As in `build_vae`.
         augment_dim: As in `build_vae`.
@@ -270,6 +277,7 @@ def build_sparse_vae(
         context,
         augment_dim,
         time_features,
+        turning,
     )
     _check_steered(made_field, context, f"the field {field!r} of the potential {potential!r}")
     made_solver, other = _solvers(solver, evaluation_solver)

@@ -128,6 +128,7 @@ def make_field(
     context: ContextSize = 0,
     rest: int = 0,
     time_features: int | None = None,
+    turning: Sequence[int | str] | None = None,
 ) -> Field:
     """Makes the field of a name; raises ValueError where a name is unknown, or the parts take no context and it has one."""
 
@@ -139,11 +140,18 @@ def make_field(
         raise ValueError(
             f'skew={skew!r} makes the divergence-free part of a Helmholtz field: give field="helmholtz" too'
         )
+    if turning is not None and name != "helmholtz":
+        raise ValueError(
+            f"turning={turning!r} says which flows have the divergence-free part of a Helmholtz field, and the field is "
+            f'{name!r}: leave it out, or give field="helmholtz"'
+        )
     if name == "helmholtz":
+        acting = None if turning is None else _indices(turning)
         if skew is None:
             streams = SolenoidalField(dim, num_flows, sum(hidden), generator=generator, context=context, **timed)
-            return HelmholtzField(potential_of_its_own(), streams)
-        return HelmholtzField(potential_of_its_own(), potential_of_its_own(), skew=skew, generator=generator)
+            return HelmholtzField(potential_of_its_own(), streams, turning=acting)
+        one, other = potential_of_its_own(), potential_of_its_own()
+        return HelmholtzField(one, other, skew=skew, turning=acting, generator=generator)
     if name == "gradient":
         return GradientField(potential_of_its_own())
     if name == "free":
@@ -184,6 +192,16 @@ def make_prior(
 def _timed(time_features: int | None) -> dict[str, Any]:
     """The option of a part for its time features, where it is not left to the part."""
     return {} if time_features is None else {"time_features": time_features}
+
+
+def _indices(turning: Sequence[int | str]) -> Any:
+    """Flows by their index, as the field takes and checks them; raises ValueError for names, which a model does not know."""
+    if isinstance(turning, list | tuple) and any(isinstance(flow, str) for flow in turning):
+        raise ValueError(
+            f"turning={turning!r} names flows, which a model knows by their index alone: give indices, such as [1, 2]. "
+            "Names of the data's transformations will do where a configuration is trained"
+        )
+    return turning
 
 
 def _without_options(kind: str, given: str | Mapping[str, Any]) -> Any:

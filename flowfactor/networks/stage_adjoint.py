@@ -210,12 +210,14 @@ class ClosedForm:
         kind: Parts of one kind, with parameters of the same shapes, can be evaluated together; None for those that cannot.
         takes_skew: Whether ``build``, of a potential, takes ``"skew"`` ``[G, D, D]`` as one more parameter: a map J for the
             velocity J grad u instead of grad u.
+        outputs: The parameters that the velocity is linear in: where these are 0, it is 0. Empty where nobody says which.
     """
 
     stack: Stack
     build: Callable[[Stack], StageAdjoint]
     kind: tuple[Any, ...] | None = None
     takes_skew: bool = False
+    outputs: tuple[str, ...] = ()
 
 
 def stacked(residuals: Sequence[Sequence[Tensor]]) -> list[Tensor]:

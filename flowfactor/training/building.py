@@ -55,6 +55,7 @@ def make_model(config: Config, data: SequenceDataset) -> Any:
             f"method {config.method!r}: train by one that infers what acts ({', '.join(given)})"
         )
     _settle_context(config, data, settings)
+    _settle_turning(config, data, settings)
     torch.manual_seed(config.seed)
     return build_model(config.method, **shape, **settings)
 
@@ -77,6 +78,25 @@ def _settle_context(config: Config, data: SequenceDataset, settings: dict[str, A
             f"cannot take: train by --method {', '.join(able)}, or leave the context out of the data"
         )
     settings["context"] = size
+
+
+def _settle_turning(config: Config, data: SequenceDataset, settings: dict[str, Any]) -> None:
+    """Has names of transformations in ``model.turning`` be the indices of their flows, or refuses where it cannot."""
+    turning: Any = settings.get("turning")
+    known = list(data.flow_names)
+    names = [flow for flow in turning if isinstance(flow, str)] if isinstance(turning, list | tuple) else []
+    if not names:
+        return
+    if get_method(config.method).labels != "given":
+        raise ValueError(
+            f"model.turning names {', '.join(names)}, but which of its flows becomes which transformation the method "
+            f"{config.method!r} has to find out: give indices, such as [1, 2], or leave it out"
+        )
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"model.turning names {', '.join(unknown)}, and the transformations of {config.data.name} are {', '.join(known)}"
+        )
+    settings["turning"] = [known.index(flow) if isinstance(flow, str) else flow for flow in turning]
 
 
 def _check_needs_no_labels(config: Config) -> None:

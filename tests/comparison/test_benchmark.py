@@ -320,6 +320,22 @@ def test_ablations_and_controls_leave_out_what_the_preset_asks_of_other_flows() 
     assert made("field-free").flow.evaluation_solver.method == "dopri5"
 
 
+def test_which_flows_turn_is_asked_of_helmholtz_fields_of_known_transformations() -> None:
+    base, _, _ = parse_train(["demo", *TINY])
+    asking = {**base.model, "field": "helmholtz", "turning": ["rotation", 2]}
+    base = Config.from_dict(base.as_dict() | {"model": asking})
+
+    def turning(name: str):
+        return configure(base, get_variant(name), 0).model.get("turning")
+
+    assert turning("ours") == turning("field-skew") == turning("euler-no-pde") == ["rotation", 2]
+    assert turning("k-2") == ["rotation"] and turning("k-5") == ["rotation", 2]
+    for name in ("field-gradient", "field-free", "free", "ours-weak", "sta", "vae"):
+        assert turning(name) is None
+    config = configure(base, get_variant("ours"), 0)
+    assert make_model(config, config.data.dataset("train")).flow.field.turning == (1, 2)
+
+
 def test_a_model_with_a_vampprior_is_saved_and_loaded(tmp_path: Path) -> None:
     sizes = {"latent_dim": 4, "hidden": (8, 8), "encoder": {"widths": [8]}, "decoder": {"widths": [8]}}
     for name in ("ours", "sta"):

@@ -61,6 +61,7 @@ def fields() -> dict[str, ff.fields.Field | ff.potentials.Potential]:
         "free": ff.fields.FreeField(D, K, (4, 5), rank=1, time_features=2, init_scale=1.0).double(),
         "timeless": ff.potentials.MLPPotential(D, K, (4, 4), time_features=0, init_scale=1.0).double(),
         "helmholtz": ff.fields.HelmholtzField(Bumps(), ff.potentials.MLPPotential(D, K, (4, 4))).double(),
+        "turning": ff.fields.HelmholtzField(Bumps(), ff.fields.SolenoidalField(D, K, 4), turning=[1]).double(),
     }
 
 
@@ -76,7 +77,7 @@ def test_same_paths_and_gradients_by_every_method(method: str, programs: Compile
 
 
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-@pytest.mark.parametrize("name", ["own", "resnet", "timeless", "helmholtz"])
+@pytest.mark.parametrize("name", ["own", "resnet", "timeless", "helmholtz", "turning"])
 def test_same_paths_and_gradients_of_every_field(name: str, divergence: str, programs: CompileCounter) -> None:
     agree(fields()[name], ff.Solver("midpoint"), divergence, controls()["index"])
     assert programs.frame_count

@@ -37,9 +37,9 @@ def quadratic(*scales: float) -> ff.potentials.QuadraticPotential:
     )
 
 
-def mixed(sources: tuple[float, ...], turns: tuple[float, ...]) -> ff.fields.HelmholtzField:
+def mixed(sources: tuple[float, ...], turns: tuple[float, ...], **more) -> ff.fields.HelmholtzField:
     """v = a_k z + b_k J z."""
-    return ff.fields.HelmholtzField(quadratic(*sources), quadratic(*turns), skew="canonical")
+    return ff.fields.HelmholtzField(quadratic(*sources), quadratic(*turns), skew="canonical", **more)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -52,6 +52,18 @@ def test_the_gradients_share_of_sources_and_turns_is_known(pixel_model, engine) 
     assert found.mean.tolist() == pytest.approx([0.09 / 0.1, 0.04 / 0.2], abs=1e-6)
     assert found.standard_error.tolist() == pytest.approx([0, 0], abs=1e-6) and found.count == 6
     json.dumps(found.as_dict())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_gradients_share_of_a_flow_that_does_not_turn_is_one(pixel_model, engine) -> None:
+    chosen = {"engine": engine} if engine == "general" else {}
+    quadratics = with_field(pixel_model(), mixed((0.3, 0.2), (0.1, -0.4), turning=[1]), method="rk4", **chosen)
+    assert ff.metrics.gradient_share(quadratics, data_of()).mean.tolist() == [1.0, pytest.approx(0.2, abs=1e-6)]
+    parts = ff.potentials.MLPPotential(PIXELS, 2, (8, 8)), ff.fields.SolenoidalField(PIXELS, 2, 8)
+    share = ff.metrics.gradient_share(
+        with_field(pixel_model(), ff.fields.HelmholtzField(*parts, turning=[0])), data_of()
+    )
+    assert share.mean[0] < 1 and share.mean[1] == 1 and share.standard_error[1] == 0
 
 
 def test_a_share_stays_one_where_parts_cancel_and_is_one_without_another_part(pixel_model) -> None:

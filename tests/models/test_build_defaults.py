@@ -47,6 +47,22 @@ def test_a_skew_takes_a_helmholtz_field(field: str) -> None:
         ff.models.build_vae(**SIZES, field=field, skew="canonical")
 
 
+@pytest.mark.parametrize("builder", [ff.models.build_vae, ff.models.build_sparse_vae])
+def test_which_flows_turn_is_told_a_helmholtz_field_by_index(builder: Any) -> None:
+    for skew in (None, "canonical"):
+        assert builder(**SIZES, field="helmholtz", turning=[1], skew=skew).flow.field.turning == (1,)
+    assert builder(**SIZES, field="helmholtz").flow.field.turning is None
+    for field in ("gradient", "free"):
+        with pytest.raises(ValueError, match=rf"turning=\[1\] says .* and the field is '{field}'"):
+            builder(**SIZES, field=field, turning=[1])
+    with pytest.raises(ValueError, match="names flows, which a model knows by their index alone"):
+        builder(**SIZES, field="helmholtz", turning=["rotation"])
+    with pytest.raises(ValueError, match="must name flows from 0 to 1"):
+        builder(**SIZES, field="helmholtz", turning=[2])
+    with pytest.raises(TypeError, match="must be a list of flows"):
+        builder(**SIZES, field="helmholtz", turning=1)
+
+
 class Dimmed:
     def _frames(self, indices: torch.Tensor, k: torch.Tensor) -> dict[str, torch.Tensor]:
         made = super()._frames(indices, k)  # type: ignore[misc]

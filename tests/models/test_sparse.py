@@ -190,6 +190,12 @@ def test_the_split_field_weighs_its_parts() -> None:
     torch.testing.assert_close(split(z, t, torch.cat([a, a], -1)), field(z, t, a))
     torch.testing.assert_close(split.divergence(z, t, torch.cat([a, b], -1)), field.irrotational.divergence(z, t, a))
     torch.testing.assert_close(split(z, t, 3), sum(part(z, t, 1) for part in field.solenoidal))
+    turning = ff.fields.HelmholtzField(field.potential, *(part.potential for part in field.solenoidal), turning=[0])
+    both = torch.cat([a, b], -1)
+    kept = torch.stack([b[:, 0], torch.zeros(5)], -1)
+    wanted = gradient + sum(part(z, t, kept) for part in turning.solenoidal)
+    torch.testing.assert_close(SplitControlField(turning)(z, t, both), wanted)
+    assert not SplitControlField(turning)(z, t, 3).any()  # flow 1 has no divergence-free part to weigh
 
 
 @pytest.mark.parametrize("control", ["single", "double"])

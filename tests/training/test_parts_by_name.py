@@ -12,6 +12,7 @@ import flowfactor as ff
 from flowfactor import registry
 from flowfactor.cli.train import table
 from flowfactor.training import load_config, load_run, train
+from flowfactor.training.building import make_model
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +52,26 @@ def test_a_run_of_ones_own_potential_objective_and_estimator(tmp_path: Path) -> 
     assert config == load_config(tmp_path / "config.yaml") and config.model["potential"] == own["potential"]
     assert type(model.flow.field.potential) is Well and model.flow.field.potential.depth == 0.5
     assert type(model.objective) is FreeBits and int(model.estimator.step) == 8
+
+
+def test_flows_that_turn_by_the_names_of_the_datas_transformations(tmp_path: Path) -> None:
+    turning = {**SIZES, "field": "helmholtz", "turning": ["colouring", 1]}
+    config = small_run(tmp_path, turning, "ours")
+    train(config)
+    assert load_run(tmp_path)[0].flow.field.turning == (1, 2) and load_config(tmp_path / "config.yaml") == config
+    for method, names, said in (
+        (
+            "ours",
+            ["shear", "rotation"],
+            r"names shear, and the transformations of \w+ are scaling, rotation, colouring",
+        ),
+        ("ours-weak", ["rotation"], "'ours-weak' has to find out: give indices"),
+        ("sta", ["rotation"], "'sta' has to find out: give indices"),
+        ("ours", [1, 1], "each once"),
+    ):
+        asked = small_run(tmp_path / "other", {**turning, "turning": names}, method)
+        with pytest.raises(ValueError, match=said):
+            make_model(asked, asked.data.dataset("train"))
+    for method in ("ours-weak", "sta"):
+        asked = small_run(tmp_path / "other", {**turning, "turning": [1]}, method)
+        assert make_model(asked, asked.data.dataset("train")).flow.field.turning == (1,)

@@ -24,10 +24,11 @@ pytestmark = pytest.mark.skipif(
 class _Loss(nn.Module):
     """A mean over sequences without draws, so that halves of a batch add up to the whole; all parameters take part."""
 
-    def __init__(self) -> None:
+    def __init__(self, turning: list[int] | None) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.model = ff.models.build_vae((1, 8, 8), 3, 6, hidden=(8, 8), solver={"method": "rk4"}, field="helmholtz")
+        settings = {"solver": {"method": "rk4"}, "field": "helmholtz", "turning": turning}
+        self.model = ff.models.build_vae((1, 8, 8), 3, 6, hidden=(8, 8), **settings)
 
     def forward(self, frames: Tensor, k: Tensor) -> Tensor:
         model, t = self.model, torch.arange(float(frames.shape[1]))
@@ -46,11 +47,11 @@ def _batch() -> tuple[Tensor, Tensor]:
     return frames, torch.tensor([0, 0, 1, 1, 0, 2, 2, 1])
 
 
-def _worker(rank: int, folder: str, steps: int) -> None:
+def _worker(rank: int, folder: str, steps: int, turning: list[int] | None) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Grad strides")  # kernels of one pixel: a matter of speed alone
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    module = nn.parallel.DistributedDataParallel(_Loss())
+    module = nn.parallel.DistributedDataParallel(_Loss(turning))
     torch.save(_train(module, slice(4 * rank, 4 * rank + 4), steps), Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -74,13 +75,18 @@ def _train(module: nn.Module, part: slice, steps: int) -> dict[str, Tensor]:
     return found | after
 
 
-def test_two_processes_have_the_gradients_of_the_joint_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "turning", [None, pytest.param([2], marks=pytest.mark.slow)]
+)  # one half has no flow that turns
+def test_two_processes_have_the_gradients_of_the_joint_batch(
+    turning: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if sys.platform == "linux":
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
-    mp.start_processes(_worker, (str(tmp_path), 2), nprocs=2, start_method="spawn")
-    alone = _train(_Loss(), slice(None), 2)
-    halves = [_train(_Loss(), part, 1) for part in (slice(0, 4), slice(4, 8))]
+    mp.start_processes(_worker, (str(tmp_path), 2, turning), nprocs=2, start_method="spawn")
+    alone = _train(_Loss(turning), slice(None), 2)
+    halves = [_train(_Loss(turning), part, 1) for part in (slice(0, 4), slice(4, 8))]
     for rank in (0, 1):
         shared = torch.load(tmp_path / f"{rank}.pt")
         assert shared.keys() == alone.keys()
