@@ -208,7 +208,8 @@ def test_what_could_not_be_measured_is_a_dash() -> None:
     single = {"error": {"a": 2.0, "b": 6.0}}
     ways = {"single": single, "backward": {"error": {"a": 5.0, "b": 7.0}}, "superpose": {"missing": "no solve"}}
     ways["switch"] = {"error": {"a+b": 9.0}, "over_singles": {"a+b": 2.25}}
+    ways["together"] = {"error": {"a+b+c": 7.0}, "over_singles": {"a+b+c": 1.75}}
     first = {"equivariance_error": {"a": 1.0}, "doing_nothing": {"a": 3.0}, "combining": ways}
     second = {"combining": {name: {"missing": "no solve"} for name in ways}}
     rows = [line.split()[-2:] for line in side_by_side(first, second, {"a": 4.0}).splitlines()[2:]]
-    assert rows == [["1.50", "-"], ["-", "-"], ["2.25", "-"]]
+    assert rows == [["1.50", "-"], ["-", "-"], ["2.25", "-"], ["1.75", "-"]]
