@@ -165,8 +165,8 @@ def side_by_side(first: Mapping[str, Any], second: Mapping[str, Any], untouched:
         untouched: E_k of the second on the test sequences of the first, by transformation.
 
     Returns:
-        The table: E_k from the untouched digit; and how the errors backwards, of two flows at once, of one after another
-        and of all three at once compare with that of one flow forwards, each model's on test sequences of the kind that it was trained on.
+        The table: E_k from the untouched digit; and how the errors backwards, of two flows at once, of one after another and
+        of all three at once compare with that of one flow forwards, each model's on sequences of the kind it was trained on.
 
     Example:
         >>> ways = {"single": {"error": {"a": 2.0, "b": 4.0}}, "backward": {"error": {"a": 12.0, "b": 6.0}}}
