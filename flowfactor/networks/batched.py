@@ -23,6 +23,14 @@ def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     return out.copy_(result)
 
 
+_SMALL = 2**14
+
+
+def transposed(weight: Tensor) -> Tensor:
+    """Weights ``[K, j, i]`` as ``[K, i, j]``: small ones as they are multiplied fastest, large ones where they lie."""
+    return weight.mT.contiguous() if weight[0].numel() < _SMALL else weight.mT
+
+
 def outer(x: Tensor, y: Tensor) -> Tensor:
     """The sum over stages and samples of outer products, ``[K, i, j]``."""
     return torch.bmm(flat(x).mT, flat(y))
@@ -36,3 +44,9 @@ def add(x: Tensor | None, y: Tensor) -> Tensor:
 def sum_into(total: Products, name: str, value: Tensor) -> None:
     """Adds to what is there under a name, if anything is."""
     total[name] = total[name] + value if name in total else value
+
+
+def outer_into(total: Products, name: str, x: Tensor, y: Tensor) -> None:
+    """Adds the `outer` of x and y to what is there under a name, in the memory of the new product."""
+    value = outer(x, y)
+    total[name] = value.add_(total[name]) if name in total else value

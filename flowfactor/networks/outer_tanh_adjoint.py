@@ -90,7 +90,7 @@ class OuterTanhStages(TwoLayerStages):
     @cached_property
     def inner_laplacian(self) -> Tensor:
         """The Laplacian of v, ``[G, S, n]``."""
-        return self.adjoint.laplacians(self.b1, self.b2, self.g1)
+        return self.laplacians()
 
     def outputs(self, want: frozenset[str]) -> Outputs:
         out = Outputs()
@@ -99,7 +99,7 @@ class OuterTanhStages(TwoLayerStages):
         if "velocity" in want:
             out["velocity"] = self.first * self.g
         if "gradient" in want and self.adjoint.skew is None:
-            out["gradient"] = self.first * self.g
+            out["gradient"] = out["velocity"] if "velocity" in out else self.first * self.g
         if "time" in want:
             out["time"] = self.first.squeeze(-1) * self.inner_time
         if "divergence" in want:
