@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor.networks.activations import Activation
-from flowfactor.networks.batched import Products, add, flat, outer, outer_into, product, sum_into, transposed
+from flowfactor.networks.batched import Products, add, flat, matmul, outer, outer_into, product, sum_into, transposed
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.probes import Probes
 from flowfactor.networks.row_norms import weighted_row_norms
@@ -121,7 +121,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         """A layer's product and what it adds to it at a stage."""
         if self.stage_terms is not None:
             return self.stage_terms.product(layer, x, weight, terms)
-        out = torch.bmm(x, weight).add_(terms[layer])
+        out = matmul(x, weight).add_(terms[layer])
         return out if layer or self.rows is None else out.add_(self.rows)
 
     def velocity(self, z: Tensor, terms: Any, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
@@ -131,9 +131,9 @@ class TwoLayerAdjoint(NetworkAdjoint):
         h1 = self.act.quick(a1, b1)
         a2 = self.product(1, h1, self.w2_t, terms)
         b2 = self.act.quick_base(a2)
-        g1 = torch.bmm(self.act.first(b2), self.w3_w2)
+        g1 = matmul(self.act.first(b2), self.w3_w2)
         torch.mul(g1, self.act.first(b1), out=a1)  # [a1 | A z] becomes [delta1 | A z]: nothing needs a1 any more
-        gradient = torch.bmm(inner, self.out, out=out)
+        gradient = matmul(inner, self.out, out)
         if self.bias is not None:
             gradient += self.bias
         kept = () if not self.keeps_velocity else (gradient,) if out is None else (gradient.clone(),)
