@@ -97,7 +97,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         if self.laplacian == "hutchinson":
             assert probe is not None
             self.probes = Probes(probe, self.w1.shape[-1])
-            along = self.probes.product(self.probes.e, self.up_t)
+            along = product(self.probes.e, self.up_t)
             self.along1 = along[..., : self.h1]
             self.squared1 = self.probes.mean(self.along1.square())
             self.along_quad = along[..., self.h1 :]
@@ -308,7 +308,7 @@ class TwoLayerPullback(Pullback):
     def _begin_value(self, value: Tensor) -> None:
         s, a, u = self.stages, self.adjoint, value.unsqueeze(-1)
         self.r2 = add(self.r2, u * s.w3_s2)
-        sum_into(self.extra, "w3", (u * s.h2()).sum((1, 2)).unsqueeze(-2))
+        sum_into(self.extra, "w3", outer(u, s.h2()))
         if not a.has_quad:
             return
         self.rq = u * s.inner[..., a.h1 :]
