@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Products = dict[str, Tensor]
-_LARGE = 2**21  # multiply-adds of a network from which oneDNN's calls, one for each, are made good
+_LARGE, _WIDE = 2**21, 128  # multiply-adds of a network, and widths, that make good oneDNN's calls, one for each
 _SMALL = 2**14  # numbers in a matrix up to which it is turned round in memory once, to be multiplied faster
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -38,16 +38,17 @@ def _by_onednn(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     return found[0].unsqueeze(0) if out is None and len(found) == 1 else torch.stack(found, out=out)
 
 
+def _by_hand(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are numbers that oneDNN takes, and no graph is recorded, which its operator knows nothing of."""
+    recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    return plain and not recorded and torch.backends.mkldnn.enabled
+
+
 def matmul(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """``x [K, n, i] @ weight [K, i, j]`` by what does it fastest, without a graph for autograd."""
-    large = x.shape[1] * weight.shape[1] * weight.shape[2] >= _LARGE
-    if (
-        large
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and prefers_onednn()
-        and torch.backends.mkldnn.enabled
-    ):
+    """``x [K, n, i] @ weight [K, i, j]`` by what multiplies fastest."""
+    n, (i, j) = x.shape[1], weight.shape[1:]
+    if min(i, j) >= _WIDE and n * i * j >= _LARGE and _by_hand(x, weight) and prefers_onednn():
         return _by_onednn(x, weight, out)
     return torch.bmm(x, weight) if out is None else torch.bmm(x, weight, out=out)
 
