@@ -1,13 +1,15 @@
 """Where the processor's time of a step goes: ``python -m benchmarks.profile paper`` or ``forward``.
 
 The operators of torch are timed one by one, by the clock of this thread's processor time, so that other programs hardly
-disturb them. What a step takes beyond its operators is Python between them. One thread; the machine's large product is read
-by torch, which takes MKL, and by oneDNN.
+disturb them. What a step takes beyond its operators is Python between them. One thread; the process keeps freed memory, as
+training programs do, or with ``--unprepared`` does not, and page faults are counted. The machine's large product is read by
+torch, which takes MKL, and by oneDNN.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import sys
 import time
@@ -20,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.potentials import paper_problem
 from benchmarks.problem import Problem
+from flowfactor.training import prepare_process
 
 KINDS: dict[str, tuple[str, ...]] = {
     "products": ("bmm", "mm", "addmm", "baddbmm", "baddbmm_", "addmv", "mv", "dot", "_linear_pointwise"),
@@ -94,13 +97,18 @@ def main() -> None:
     parser.add_argument("step", choices=("paper", "forward"), help="the paper's flow step; the forward solve at D = 32")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--shapes", type=int, default=12, help="lines of single operators")
+    parser.add_argument("--unprepared", action="store_true", help="leave to the C library which memory it gives back")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    if not args.unprepared:
+        prepare_process()
     step, needed = sides(args.step)
     for _ in range(5):
         step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     whole, operators = milliseconds(step, args.repeats), Operators()
+    faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / args.repeats
     with operators:
         for _ in range(args.repeats):
             step()
@@ -108,9 +116,8 @@ def main() -> None:
     count = sum(operators.calls.values())
     idle = min(1e-3, operators.spent["views and new tensors"] / max(operators.calls["views and new tensors"], 1))
     own = {kind: (spent - idle * operators.calls[kind]) / args.repeats for kind, spent in operators.spent.items()}
-    print(
-        f"a step: {whole:.2f} ms of processor time, {count / args.repeats:.0f} operators\n\n| part | ms | share | calls |"
-    )
+    print(f"a step: {whole:.2f} ms of processor time, {count / args.repeats:.0f} operators, {faults:.0f} page faults")
+    print("\n| part | ms | share | calls |")
     print("|---|---|---|---|")
     for kind, spent in sorted(own.items(), key=lambda item: -item[1]):
         print(f"| {kind} | {spent:.2f} | {spent / whole:.0%} | {operators.calls[kind] / args.repeats:.0f} |")
