@@ -1,7 +1,7 @@
 """Where the processor's time of a step goes: ``python -m benchmarks.profile paper`` or ``forward``.
 
 The operators of torch are timed one by one, by the clock of this thread's processor time, so that other programs hardly
-disturb them. What a step takes beyond its operators is Python between them. One thread; the process keeps freed memory, as
+disturb them. Timing adds some microseconds to each, so that the parts may come to more than the step. One thread; the process keeps freed memory, as
 training programs do, or with ``--unprepared`` does not, and page faults are counted. The machine's large product is read by
 torch, which takes MKL, and by oneDNN.
 """
@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 ELEMENTWISE = "sums, products and the like of elements"
-BETWEEN = "Python between operators"
+BETWEEN = "Python between operators, less what timing adds"
 
 
 class Operators(TorchDispatchMode):
@@ -112,16 +112,14 @@ def main() -> None:
     with operators:
         for _ in range(args.repeats):
             step()
-    # A timed operator takes longer by the timing: what a view takes is taken off all of them.
     count = sum(operators.calls.values())
-    idle = min(1e-3, operators.spent["views and new tensors"] / max(operators.calls["views and new tensors"], 1))
-    own = {kind: (spent - idle * operators.calls[kind]) / args.repeats for kind, spent in operators.spent.items()}
+    own = {kind: spent / args.repeats for kind, spent in operators.spent.items()}
     print(f"a step: {whole:.2f} ms of processor time, {count / args.repeats:.0f} operators, {faults:.0f} page faults")
     print("\n| part | ms | share | calls |")
     print("|---|---|---|---|")
     for kind, spent in sorted(own.items(), key=lambda item: -item[1]):
         print(f"| {kind} | {spent:.2f} | {spent / whole:.0%} | {operators.calls[kind] / args.repeats:.0f} |")
-    rest = max(0.0, whole - sum(own.values()))
+    rest = whole - sum(own.values())
     print(f"| {BETWEEN} | {rest:.2f} | {rest / whole:.0%} | |\n\n| operator | ms | calls |\n|---|---|---|")
     for what, spent in operators.shaped.most_common(args.shapes):
         print(f"| {what} | {spent / args.repeats:.2f} | {operators.times[what] / args.repeats:.0f} |")
