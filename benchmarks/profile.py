@@ -1,9 +1,9 @@
 """Where the processor's time of a step goes: ``python -m benchmarks.profile paper`` or ``forward``.
 
 The operators of torch are timed one by one, by the clock of this thread's processor time, so that other programs hardly
-disturb them. Timing adds some microseconds to each, so that the parts may come to more than the step. One thread; the process keeps freed memory, as
-training programs do, or with ``--unprepared`` does not, and page faults are counted. The machine's large product is read by
-torch, which takes MKL, and by oneDNN.
+disturb them. Timing adds some microseconds to each, so that the parts may come to more than the step. One thread; the
+process keeps freed memory, as training programs do, or with ``--unprepared`` does not, and page faults are counted. The
+machine's large product is read by torch, which takes MKL, and by oneDNN.
 """
 
 from __future__ import annotations
