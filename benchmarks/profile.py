@@ -13,7 +13,7 @@ import resource
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,9 +44,9 @@ class Operators(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.spent: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
-        self.shaped: Counter[str] = Counter()
+        self.shaped: defaultdict[str, float] = defaultdict(float)
         self.times: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -121,7 +121,7 @@ def main() -> None:
         print(f"| {kind} | {spent:.2f} | {spent / whole:.0%} | {operators.calls[kind] / args.repeats:.0f} |")
     rest = whole - sum(own.values())
     print(f"| {BETWEEN} | {rest:.2f} | {rest / whole:.0%} | |\n\n| operator | ms | calls |\n|---|---|---|")
-    for what, spent in operators.shaped.most_common(args.shapes):
+    for what, spent in sorted(operators.shaped.items(), key=lambda item: -item[1])[: args.shapes]:
         print(f"| {what} | {spent / args.repeats:.2f} | {operators.times[what] / args.repeats:.0f} |")
     for name, rate in rates().items():
         share = "" if needed is None else f"; the step at {1e3 * needed / whole / rate:.0%} of it"

@@ -42,7 +42,7 @@ def _by_hand(x: Tensor, weight: Tensor) -> bool:
     """Whether these are numbers that oneDNN takes, and no graph is recorded, which its operator knows nothing of."""
     recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and not recorded and torch.backends.mkldnn.enabled
+    return plain and not recorded and bool(torch.backends.mkldnn.enabled)
 
 
 def matmul(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
