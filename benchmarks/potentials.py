@@ -18,6 +18,7 @@ from benchmarks.timing import Readings, Row, Target, interleaved
 from flowfactor.control import resolve
 from flowfactor.networks.probes import rademacher_like
 from flowfactor.regularizers import HamiltonJacobi, NegativeSquare
+from flowfactor.training import prepare_process
 
 
 def hessian_trace(repeats: int, dim: int = 64) -> list[Row]:
@@ -93,8 +94,10 @@ def _with_backward(side: Callable[[], Tensor]) -> Callable[[], None]:
     return lambda: side().mean().backward()
 
 
-def paper_step(repeats: int, dim: int = 324, flows: int = 3, steps: int = 8) -> list[Row]:
-    """The paper's flow in training: unit Euler steps, value, gradient, HJ residual and Laplacian; share of GEMM peak.
+def paper_problem(
+    dim: int = 324, flows: int = 3, steps: int = 8
+) -> tuple[Callable[[], tuple[Tensor, Tensor]], Callable[[], None], float]:
+    """The paper's flow in training: unit Euler steps, value, gradient, HJ residual and Laplacian.
 
     Matrix products that the mathematics needs, in multiply-adds a sample and stage, all widths equal to D:
       W1 z, W2 h1                      values                        2 D^2
@@ -105,6 +108,9 @@ def paper_step(repeats: int, dim: int = 324, flows: int = 3, steps: int = 8) -> 
     time embedding depends on t alone: 3 D^2 a flow and stage for its value, 3 D^2 for its time derivative, over no
     batch; with its backward about 1 % of the whole, and left out. So a step is
       B T (3 (5 D^2 + H (D + 1))) + B 2 D^2   multiply-adds, twice that in operations.
+
+    Returns:
+        The step, a check of it, and the Gflop that it needs.
     """
     torch.manual_seed(0)
     potential = ff.potentials.PaperPotential(dim, num_flows=flows)
@@ -125,13 +131,20 @@ def paper_step(repeats: int, dim: int = 324, flows: int = 3, steps: int = 8) -> 
         assert z.grad is not None
         return loss.detach(), z.grad
 
-    _check_paper_step(potential, force, z0, t, index, step)
+    hidden = force.first.out_features
+    needed = 2 * (BATCH * steps * 3 * (5 * dim**2 + hidden * (dim + 1)) + BATCH * 2 * dim**2) / 1e9
+    return step, lambda: _check_paper_step(potential, force, z0, t, index, step), needed
+
+
+def paper_step(repeats: int, dim: int = 324, flows: int = 3, steps: int = 8) -> list[Row]:
+    """The share of the machine's rate of large products at which `paper_problem` runs, in a process that trains."""
+    prepare_process()
+    step, check, needed = paper_problem(dim, flows, steps)
+    check()
     n = 2048
     a, b = torch.randn(n, n), torch.randn(n, n)
     small, weight = torch.randn(BATCH // flows, dim), torch.randn(dim, dim)
     times = interleaved({"step": step, "product": lambda: a @ b, "small": lambda: small @ weight}, repeats, 0.2)
-    hidden = force.first.out_features
-    needed = 2 * (BATCH * steps * 3 * (5 * dim**2 + hidden * (dim + 1)) + BATCH * 2 * dim**2) / 1e9
     rate = times["step"].rate(needed, "Gflop/s")
     peak = times["product"].rate(2 * n**3 / 1e9, "Gflop/s")
     row = Row("paper", f"paper's flow step, K={flows}, T={steps}, D={dim}, Euler", rate, peak)

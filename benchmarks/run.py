@@ -43,7 +43,6 @@ CASES: dict[str, Case] = {
     ),
     "laplacian-small": lambda n, threads: laplacians.over_sizes(n),
     "steered": lambda n, threads: steered.steered(n),
-    "paper": lambda n, threads: potentials.paper_step(n),
     "scenes": lambda n, threads: data.scenes(n),
     "sequences": lambda n, threads: data.sequences(n),
     "memory": lambda n, threads: memory.memory(n),
@@ -52,7 +51,9 @@ CASES: dict[str, Case] = {
     "processes": lambda n, threads: processes.processes(n),
     "growth": lambda n, threads: growth.growth(min(n, 5)),
     "precision": lambda n, threads: precision.precision(min(n, 5), threads),
-    "training": lambda n, threads: training_step.training_step(n),  # after the others: it changes how memory is kept
+    # After the others: these change how memory is kept.
+    "paper": lambda n, threads: potentials.paper_step(n),
+    "training": lambda n, threads: training_step.training_step(n),
     "training-adaptive": lambda n, threads: training_step.adaptive_step(n),
     "import": lambda n, threads: potentials.import_time(n),
 }

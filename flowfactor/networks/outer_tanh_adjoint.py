@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowfactor.networks.activations import one_minus_square
-from flowfactor.networks.batched import Products, add
+from flowfactor.networks.batched import Products, add, outer, sum_into
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, stacked
 from flowfactor.networks.time import Times
 from flowfactor.networks.two_layer_adjoint import Residuals, TwoLayerAdjoint, TwoLayerPullback, TwoLayerStages
@@ -34,10 +34,10 @@ class OuterTanhAdjoint(TwoLayerAdjoint):
         self.keeps_velocity = False  # the inner one is kept anyway
 
     def velocity(self, z: Tensor, terms: Any, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
-        inner, residuals = super().velocity(z, terms)
-        h2 = residuals[4]  # of tanh the base is the value
+        inner, (z, up, _, b1, b2, *rest) = super().velocity(z, terms)
+        h2 = b2  # of tanh the base is the value, and nothing else asks for its argument
         phi = torch.tanh(torch.bmm(h2, self.w3.mT) + self.p["b3"].unsqueeze(-1))  # [G, n, 1]
-        return torch.mul(one_minus_square(phi), inner, out=out), (*residuals, inner, phi)
+        return torch.mul(one_minus_square(phi), inner, out=out), (z, up, h2, b1, b2, *rest, inner, phi)
 
     def divergence(self, residuals: Sequence[Residuals]) -> Tensor:
         *inner, g, phi = stacked([r[3:6] + r[7:] for r in residuals])
@@ -90,7 +90,7 @@ class OuterTanhStages(TwoLayerStages):
     @cached_property
     def inner_laplacian(self) -> Tensor:
         """The Laplacian of v, ``[G, S, n]``."""
-        return self.adjoint.laplacians(self.b1, self.b2, self.g1)
+        return self.laplacians()
 
     def outputs(self, want: frozenset[str]) -> Outputs:
         out = Outputs()
@@ -99,7 +99,7 @@ class OuterTanhStages(TwoLayerStages):
         if "velocity" in want:
             out["velocity"] = self.first * self.g
         if "gradient" in want and self.adjoint.skew is None:
-            out["gradient"] = self.first * self.g
+            out["gradient"] = out["velocity"] if "velocity" in out else self.first * self.g
         if "time" in want:
             out["time"] = self.first.squeeze(-1) * self.inner_time
         if "divergence" in want:
@@ -149,6 +149,6 @@ class OuterTanhPullback(TwoLayerPullback):
 
     def _products(self) -> Products:
         out = super()._products()
-        out["w3"] = out["w3"] + (self.value_bar * self.stages.h2()).sum((1, 2)).unsqueeze(-2)
+        sum_into(out, "w3", outer(self.value_bar, self.stages.h2()))
         out["b3"] = self.value_bar.sum((1, 2))
         return out

@@ -221,8 +221,14 @@ class ClosedForm:
 
 
 def stacked(residuals: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Residuals of S stages, tensors ``[G, n, .]`` each, as tensors ``[G, S, n, .]``."""
-    return [torch.stack(x, 1) for x in zip(*residuals, strict=True)]
+    """Residuals of S stages, tensors ``[G, n, .]`` each, as tensors ``[G, S, n, .]``; one for what is the same tensor."""
+    made: dict[tuple[int, ...], Tensor] = {}
+    every = list(zip(*residuals, strict=True))
+    keys = [tuple(map(id, x)) for x in every]
+    for key, x in zip(keys, every, strict=True):
+        if key not in made:
+            made[key] = torch.stack(x, 1)
+    return [made[key] for key in keys]
 
 
 def with_velocity(

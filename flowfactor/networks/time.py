@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowfactor.networks.batched import outer
+from flowfactor.networks.batched import matmul, outer
 
 Times: TypeAlias = "Sequence[float] | Tensor"
 """Times of S stages: one for all samples, or one for each, ``[S, G, n]``."""
@@ -111,7 +111,7 @@ class StageTerms:
         """``x [G, n, i] @ weight [G, i, width]`` and the terms of a layer at a stage."""
         # A product and a sum in place cost half of `baddbmm` where a sum is broadcast.
         rows = self.rows[layer]
-        out = torch.bmm(x, weight) if rows is None else torch.baddbmm(rows, x, weight)
+        out = matmul(x, weight) if rows is None else torch.baddbmm(rows, x, weight)
         if isinstance(terms, Tensor):
             return out.baddbmm_(terms, self.with_bias[layer])
         return out if terms[layer] is None else out.add_(terms[layer])

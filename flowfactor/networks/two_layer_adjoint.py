@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowfactor.networks.activations import Activation
-from flowfactor.networks.batched import Products, add, flat, outer, product, sum_into
+from flowfactor.networks.batched import Products, add, flat, matmul, outer, outer_into, product, sum_into, transposed
 from flowfactor.networks.batching import Stack
 from flowfactor.networks.probes import Probes
 from flowfactor.networks.row_norms import weighted_row_norms
@@ -77,12 +77,12 @@ class TwoLayerAdjoint(NetworkAdjoint):
         # One product serves W1 z and A z, one W1' x and A' s y.
         self.up = torch.cat([self.w1, p["quad"]], -2) if self.has_quad else self.w1
         self.down = torch.cat([self.w1, p["scale"].mT * p["quad"]], -2) if self.has_quad else self.w1
-        self.up_t = self.up.mT.contiguous()
+        self.up_t = transposed(self.up)
         self.lam_up, self.out, self.bias = self.up_t, self.down, p["linear"] if self.has_quad else None
         if self.skew is not None:  # J acts on the weights, once a solve
             self.lam_up, self.out = (self.up @ self.skew.mT).mT.contiguous(), self.down @ self.skew.mT
             self.bias = self.bias @ self.skew.mT if self.bias is not None else None
-        self.w2_t, self.w3_w2 = self.w2.mT.contiguous(), self.w3.mT * self.w2
+        self.w2_t, self.w3_w2 = transposed(self.w2), self.w3.mT * self.w2
         self.stage_terms, self.own_times = None, features is not None
         if features is not None:
             layers = [(p.get("v1"), p["b1"], self.up.shape[-2]), (p.get("v2"), p["b2"], self.w2.shape[-2])]
@@ -97,7 +97,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         if self.laplacian == "hutchinson":
             assert probe is not None
             self.probes = Probes(probe, self.w1.shape[-1])
-            along = self.probes.product(self.probes.e, self.up_t)
+            along = product(self.probes.e, self.up_t)
             self.along1 = along[..., : self.h1]
             self.squared1 = self.probes.mean(self.along1.square())
             self.along_quad = along[..., self.h1 :]
@@ -121,7 +121,7 @@ class TwoLayerAdjoint(NetworkAdjoint):
         """A layer's product and what it adds to it at a stage."""
         if self.stage_terms is not None:
             return self.stage_terms.product(layer, x, weight, terms)
-        out = torch.bmm(x, weight).add_(terms[layer])
+        out = matmul(x, weight).add_(terms[layer])
         return out if layer or self.rows is None else out.add_(self.rows)
 
     def velocity(self, z: Tensor, terms: Any, out: Tensor | None = None) -> tuple[Tensor, Residuals]:
@@ -131,9 +131,9 @@ class TwoLayerAdjoint(NetworkAdjoint):
         h1 = self.act.quick(a1, b1)
         a2 = self.product(1, h1, self.w2_t, terms)
         b2 = self.act.quick_base(a2)
-        g1 = torch.bmm(self.act.first(b2), self.w3_w2)
+        g1 = matmul(self.act.first(b2), self.w3_w2)
         torch.mul(g1, self.act.first(b1), out=a1)  # [a1 | A z] becomes [delta1 | A z]: nothing needs a1 any more
-        gradient = torch.bmm(inner, self.out, out=out)
+        gradient = matmul(inner, self.out, out)
         if self.bias is not None:
             gradient += self.bias
         kept = () if not self.keeps_velocity else (gradient,) if out is None else (gradient.clone(),)
@@ -145,18 +145,25 @@ class TwoLayerAdjoint(NetworkAdjoint):
 
     def laplacians(self, b1: Tensor, b2: Tensor, g1: Tensor) -> Tensor:
         """The Laplacians ``[G, S, n]`` at S stages."""
+        s1, s2 = self.act.first(b1), self.act.first(b2)
+        along2 = self.along2(s1) if self.laplacian == "hutchinson" else None
+        return self.laplacians_of(s1, self.act.second(b1, s1).mul_(g1), self.act.second(b2, s2), along2)
+
+    def along2(self, s1: Tensor) -> Tensor:
+        """How each probe moves the second layer, ``[G, S, n, (P,) H2]``."""
+        return product(self.probes.spread(s1) * self.along1.unsqueeze(1), self.w2_t)
+
+    def laplacians_of(self, s1: Tensor, g1_s1_prime: Tensor, s2_prime: Tensor, along2: Tensor | None) -> Tensor:
+        """The same of slopes, second derivatives and `along2`, which stages have worked out."""
         if self.laplacian is None:
             raise RuntimeError("this adjoint was bound without a Laplacian")
-        s1, s2 = self.act.first(b1), self.act.first(b2)
-        of_first = self.act.second(b1, s1).mul_(g1)
-        m2 = self.act.second(b2, s2)
         if self.laplacian == "hutchinson":
-            along2 = product(self.probes.spread(s1) * self.along1.unsqueeze(1), self.w2_t)
-            of_second = product(m2.mul_(self.probes.mean(along2.square_())), self.w3.mT).squeeze(-1)
+            assert along2 is not None
+            of_second = product(self.probes.mean(along2.square()).mul_(s2_prime), self.w3.mT).squeeze(-1)
         else:
-            m2 *= self.w3.unsqueeze(1)
+            m2 = s2_prime * self.w3.unsqueeze(1)
             of_second = self.row_norms(flat(s1), flat(m2)).reshape(m2.shape[:-1])
-        total = of_first.mul_(self.squared1.unsqueeze(1)).sum(-1).add_(of_second)
+        total = (g1_s1_prime * self.squared1.unsqueeze(1)).sum(-1).add_(of_second)
         return total if self.constant is None else total.add_(self.constant.unsqueeze(1))
 
     def stack(self, residuals: Sequence[Residuals], ts: Times) -> TwoLayerStages:
@@ -186,12 +193,30 @@ class TwoLayerStages(Stages):
         return self.adjoint.act.second(self.b1, self.s1)
 
     @cached_property
+    def g1_s1_prime(self) -> Tensor:
+        return self.g1 * self.s1_prime
+
+    @cached_property
+    def s2_prime(self) -> Tensor:
+        return self.adjoint.act.second(self.b2, self.s2)
+
+    @cached_property
     def w3_s2(self) -> Tensor:
         return self.s2 * self.adjoint.w3.unsqueeze(1)
 
     @cached_property
     def w3_s2_prime(self) -> Tensor:
-        return self.adjoint.act.second(self.b2, self.s2) * self.adjoint.w3.unsqueeze(1)
+        return self.s2_prime * self.adjoint.w3.unsqueeze(1)
+
+    @cached_property
+    def along2(self) -> Tensor:
+        """See `TwoLayerAdjoint.along2`: the Laplacian needs it, and so does its pullback."""
+        return self.adjoint.along2(self.s1)
+
+    def laplacians(self) -> Tensor:
+        """The Laplacians of the two-layer network, ``[G, S, n]``."""
+        along2 = self.along2 if self.adjoint.laplacian == "hutchinson" else None
+        return self.adjoint.laplacians_of(self.s1, self.g1_s1_prime, self.s2_prime, along2)
 
     @cached_property
     def c(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
@@ -245,7 +270,7 @@ class TwoLayerStages(Stages):
             first = 0 if d1 is None else (self.inner[..., : a.h1] * self.of_samples(d1)).sum(-1)
             out["time"] = (self.w3_s2 * self.of_samples(d2)).sum(-1) + first
         if "divergence" in want:
-            out["divergence"] = a.laplacians(self.b1, self.b2, self.g1)
+            out["divergence"] = self.laplacians()
         return out
 
     def pullback(self, cotangents: Outputs, *, parameters: bool = True) -> Pullback:
@@ -259,7 +284,7 @@ class TwoLayerPullback(Pullback):
         super().__init__(stages.z.shape[1], parameters=parameters)
         self.stages, self.adjoint = stages, stages.adjoint
         self.extra: Products = {}
-        self.g1_s1_prime = stages.g1 * stages.s1_prime
+        self.g1_s1_prime = stages.g1_s1_prime
         self.r1 = self.r2 = self.r3 = self.rp1 = self.rp2 = self.rq = None
         assert self.adjoint.skew is None or "gradient" not in cotangents
         self.lam0 = cotangents.get("gradient")
@@ -283,7 +308,7 @@ class TwoLayerPullback(Pullback):
     def _begin_value(self, value: Tensor) -> None:
         s, a, u = self.stages, self.adjoint, value.unsqueeze(-1)
         self.r2 = add(self.r2, u * s.w3_s2)
-        sum_into(self.extra, "w3", (u * s.h2()).sum((1, 2)).unsqueeze(-2))
+        sum_into(self.extra, "w3", outer(u, s.h2()))
         if not a.has_quad:
             return
         self.rq = u * s.inner[..., a.h1 :]
@@ -296,14 +321,12 @@ class TwoLayerPullback(Pullback):
         s, a = self.stages, self.adjoint
         mu, e1, probes = laplacian.unsqueeze(-1), a.along1.unsqueeze(1), a.probes
         share = mu if probes.count == 1 else mu / probes.count
-        s2_prime = a.act.second(s.b2, s.s2)
-        along1 = probes.spread(s.s1) * e1
-        along2 = product(along1, a.w2_t)
-        squares = probes.spread(share) * along2
-        along2_bar = probes.spread(s.w3_s2_prime) * squares  # half of it
-        back = product(along2_bar, 2 * a.w2)
-        squares = probes.total(squares.mul_(along2))
-        self.r2 = a.act.third(s.b2, s.s2, s2_prime).mul_(squares).mul_(a.w3.unsqueeze(1))
+        along1, along2 = probes.spread(s.s1) * e1, s.along2
+        squares = probes.spread(2 * share) * along2
+        along2_bar = probes.spread(s.w3_s2_prime) * squares
+        back = product(along2_bar, a.w2)
+        squares = probes.total(squares.mul_(along2))  # twice those of the Laplacian
+        self.r2 = a.act.third(s.b2, s.s2, s.s2_prime).mul_(squares).mul_(0.5 * a.w3.unsqueeze(1))
         mu_squared = mu * a.squared1.unsqueeze(1)
         self.r1 = mu_squared * s.s1_prime
         self.r3 = a.act.third(s.b1, s.s1, s.s1_prime).mul_(s.g1).mul_(mu_squared)
@@ -312,8 +335,8 @@ class TwoLayerPullback(Pullback):
             return
         e1_bar = 2 * a.along1 * probes.spread((share * self.g1_s1_prime).sum(1))
         e1_bar += back.mul_(probes.spread(s.s1)).sum(1)
-        w3_bar = s2_prime.mul_(squares).sum((1, 2)).unsqueeze(-2)
-        self.extra = {"w1": outer(e1_bar, probes.e), "w2": 2 * outer(along2_bar, along1), "w3": w3_bar}
+        w3_bar = squares.mul_(s.s2_prime).sum((1, 2)).mul_(0.5).unsqueeze(-2)
+        self.extra = {"w1": outer(e1_bar, probes.e), "w2": outer(along2_bar, along1), "w3": w3_bar}
         if a.has_quad:
             weight = share.sum(1)
             squared = probes.total(a.along_quad.square())
@@ -323,17 +346,16 @@ class TwoLayerPullback(Pullback):
     def _begin_exact(self, laplacian: Tensor, parameters: bool) -> None:
         s, a, mu = self.stages, self.adjoint, laplacian.unsqueeze(-1)
         s1_second = a.act.third(s.b1, s.s1, s.s1_prime)
-        s2_prime = a.act.second(s.b2, s.s2)
         found = a.row_norms.pull(flat(s.s1), flat(s.w3_s2_prime), laplacian.flatten(1), parameters=parameters)
         s1_bar, m2_bar = found[0].reshape(s.s1.shape), found[1].reshape(s.s2.shape)
         squared1 = a.squared1.unsqueeze(1)
         self.r1 = mu * squared1 * s.s1_prime
-        self.r2 = a.w3.unsqueeze(1) * m2_bar * a.act.third(s.b2, s.s2, s2_prime)
+        self.r2 = a.w3.unsqueeze(1) * m2_bar * a.act.third(s.b2, s.s2, s.s2_prime)
         self.r3 = s1_bar * s.s1_prime + mu * s.g1 * squared1 * s1_second
         if not parameters:
             return
         norms_bar = (mu * self.g1_s1_prime).sum((1, 2)).unsqueeze(-1)
-        w3_bar = (m2_bar * s2_prime).sum((1, 2)).unsqueeze(-2)
+        w3_bar = (m2_bar * s.s2_prime).sum((1, 2)).unsqueeze(-2)
         assert found[2] is not None and found[3] is not None
         self.extra = {"w1": found[2] + 2 * norms_bar * a.w1, "w2": found[3], "w3": w3_bar}
         if a.has_quad:
@@ -386,14 +408,15 @@ class TwoLayerPullback(Pullback):
         """The cotangents of all parameters, by name."""
         s, a, out = self.stages, self.adjoint, dict(self.extra)
         lam = self.lam if a.skew is None else product(self.lam, a.skew)
-        both = outer(self.a1_bar, s.z) + outer(s.inner, lam)
+        both = outer(self.a1_bar, s.z).add_(outer(s.inner, lam))
         sum_into(out, "w1", both[..., : a.h1, :])
         if a.has_quad:
             q, pq = s.inner[..., a.h1 :], self.p1[..., a.h1 :]
             sum_into(out, "scale", (q * pq).sum((1, 2)).unsqueeze(-2))
             sum_into(out, "linear", lam.sum((1, 2)).unsqueeze(-2))
             sum_into(out, "quad", a.p["scale"].mT * both[..., a.h1 :, :])
-        sum_into(out, "w2", outer(self.a2_bar, s.h1_value) + outer(s.w3_s2, self.g1_bar))
+        outer_into(out, "w2", self.a2_bar, s.h1_value)
+        outer_into(out, "w2", s.w3_s2, self.g1_bar)
         sum_into(out, "w3", (s.s2 * self.x2).sum((1, 2)).unsqueeze(-2))
         self._of_time(out)
         if "skew" in a.names:

@@ -178,8 +178,8 @@ class Forward:
                 self.ys[out] = z
                 out += 1
             self._end_step(step, z, e, out)
-        if not bool(torch.isfinite(self.ys).all()):
-            raise GaveUpError
+        if self.ys.numel() and not all(map(math.isfinite, torch.stack(torch.aminmax(self.ys)).tolist())):
+            raise GaveUpError  # of a number that is none, the least and the largest are none
 
     def _adaptive(self, z: Tensor) -> None:
         """Steps of sizes chosen by the error."""
