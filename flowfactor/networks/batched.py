@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowfactor._functorch import is_plain
+
 Products = dict[str, Tensor]
 _LARGE, _WIDE = 2**21, 128  # multiply-adds of a network, and widths, that make good oneDNN's calls, one for each
 _SMALL = 2**14  # numbers in a matrix up to which it is turned round in memory once, to be multiplied faster
@@ -39,10 +41,12 @@ def _by_onednn(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _by_hand(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are numbers that oneDNN takes, and no graph is recorded, which its operator knows nothing of."""
+    """Whether these are numbers that oneDNN takes, and nothing follows the product: its operator has no derivative."""
     recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and not recorded and bool(torch.backends.mkldnn.enabled)
+    numbers = (
+        x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    )
+    return numbers and not recorded and is_plain() and bool(torch.backends.mkldnn.enabled)
 
 
 def matmul(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:

@@ -60,8 +60,18 @@ def test_onednn_is_not_asked_for_what_it_has_no_answer_to(
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "enabled", False)
         matmul(x, w.detach())
+    weight, along = w.detach(), torch.randn(1, 4, 6)
+    _, tangent = torch.func.jvp(lambda x: matmul(x, weight), (x,), (along,))
+    torch.testing.assert_close(tangent, along @ weight)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, along)
+        _, tangent = torch.autograd.forward_ad.unpack_dual(matmul(dual, weight))
+        torch.testing.assert_close(tangent, along @ weight)
+    torch.testing.assert_close(torch.vmap(lambda x: matmul(x, weight))(x.expand(3, 1, 4, 6))[0], x @ weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert matmul(x, weight).dtype == torch.bfloat16
     assert calls == []
-    matmul(x, w.detach())
+    matmul(x, weight)
     assert len(calls) == 1
 
 
