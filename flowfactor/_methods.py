@@ -115,7 +115,7 @@ def _baseline(name: str, place: str, **defaults: Any) -> dict[str, Any]:
     return {**made, "num_frames": True, "defaults": defaults}
 
 
-_NO_PDE = dict.fromkeys(
+_NO_PDE: dict[str, float] = dict.fromkeys(
     ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight"), 0.0
 )
 _PAPER = "Song et al., NeurIPS 2023"

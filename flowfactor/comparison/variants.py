@@ -43,7 +43,7 @@ class Variant:
     steps: int | None = None
 
 
-_NO_PDE = dict.fromkeys(
+_NO_PDE: dict[str, float] = dict.fromkeys(
     ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight"), 0.0
 )
 # What is trained by a solver is measured by it: `solver_gap` has the figures of an accurate one beside.
