@@ -271,7 +271,7 @@ def test_steps_are_counted_in_training_alone() -> None:
     model(frames, t)
     assert model.estimator.temperature == pytest.approx(1.0) and model.estimator.annealed
     terms = model(frames, t, generator=torch.Generator().manual_seed(0))  # annealed: the exact expectation
-    bound = terms.loss - terms.hj * model.hj_weight - terms.start
+    bound = terms.loss - terms.hj * model.hj_weight - terms.bending * model.bending_weight - terms.start
     torch.testing.assert_close(bound, -terms.bound)
 
 
