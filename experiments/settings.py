@@ -87,7 +87,7 @@ TABLES: Mapping[str, tuple[str, tuple[Row, ...]]] = {
             Row("hidden (256, 256)", {"hidden": [256, 256]}),
             Row("hidden (128)", {"hidden": [128]}),
             Row("no time features", {"time_features": 0}),
-            *(Row(f"learning rate {r}", train={"learning_rate": r}) for r in (2e-3, 8e-3)),
+            *(Row(f"learning rate {r}", train={"learning_rate": r}) for r in (4e-3, 16e-3)),
             Row("free field, the same room", _FREE),
             Row("Helmholtz, the same room", {"field": "helmholtz"}),
         ),
@@ -119,6 +119,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000, help="length of each training")
     parser.add_argument("--minutes", type=float, help="the same in one thread's processor time, in place of steps")
+    parser.add_argument(
+        "--learning-rate", type=float, help="of all rows that say nothing of it (default: the preset's)"
+    )
     parser.add_argument("--rows", nargs="+", help="names of rows to train (default: all)")
     parser.add_argument("--report", action="store_true", help="only report what has been measured")
     args = parser.parse_args()
@@ -128,6 +131,9 @@ def main() -> None:
         parser.error(f"no such rows: {', '.join(unknown)}; there are {', '.join(row.name for row in rows)}")
     torch.set_num_threads(1)
     length = f"{args.steps}" if args.minutes is None else f"{args.minutes:g}min"
+    if args.learning_rate is not None:
+        length += f"-{args.learning_rate:g}"
+        rows = tuple(replace(row, train={"learning_rate": args.learning_rate, **row.train}) for row in rows)
     places = {row.name: [_place(args.table, row, length, seed) for seed in args.seeds] for row in rows}
     for i, seed in enumerate(args.seeds if not args.report else ()):
         for row in rows:
