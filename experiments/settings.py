@@ -85,7 +85,7 @@ TABLES: Mapping[str, tuple[str, tuple[Row, ...]]] = {
             *(Row(f"{a} at rest", {"augment_dim": a}) for a in (0, 96, 288)),
             Row("D = 48, 96 at rest", {"latent_dim": 48, "augment_dim": 96}),
             Row("hidden (256, 256)", {"hidden": [256, 256]}),
-            Row("hidden (128)", {"hidden": [128]}),
+            Row("hidden (64, 64)", {"hidden": [64, 64]}),
             Row("no time features", {"time_features": 0}),
             *(Row(f"learning rate {r}", train={"learning_rate": r}) for r in (4e-3, 16e-3)),
             Row("free field, the same room", _FREE),

@@ -1,0 +1,59 @@
+"""The experiment that changes one setting of a preset at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+import flowfactor as ff
+from experiments import settings
+
+ROWS = [(table, row) for table, (_, rows) in settings.TABLES.items() for row in rows]
+
+
+@pytest.mark.parametrize(("table", "row"), ROWS, ids=[f"{table}-{row.name}" for table, row in ROWS])
+def test_every_row_is_a_training_that_can_be_made(table: str, row: settings.Row, tmp_path: Path) -> None:
+    preset = settings.TABLES[table][0]
+    config = settings.configured(preset, row, None, 3, 40, None, tmp_path)
+    assert (config.seed, config.train.steps, config.train.minutes, config.output) == (3, 40, None, str(tmp_path))
+    model = ff.models.build_model("ours", (3, 28, 28), 3, num_frames=9, **config.model)
+    for name, value in row.model.items():
+        if name.endswith("_weight"):
+            assert getattr(model, name) == value
+    for name, value in row.data.items():
+        assert config.data.options[name] == value
+
+
+def test_names_of_rows_and_their_files_are_their_own() -> None:
+    for table, (_, rows) in settings.TABLES.items():
+        assert len({settings._place(table, row, "40", 0) for row in rows}) == len(rows)
+
+
+def test_a_rising_weight_rises_with_the_training_steps_alone() -> None:
+    model = cast(Any, torch.nn.Linear(1, 1))
+    model.hj_weight = 8.0
+    settings.rise(model, 4)
+    seen = []
+    for training in (True, True, False, True, True, True):
+        model.train(training)(torch.ones(1))
+        seen.append(model.hj_weight)
+    assert seen == [2.0, 4.0, 4.0, 6.0, 8.0, 8.0]
+
+
+def test_figures_of_seeds_are_averaged_where_they_are_numbers() -> None:
+    found = [{"a": {"mean": [1.0, 2.0]}, "names": ["x"], "n": 3}, {"a": {"mean": [3.0, 6.0]}, "names": ["x"], "n": 3}]
+    assert settings.averaged(found) == {"a": {"mean": [2.0, 4.0]}, "names": ["x"], "n": 3}
+
+
+def test_evaluations_are_those_of_the_training_solver() -> None:
+    solver = {"method": "rk4", "step_size": 1.0}
+    model = ff.models.build_vae(
+        (1, 8, 8), 2, 4, hidden=(8, 8), solver=solver, evaluation_solver={"method": "euler", "step_size": 1.0}
+    )
+    sequence = {"frames": torch.rand(5, 1, 8, 8), "t": torch.arange(5)}
+    data = type("Data", (), {"num_flows": 2, "__getitem__": lambda self, i: sequence})()
+    assert settings.evaluations(model, data, 3) == [16, 16]
+    assert not model.training
