@@ -105,7 +105,7 @@ class SolverError(Recorded, nn.Module):
         check_state(z, field.dim, field)
         t, h = _of_each("t", t, z), _of_each("step", self.step if step is None else step, z)
         # A switching time itself belongs to the piece after it, and to the one before on the way back.
-        since = torch.nextafter(t.detach(), (t + h).detach()) if isinstance(control, Schedule) else t
+        since = _just_after(t.detach(), h.detach()) if isinstance(control, Schedule) else t
         acting = resolve_at(control, since, z.shape[:-1], field.num_flows, dtype=z.dtype, device=z.device)
         bound = field.bind(replace(acting, context=field.resolve_context(context, z)), z.shape[:-1])
         return self._estimate(lambda z, t: bound(z, t).velocity, z, t, h).square().sum(-1)
@@ -120,6 +120,12 @@ class SolverError(Recorded, nn.Module):
             place = z + long * (torch.stack(rates, -1) @ a[i, :i])
             rates.append(velocity(place, t + float(table.c[i]) * h))
         return long * (torch.stack(rates, -1) @ error)
+
+
+def _just_after(t: Tensor, h: Tensor) -> Tensor:
+    """The next times in the direction of ``h``, none of which is so near to 0 that a processor may take it for 0."""
+    least = (t.abs() * 2 * torch.finfo(t.dtype).eps).clamp(min=2.0**-60)
+    return t + torch.sign(h) * least
 
 
 def _of_each(name: str, value: Tensor | float, z: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from flowfactor.networks.stage_adjoint import Outputs, Pullback, Residuals
 from flowfactor.solve.discrete_adjoint import Totals, cotangents_of, rates_of
 from flowfactor.solve.forward import GaveUpError
-from flowfactor.solve.problem import Plan
+from flowfactor.solve.problem import Plan, just_inside
 from flowfactor.solve.runge_kutta import StepControl, Steps
 
 _STAGES_AT_ONCE = 16  # stages whose residuals are held until their share of the parameters' integrals is taken
@@ -78,7 +78,7 @@ class _AdjointSolve:
         """The right-hand side of ``[z, lambda]``, both ``[K, n, D]``; notes the stage."""
         z, lam = y[0], y[1]
         if self.plan.jumps:  # at both ends of an interval the rates of this interval hold
-            t = min(max(t, self.low), math.nextafter(self.high, self.low))
+            t = min(max(t, self.low), just_inside(self.high, self.low))
         velocity, residuals = self.adjoint.velocity(z, self.adjoint.time_terms([t])[0])
         self.plan.caller_stats.nfe_backward += 1
         stage = _Stage(t, residuals, lam, mu)

@@ -193,7 +193,7 @@ class Plan:
 
     def before(self, end: float, begin: float) -> float:
         """The time of a stage at the ``end`` of a step: where rates jump there, it belongs to what lies before."""
-        return math.nextafter(end, begin) if self.jumps else end
+        return just_inside(end, begin) if self.jumps else end
 
     def times_at(self, ts: Sequence[float], like: Tensor) -> Tensor:
         """The times of all samples at S stages, ``[G, S, n]``."""
@@ -223,3 +223,9 @@ def checked_rate(name: str, rate: object, batch: torch.Size, dtype: torch.dtype)
     if torch.promote_types(rate.dtype, dtype) != dtype:
         raise TypeError(f"cost {name!r} returns {rate.dtype} and the state is {dtype}; convert it with .to(...)")
     return rate
+
+
+def just_inside(end: float, begin: float) -> float:
+    """The time next to ``end`` on the way to ``begin``: never so near to 0 that a processor that flushes takes it for 0."""
+    near = math.nextafter(end, begin)
+    return near if abs(near) >= 2.0**-1000 else math.copysign(2.0**-1000, begin - end)
