@@ -221,7 +221,7 @@ def line(name: str, found: Sequence[dict[str, Any]]) -> str:
 
     def mean(key: str, digits: int, scale: float = 1.0) -> str:
         rows = [result[key]["mean"] for result in found if result.get(key)]
-        return joined([scale * fmean(column) for column in zip(*rows, strict=True)], digits) if rows else ""
+        return anywhere.joined([scale * fmean(column) for column in zip(*rows, strict=True)], digits) if rows else ""
 
     def spread(values: Sequence[float], digits: int) -> str:
         return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
@@ -231,7 +231,9 @@ def line(name: str, found: Sequence[dict[str, Any]]) -> str:
         mean("equivariance", 0),
         spread([fmean(result["equivariance"]["mean"]) for result in found], 0),
         mean("arc_over_chord", 2),
-        joined([fmean(column) for column in zip(*(result["evaluations"] for result in found), strict=True)], 0),
+        anywhere.joined(
+            [fmean(column) for column in zip(*(result["evaluations"] for result in found), strict=True)], 0
+        ),
         spread([result["steps_per_second"] for result in found], 1),
         spread([result["log_likelihood"]["per_frame"] for result in found], 1),
         mean("translation_share", 2),
@@ -256,11 +258,6 @@ def averaged(found: Sequence[Any]) -> Any:
     if isinstance(first, list):
         return [averaged(list(column)) for column in zip(*found, strict=True)]
     return fmean(found) if isinstance(first, float) else first
-
-
-def joined(values: Sequence[float], digits: int) -> str:
-    """Figures by flow, with strokes between."""
-    return "/".join(f"{value:.{digits}f}" for value in values)
 
 
 def _place(table: str, row: Row, length: str, seed: int) -> Path:

@@ -115,9 +115,10 @@ def _baseline(name: str, place: str, **defaults: Any) -> dict[str, Any]:
     return {**made, "num_frames": True, "defaults": defaults}
 
 
-_NO_PDE: dict[str, float] = dict.fromkeys(
+NO_PDE: Mapping[str, float] = dict.fromkeys(
     ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight"), 0.0
 )
+"""Settings of a model whose flows nothing asks for transport."""
 _PAPER = "Song et al., NeurIPS 2023"
 
 _ALL = (
@@ -133,12 +134,12 @@ _ALL = (
     ),
     Method(
         "free", "control: a free velocity field, no PDE", "Chen et al., NeurIPS 2018", "given", True,
-        **_vae(field="free", augment_dim=0, **_NO_PDE),
+        **_vae(field="free", augment_dim=0, **NO_PDE),
     ),
     Method(
         "euler-no-pde", "control: unit Euler steps of a Helmholtz field, no PDE", _PAPER, "given", True,
         **_vae(
-            field="helmholtz", augment_dim=0, solver={"method": "euler", "step_size": 1.0}, evaluation_solver=None, **_NO_PDE
+            field="helmholtz", augment_dim=0, solver={"method": "euler", "step_size": 1.0}, evaluation_solver=None, **NO_PDE
         ),
     ),
     Method(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowfactor._checks import choices
 from flowfactor._datasets import DATASETS
-from flowfactor._methods import METHODS, Method
+from flowfactor._methods import METHODS, NO_PDE, Method
 from flowfactor._plugins import load_plugins
 from flowfactor.training.config import Config, list_presets, load_config
 from flowfactor.training.signatures import model_settings
@@ -43,9 +43,6 @@ class Variant:
     steps: int | None = None
 
 
-_NO_PDE: dict[str, float] = dict.fromkeys(
-    ("hj_weight", "start_weight", "solenoidal_weight", "acceleration_weight", "bending_weight"), 0.0
-)
 # What is trained by a solver is measured by it: `solver_gap` has the figures of an accurate one beside.
 _EULER, _RK4 = ({"solver": {"method": name, "step_size": 1.0}, "evaluation_solver": None} for name in ("euler", "rk4"))
 _DOPRI5 = {"solver": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}, "evaluation_solver": None}
@@ -60,7 +57,7 @@ _ALL = (
     Variant("prior-mixture", "ours", "marginal bound, mixture of Gaussians", "prior", {**_STILL, "prior": "mixture"}),
     Variant("prior-vamp", "ours", "marginal bound, VampPrior", "prior", {**_STILL, "prior": "vamp"}),
     Variant("prior-diffusion", "ours", "marginal bound, diffusing prior", "prior", {**_MARGINAL, "prior": "diffusion"}),
-    Variant("pde-none", "ours", "no equation, no start at rest", "pde", _NO_PDE),
+    Variant("pde-none", "ours", "no equation, no start at rest", "pde", NO_PDE),
     Variant("pde-hj", "ours", "the plain Hamilton-Jacobi equation, f = 0", "pde", {"force": None}),
     Variant(
         "pde-generalised", "ours", "the generalised Hamilton-Jacobi equation, f learned", "pde",
@@ -79,7 +76,7 @@ _ALL = (
         "field-skew", "ours", "Helmholtz field: gradient and J grad h, canonical J", "field",
         {"field": "helmholtz", "skew": "canonical"},
     ),
-    Variant("field-free", "ours", "free velocity field, no equation", "field", {"field": "free", **_NO_PDE}),
+    Variant("field-free", "ours", "free velocity field, no equation", "field", {"field": "free", **NO_PDE}),
     Variant("room-none", "ours", "no room at rest: every dimension is coded", "room", {"augment_dim": 0}),
     Variant("k-2", "ours", "K = 2 transformations", "k", flows=2),
     Variant("k-5", "ours", "K = 5 transformations", "k", flows=5),

@@ -146,8 +146,8 @@ def build_vae(
     has_equation = time_features != 0 or split("potential", potential)[0] == "stationary"
     if gradient_path and has_equation and not settings.keys() & set(_WEIGHTS):
         size = math.prod(image_shape)
-        settings |= {"hj_weight": HJ_WEIGHT * size, "bending_weight": BENDING_WEIGHT * size}
-        settings |= {"force": None, "start_weight": 0.0}
+        weights = {"hj_weight": HJ_WEIGHT * size, "bending_weight": BENDING_WEIGHT * size, "start_weight": 0.0}
+        settings |= {**weights, "force": None}
     made_encoder, made_decoder = make_autoencoder(
         image_shape, latent_dim, encoder, decoder, likelihood, augment_dim, augment_scale
     )

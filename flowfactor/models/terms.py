@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
-
-OPTIONAL = ("solenoidal", "acceleration", "code", "commutator", "solver_error", "bending")
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class SequenceTerms:
     bending: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __post_init__(self) -> None:
-        for name in OPTIONAL:  # where they are left out, 0 for each
+        for name in (f.name for f in fields(self) if f.default_factory is not MISSING):  # left out, 0 for each
             value = getattr(self, name)
             if isinstance(value, Tensor) and not value.ndim:
                 object.__setattr__(self, name, value.to(self.kl).expand_as(self.kl))
