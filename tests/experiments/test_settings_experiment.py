@@ -43,6 +43,16 @@ def test_a_rising_weight_rises_with_the_training_steps_alone() -> None:
     assert seen == [2.0, 4.0, 4.0, 6.0, 8.0, 8.0]
 
 
+def test_beside_the_path_is_the_equation_there() -> None:
+    # u = |z|^2 / 2: the residual is |z|^2 / 2 too
+    u = ff.potentials.QuadraticPotential(2, S=torch.eye(2))
+    z = torch.ones(3, 4, 2)
+    for scale, expected in ((0.0, 2.0), (1e-3, 2.0)):
+        found = settings.BesidePath(u, scale)(z, torch.tensor([0.0, 1.0, 2.0]), 0)
+        torch.testing.assert_close(found, torch.full((4,), expected), rtol=0.05, atol=0)
+    assert not list(settings.BesidePath(u, 1.0).parameters())
+
+
 def test_figures_of_seeds_are_averaged_where_they_are_numbers() -> None:
     found = [{"a": {"mean": [1.0, 2.0]}, "names": ["x"], "n": 3}, {"a": {"mean": [3.0, 6.0]}, "names": ["x"], "n": 3}]
     assert settings.averaged(found) == {"a": {"mean": [2.0, 4.0]}, "names": ["x"], "n": 3}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_fields import small_fields
 from torch import Tensor
 
 import flowfactor as ff
@@ -16,40 +17,7 @@ R, P, F = ff.regularizers, ff.potentials, ff.fields
 D, K = 4, 3
 
 
-def mlp(context: int) -> P.Potential:
-    return P.MLPPotential(D, K, (6, 5), init_scale=2.0, context=context)
-
-
-FIELDS: dict[str, Callable[[int], Any]] = {
-    "mlp": mlp,
-    "resnet": lambda c: P.ResNetPotential(D, K, width=6, init_scale=2.0, context=c),
-    "convex": lambda c: P.ConvexPotential(D, K, (6, 5), init_scale=2.0, context=c),
-    "skew": lambda c: F.SkewGradientField(mlp(c)),
-    "solenoidal": lambda c: F.SolenoidalField(D, K, 7, init_scale=2.0, context=c),
-    "helmholtz": lambda c: F.HelmholtzField(mlp(c), F.SolenoidalField(D, K, 7, init_scale=2.0, context=c), mlp(0)),
-    "free": lambda c: F.FreeField(D, K, (6, 5), init_scale=2.0, context=c),
-    "module": lambda c: F.from_module([Wave(rate) for rate in (1.0, -2.0, 0.5)], D, context=c),
-    "potential module": lambda c: P.from_module([Bump(rate) for rate in (1.0, -2.0, 0.5)], D, context=c),
-}
-
-
-class Wave(torch.nn.Module):
-    """v = W sin(z + r t), times the sum of the context."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate, self.weight = rate, torch.nn.Parameter(torch.randn(D, D))
-
-    def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        v = (z + self.rate * t.unsqueeze(-1)).sin() @ self.weight
-        return v if context is None else v * context.sum(-1, keepdim=True)
-
-
-class Bump(Wave):
-    """u = sum W sin(z + r t)."""
-
-    def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        return super().forward(z, t, context).sum(-1)
+FIELDS = small_fields(D, (1.0, -2.0, 0.5), 2.0)
 
 
 def matrices(*each: Tensor) -> P.QuadraticPotential:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import product
+from small_fields import small_fields
 from torch import Tensor
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import _runge_kutta_step
@@ -19,29 +20,7 @@ D, K = 3, 2
 DOUBLE = {"dtype": torch.float64}
 
 
-def mlp(context: int) -> P.Potential:
-    return P.MLPPotential(D, K, (6, 5), init_scale=3.0, context=context)
-
-
-FIELDS: dict[str, Callable[[int], Any]] = {
-    "mlp": mlp,
-    "resnet": lambda c: P.ResNetPotential(D, K, width=6, init_scale=3.0, context=c),
-    "helmholtz": lambda c: F.HelmholtzField(mlp(c), F.SolenoidalField(D, K, 7, init_scale=3.0, context=c), mlp(0)),
-    "free": lambda c: F.FreeField(D, K, (6, 5), init_scale=3.0, context=c),
-    "module": lambda c: F.from_module([Wave(rate) for rate in (1.0, -2.0)], D, context=c),
-}
-
-
-class Wave(torch.nn.Module):
-    """v = W sin(z + r t), times the sum of the context."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate, self.weight = rate, torch.nn.Parameter(torch.randn(D, D))
-
-    def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        v = (z + self.rate * t.unsqueeze(-1)).sin() @ self.weight
-        return v if context is None else v * context.sum(-1, keepdim=True)
+FIELDS = small_fields(D, (1.0, -2.0), 3.0)
 
 
 def by_torchdiffeq(method: str, flow: Any, z: Tensor, t: Any, control: Any, h: Any, **context: Any) -> Tensor:
