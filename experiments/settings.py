@@ -27,6 +27,7 @@ import flowfactor as ff
 from experiments import RESULTS, anywhere
 from flowfactor import training
 from flowfactor.training import Config, load_config
+from flowfactor.training.folder import holds_checkpoint
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,10 @@ def configured(
 
 
 def run(config: Config, row: Row, is_anywhere: bool) -> dict[str, Any]:
-    """Trains and measures one row with one seed; goes on where it was interrupted."""
+    """Trains and measures one row with one seed; goes on where it was interrupted, but for a weight that rises."""
     folder = Path(config.output)
-    made = training.prepare(config, resume=(folder / "checkpoints").exists())
+    resume = holds_checkpoint(folder) and not row.rises  # `rise` counts the steps of one process
+    made = training.prepare(config, resume=resume, overwrite=not resume)
     if row.beside:
         made.model._bending = BesidePath(made.model.flow.field.potential, row.beside)
     if row.rises:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 
 import flowfactor as ff
 from experiments import settings
+from flowfactor import training
 
 ROWS = [(table, row) for table, (_, rows) in settings.TABLES.items() for row in rows]
 
@@ -37,10 +41,37 @@ def test_a_rising_weight_rises_with_the_training_steps_alone() -> None:
     model.hj_weight = 8.0
     settings.rise(model, 4)
     seen = []
-    for training in (True, True, False, True, True, True):
-        model.train(training)(torch.ones(1))
+    for trains in (True, True, False, True, True, True):
+        model.train(trains)(torch.ones(1))
         seen.append(model.hj_weight)
     assert seen == [2.0, 4.0, 4.0, 6.0, 8.0, 8.0]
+
+
+@pytest.mark.parametrize(("held", "rises"), [(True, False), (False, False), (True, True)])
+def test_an_interrupted_row_goes_on(
+    held: bool, rises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[int], None]
+) -> None:
+    model = {"latent_dim": 4, "augment_dim": 0, "hidden": [4, 4]}
+    config = settings.configured("demo", settings.Row("small", model), None, 0, 3, None, tmp_path / "run")
+    config = replace(config, train=replace(config.train, batch_size=4, evaluate_limit=3, likelihood_limit=3))
+    row = settings.Row("small", rises=rises)
+    if held:
+        interrupt(2)
+        with pytest.raises(SystemExit, match="interrupted"):
+            settings.run(config, row, False)
+    else:
+        (tmp_path / "run").mkdir()
+    begun: list[tuple[bool, bool]] = []
+
+    def prepare(config: Any, *, resume: bool, overwrite: bool) -> Any:
+        begun.append((resume, overwrite))
+        return training.prepare(config, resume=resume, overwrite=overwrite)
+
+    monkeypatch.setattr(settings, "training", SimpleNamespace(prepare=prepare))
+    result = settings.run(config, row, False)
+    assert begun == [(held and not rises, not held or rises)]
+    assert result["steps"] == 3
+    assert len(result["evaluations"]) == 3
 
 
 def test_beside_the_path_is_the_equation_there() -> None:
