@@ -103,8 +103,9 @@ TABLES: Mapping[str, tuple[str, tuple[Row, ...]]] = {
         "mnist-any",
         (
             Row("mnist-any"),
-            # What follows is without a commutator, as the preset was.
+            # What follows is without a commutator but for rows that name one, as the preset was.
             Row("without commutator", _NO_BRACKETS),
+            *(Row(f"commutator {w}", {"commutator_weight": float(w)}) for w in (100, 3000)),
             Row("from the untouched digit", _NO_BRACKETS, data={"start": "first"}),
             Row("forwards only", _NO_BRACKETS, data={"direction": "forward"}),
             Row("with time", {**_NO_BRACKETS, "time_features": 8}),
