@@ -27,6 +27,7 @@ def test_every_row_is_a_training_that_can_be_made(table: str, row: settings.Row,
     for name, value in row.model.items():
         if name.endswith("_weight"):
             assert getattr(model, name) == value
+    assert not row.beside or model.bending_weight > 0  # the weight of `BesidePath`
     for name, value in row.data.items():
         assert config.data.options[name] == value
 
@@ -74,13 +75,32 @@ def test_an_interrupted_row_goes_on(
     assert len(result["evaluations"]) == 3
 
 
+def test_a_row_beside_the_path_trains_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"latent_dim": 4, "augment_dim": 0, "hidden": [4, 4]}
+    config = settings.configured("demo", settings.Row("small", model), None, 0, 1, None, tmp_path / "run")
+    config = replace(config, train=replace(config.train, batch_size=4, evaluate_limit=3, likelihood_limit=3))
+    trained: list[float] = []
+
+    class Spied(settings.BesidePath):
+        def forward(self, z: torch.Tensor, t: torch.Tensor, control: Any) -> torch.Tensor:
+            trained.append(self.scale)
+            return super().forward(z, t, control)
+
+    monkeypatch.setattr(settings, "BesidePath", Spied)
+    settings.run(config, settings.Row("small", beside=0.25), False)
+    assert trained and set(trained) == {0.25}
+
+
 def test_beside_the_path_is_the_equation_there() -> None:
     # u = |z|^2 / 2: the residual is |z|^2 / 2 too
     u = ff.potentials.QuadraticPotential(2, S=torch.eye(2))
     z = torch.ones(3, 4, 2)
-    for scale, expected in ((0.0, 2.0), (1e-3, 2.0)):
-        found = settings.BesidePath(u, scale)(z, torch.tensor([0.0, 1.0, 2.0]), 0)
-        torch.testing.assert_close(found, torch.full((4,), expected), rtol=0.05, atol=0)
+    t = torch.tensor([0.0, 1.0, 2.0])
+    for scale in (0.0, 1e-3):
+        torch.testing.assert_close(settings.BesidePath(u, scale)(z, t, 0), torch.full((4,), 2.0), rtol=0.05, atol=0)
+    # (|z + e|^2 / 2)^2 over 2 frames, e normal with deviation 1: 2 (|z|^4 + 8 |z|^2 + 8) / 4 = 14
+    found = settings.BesidePath(u, 1.0)(torch.ones(3, 200_000, 2), t, 0)
+    torch.testing.assert_close(found.mean(), torch.tensor(14.0), rtol=0.03, atol=0)
     assert not list(settings.BesidePath(u, 1.0).parameters())
 
 
