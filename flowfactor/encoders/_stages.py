@@ -38,6 +38,7 @@ class Plan:
     local: bool
     activation: str
     architecture: str
+    skip: bool = False
 
     @property
     def grids(self) -> list[tuple[int, int]]:
@@ -96,6 +97,7 @@ def make_plan(
     local: bool,
     activation: str,
     architecture: str,
+    skip: bool = False,
 ) -> Plan:
     """Checks the arguments that `ConvEncoder` and `ConvDecoder` share, and fills in the defaults."""
     check_count("channels", channels)
@@ -106,10 +108,10 @@ def make_plan(
         raise ValueError(f"unknown architecture {architecture!r}: choose one of {', '.join(map(repr, ARCHITECTURES))}")
     if architecture == "paper":
         widths = _paper_widths(widths)
-        options = (tuple(strides or ()), hidden, kernel_size, patch_size, residual, local)
-        if options != ((), (), KERNEL, PATCH, 0, False):
+        options = (tuple(strides or ()), hidden, kernel_size, patch_size, residual, local, skip)
+        if options != ((), (), KERNEL, PATCH, 0, False, False):
             raise ValueError(
-                "architecture='paper' fixes hidden, strides, kernel_size, patch_size, residual and local: "
+                "architecture='paper' fixes hidden, strides, kernel_size, patch_size, residual, local and skip: "
                 "leave them out, or choose architecture='patches'"
             )
         return Plan(channels, image, widths, (), (), kernel_size, patch_size, 0, False, activation, architecture)
@@ -124,6 +126,8 @@ def make_plan(
         )
     if residual != 0:
         check_count("residual", residual)
+    if skip and not hidden:
+        raise ValueError("skip=True needs hidden layers to go past: give hidden, such as (256,), or leave skip out")
     grid = (image[0] // patch_size, image[1] // patch_size)
     given = None if widths is None else sizes("widths", widths, least=1)
     if strides is None:
@@ -147,6 +151,7 @@ def make_plan(
         bool(local),
         activation,
         architecture,
+        bool(skip),
     )
 
 
@@ -195,6 +200,17 @@ class _Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.doubling(x)[..., : self.grid[0], : self.grid[1]]
+
+
+class Skip(nn.Module):
+    """x beside f(x), joined along the last dimension: what follows sees both."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.body(x)], -1)
 
 
 class LocalLinear(nn.Module):
@@ -246,6 +262,8 @@ def patches_encoder(plan: Plan, activation: Callable[[], nn.Module]) -> tuple[nn
     layers += [_Residual(fan_in, activation) for _ in range(plan.residual)]
     height, width = plan.grids[-1]
     flat = (fan_in * height * width, *plan.hidden)
+    if plan.skip:
+        return nn.Sequential(*layers, _ToFlat(), Skip(dense(flat, activation))), flat[0] + flat[-1]
     return nn.Sequential(*layers, _ToFlat(), *dense(flat, activation)), flat[-1]
 
 
@@ -254,7 +272,12 @@ def patches_decoder(plan: Plan, latent_dim: int, activation: Callable[[], nn.Mod
     grids = plan.grids
     height, width = grids[-1]
     flat = (latent_dim, *reversed(plan.hidden), plan.widths[-1] * height * width)
-    layers: list[nn.Module] = [*dense(flat, activation), _FromGrid(grids[-1])]
+    if plan.skip:
+        beside = (flat[0] + flat[-2], flat[-1])
+        first = nn.Sequential(Skip(dense(flat[:-1], activation)), *dense(beside, activation))
+    else:
+        first = dense(flat, activation)
+    layers: list[nn.Module] = [*first, _FromGrid(grids[-1])]
     layers += [_Residual(plan.widths[-1], activation) for _ in range(plan.residual)]
     pixels = plan.channels * plan.patch**2
     for i in reversed(range(len(plan.widths))):

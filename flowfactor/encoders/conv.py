@@ -38,6 +38,8 @@ class ConvEncoder(GaussianEncoder):
         widths: Channels of each stage; 64 each where None, with as many stages as the image size asks for. The
             paper's architecture has five.
         hidden: Widths of the linear layers between the grid and the heads.
+        skip: Whether the heads see the grid as well, past the hidden layers (a skip connection that joins, as in DenseNet,
+            Huang et al. 2017): what a linear map of the grid can do is then learned as fast as without them.
         strides: 1 or 2 for each stage; where None, the last stages halve the grid until it is 8 x 8 or smaller.
         kernel_size: Odd size of the convolutions: 1 maps each patch by itself before the linear layers join them and
             is the fastest; 3 lets neighbours mix. Stages that halve the grid use 3 at least, so as to skip no patch.
@@ -67,6 +69,7 @@ class ConvEncoder(GaussianEncoder):
         widths: Sequence[int] | None = None,
         *,
         hidden: Sequence[int] = (),
+        skip: bool = False,
         strides: Sequence[int] | None = None,
         kernel_size: int = KERNEL,
         patch_size: int = PATCH,
@@ -76,7 +79,7 @@ class ConvEncoder(GaussianEncoder):
         architecture: str = "patches",
     ) -> None:
         shape = (kernel_size, patch_size, residual, local)
-        plan = make_plan(channels, image_size, widths, strides, hidden, *shape, activation, architecture)
+        plan = make_plan(channels, image_size, widths, strides, hidden, *shape, activation, architecture, skip)
         build = paper_encoder if architecture == "paper" else patches_encoder
         body, features = build(plan, activation_layer(activation))
         super().__init__(latent_dim, plan.event, features)
@@ -131,6 +134,7 @@ class ConvDecoder(Decoder):
         image_size: H = W, or (H, W); both divisible by 4.
         widths: Channels of each stage in the encoder's order (the decoder runs them backwards).
         hidden: Widths of the linear layers in the encoder's order, the last one next to the latent.
+        skip: Whether the grid is made of the latent as well as of the hidden layers.
         strides: 1 or 2 for each stage, in the encoder's order; a 2 doubles the grid here.
         kernel_size: Odd size of the convolutions; 1 maps each position by itself and is the fastest, 3 lets neighbours
             mix.
@@ -167,6 +171,7 @@ class ConvDecoder(Decoder):
         widths: Sequence[int] | None = None,
         *,
         hidden: Sequence[int] = (),
+        skip: bool = False,
         strides: Sequence[int] | None = None,
         kernel_size: int = KERNEL,
         patch_size: int = PATCH,
@@ -179,7 +184,7 @@ class ConvDecoder(Decoder):
         initial_mean: float | None = None,
     ) -> None:
         shape = (kernel_size, patch_size, residual, local)
-        plan = make_plan(channels, image_size, widths, strides, hidden, *shape, activation, architecture)
+        plan = make_plan(channels, image_size, widths, strides, hidden, *shape, activation, architecture, skip)
         if upsample not in UPSAMPLES:
             raise ValueError(f"unknown upsample {upsample!r}: choose one of {', '.join(map(repr, UPSAMPLES))}")
         super().__init__(latent_dim, plan.event, likelihood)

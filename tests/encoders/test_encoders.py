@@ -22,6 +22,7 @@ OPTIONS = [
     {"widths": (8, 8), "kernel_size": 5, "activation": "gelu"},
     {"widths": (8,), "hidden": (16,), "residual": 2, "local": True, "activation": "silu"},
     {"widths": (8, 12), "strides": (1, 2), "residual": 1, "local": True},
+    {"widths": (8,), "hidden": (16, 12), "skip": True, "local": True},
     {"widths": (4, 8, 12, 8, 8), "architecture": "paper"},
 ]
 ENCODERS = {
@@ -103,6 +104,22 @@ def test_local_weights_belong_to_one_position() -> None:
     expected = torch.zeros(12, 12, dtype=torch.bool)
     expected[4:8, 4:8] = True
     assert torch.equal(changed, expected)
+
+
+def test_a_skip_goes_past_the_hidden_layers() -> None:
+    options = {"widths": (8,), "hidden": (16, 12), "skip": True}
+    encoder, decoder = ConvEncoder(6, 1, 12, **options), ConvDecoder(6, 1, 12, **options)
+    frames, z = torch.rand(2, 1, 12, 12), torch.randn(2, 6)
+    for part, layers in ((encoder, encoder.body[-1].body), (decoder, decoder.body[0].body)):
+        for layer in layers:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+        assert any(isinstance(layer, nn.Linear) for layer in layers), part
+    mean, picture = encoder(frames).mean, decoder.mean(z)
+    assert not torch.allclose(mean[0], mean[1]) and not torch.allclose(picture[0], picture[1])
+    assert encoder.mean_head.in_features == 8 * 9 + 12
+    for part in (encoder, decoder):
+        assert type(part)(**part.config).config["skip"] is True
 
 
 def test_halving_never_skips_pixels() -> None:
@@ -269,6 +286,9 @@ def test_posterior_starts_near_the_prior_and_survives_extreme_features() -> None
         (lambda: ConvEncoder(4, widths=(8,), strides=(2,), local=True), r"stride 1, got strides \[2\]"),
         (lambda: ConvEncoder(4, residual=-1), r"residual must be at least 1"),
         (lambda: ConvEncoder(4, local=True, architecture="paper"), r"architecture='paper' fixes"),
+        (lambda: ConvEncoder(4, skip=True, architecture="paper"), r"architecture='paper' fixes"),
+        (lambda: ConvEncoder(4, skip=True), r"skip=True needs hidden layers"),
+        (lambda: ConvDecoder(4, skip=True), r"skip=True needs hidden layers"),
         (lambda: ConvEncoder(4, kernel_size=4), r"odd.*got 4"),
         (lambda: ConvEncoder(4, patch_size=3), r"1, 2, 4 or 8, got 3"),
         (lambda: ConvEncoder(4, image_size=28, patch_size=8), r"28 x 28 cannot be cut into patches of 8 x 8"),
