@@ -63,7 +63,30 @@ def _weighing(hj: float = 0.0, bending: float = 0.0, acceleration: float = 0.0, 
 
 _EULER = {"method": "euler", "step_size": 1.0}
 _FREE = {"field": "free", **_weighing()}
-_NO_BRACKETS = {"commutator_weight": 0.0}
+_STATIONARY = {"name": "stationary", "potential": "mlp"}
+_LESS_TIED = {"code_weight": 10.0}
+# What mnist-any was when its parts were left out one at a time: no hidden layer in encoder and decoder, and a smaller tie.
+_SHALLOW = {**_LESS_TIED, "encoder": {"local": True}, "decoder": {"local": True, "initial_mean": 0.1}}
+
+
+def _local(activation: str = "silu", **options: Any) -> dict[str, Any]:
+    return {"local": True, "activation": activation, **options}
+
+
+_SKIPPED = {
+    "encoder": _local(hidden=[256], skip=True),
+    "decoder": _local(hidden=[256], skip=True, initial_mean=0.1),
+}
+_DECODER = _local(hidden=[256], initial_mean=0.1)
+_NETWORKS = (
+    ("no hidden layer in the encoder, ReLU", _local("relu"), _DECODER),
+    ("no hidden layer in the encoder", _local(), _DECODER),
+    ("no hidden layer in the encoder, 128 channels", _local(widths=[128]), _DECODER),
+    ("no hidden layer in the encoder, 128 channels, GELU", _local("gelu", widths=[128]), _DECODER),
+    ("512 units", _local(hidden=[512], skip=True), _DECODER),
+    ("512 units, not skipped", _local(hidden=[512]), _DECODER),
+    ("the decoder's skipped too", _SKIPPED["encoder"], _SKIPPED["decoder"]),
+)
 
 TABLES: Mapping[str, tuple[str, tuple[Row, ...]]] = {
     "straight": (
@@ -97,22 +120,28 @@ TABLES: Mapping[str, tuple[str, tuple[Row, ...]]] = {
             *(Row(f"learning rate {r}", train={"learning_rate": r}) for r in (4e-3, 16e-3)),
             Row("free field, the same room", _FREE),
             Row("Helmholtz, the same room", {"field": "helmholtz"}),
+            Row("256 units, skipped, in encoder and decoder", _SKIPPED),
         ),
     ),
     "anywhere": (
         "mnist-any",
         (
             Row("mnist-any"),
-            # What follows is without a commutator but for rows that name one, as the preset was.
-            Row("without commutator", _NO_BRACKETS),
-            *(Row(f"commutator {w}", {"commutator_weight": float(w)}) for w in (100, 3000)),
-            Row("from the untouched digit", _NO_BRACKETS, data={"start": "first"}),
-            Row("forwards only", _NO_BRACKETS, data={"direction": "forward"}),
-            Row("with time", {**_NO_BRACKETS, "time_features": 8}),
-            Row("unit Euler steps", {**_NO_BRACKETS, "solver": _EULER, "evaluation_solver": _EULER}),
-            Row("codes not tied", {**_NO_BRACKETS, "code_weight": 0.0}),
-            Row("Hamilton-Jacobi 100", {**_NO_BRACKETS, "hj_weight": 100.0}),
-            Row("free field", {**_NO_BRACKETS, **_FREE}),
+            *(Row(name, {**_LESS_TIED, "encoder": e, "decoder": d}) for name, e, d in _NETWORKS),
+            *(Row(f"code weight {w}", {"code_weight": float(w)}) for w in (0, 10, 100)),
+            Row("commutator 1500", {"commutator_weight": 1500.0}),
+            Row("free field", _FREE),
+            Row("stationary potential", {"potential": _STATIONARY}),
+            Row("stationary potential, Hamilton-Jacobi 100", {"potential": _STATIONARY, "hj_weight": 100.0}),
+            # What follows lacks the hidden layers, as the preset did.
+            Row("shallow", _SHALLOW),
+            *(Row(f"shallow, commutator {w}", {**_SHALLOW, "commutator_weight": float(w)}) for w in (100, 3000)),
+            Row("shallow, from the untouched digit", _SHALLOW, data={"start": "first"}),
+            Row("shallow, forwards only", _SHALLOW, data={"direction": "forward"}),
+            Row("shallow, with time", {**_SHALLOW, "time_features": 8}),
+            Row("shallow, unit Euler steps", {**_SHALLOW, "solver": _EULER, "evaluation_solver": _EULER}),
+            Row("shallow, codes not tied", {**_SHALLOW, "code_weight": 0.0}),
+            Row("shallow, free field", {**_SHALLOW, **_FREE}),
         ),
     ),
 }
