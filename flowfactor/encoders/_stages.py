@@ -202,7 +202,7 @@ class _Upsample(nn.Module):
         return self.doubling(x)[..., : self.grid[0], : self.grid[1]]
 
 
-class Skip(nn.Module):
+class _Skip(nn.Module):
     """x beside f(x), joined along the last dimension: what follows sees both."""
 
     def __init__(self, body: nn.Module) -> None:
@@ -263,7 +263,7 @@ def patches_encoder(plan: Plan, activation: Callable[[], nn.Module]) -> tuple[nn
     height, width = plan.grids[-1]
     flat = (fan_in * height * width, *plan.hidden)
     if plan.skip:
-        return nn.Sequential(*layers, _ToFlat(), Skip(dense(flat, activation))), flat[0] + flat[-1]
+        return nn.Sequential(*layers, _ToFlat(), _Skip(dense(flat, activation))), flat[0] + flat[-1]
     return nn.Sequential(*layers, _ToFlat(), *dense(flat, activation)), flat[-1]
 
 
@@ -274,7 +274,7 @@ def patches_decoder(plan: Plan, latent_dim: int, activation: Callable[[], nn.Mod
     flat = (latent_dim, *reversed(plan.hidden), plan.widths[-1] * height * width)
     if plan.skip:
         beside = (flat[0] + flat[-2], flat[-1])
-        first = nn.Sequential(Skip(dense(flat[:-1], activation)), *dense(beside, activation))
+        first = nn.Sequential(_Skip(dense(flat[:-1], activation)), *dense(beside, activation))
     else:
         first = dense(flat, activation)
     layers: list[nn.Module] = [*first, _FromGrid(grids[-1])]

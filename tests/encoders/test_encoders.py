@@ -117,7 +117,7 @@ def test_a_skip_goes_past_the_hidden_layers() -> None:
         assert any(isinstance(layer, nn.Linear) for layer in layers), part
     mean, picture = encoder(frames).mean, decoder.mean(z)
     assert not torch.allclose(mean[0], mean[1]) and not torch.allclose(picture[0], picture[1])
-    assert encoder.mean_head.in_features == 8 * 9 + 12
+    assert (encoder.mean_head.in_features, decoder.body[1].in_features) == (8 * 9 + 12, 6 + 16)  # beside what is hidden
     for part in (encoder, decoder):
         assert type(part)(**part.config).config["skip"] is True
 
